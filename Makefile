@@ -1,0 +1,63 @@
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.stamp
+
+ARGS ?=
+IMAGE ?=
+QUESTION ?=
+# Taken literally, so that a `$` in a question survives make.
+override IMAGE := $(value IMAGE)
+override QUESTION := $(value QUESTION)
+export IMAGE QUESTION
+
+# Part of the suite says nothing about the coverage of the whole.
+COVERAGE := $(if $(ARGS),,--cov=flexkit --cov-report=term --cov-fail-under=95)
+
+.PHONY: help venv test demo docs lint types format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make test                run all tests and doctests     (make test ARGS='-k policy' for some)"
+	@echo "make demo                see it look closer             (IMAGE=photo.jpg QUESTION='What is it?')"
+	@echo "make docs                build docs/_build/html and run the examples in it"
+	@echo "make lint types          check style and types"
+	@echo "make format              rewrite the code in the project's style"
+	@echo "make venv                only set up .venv              (PYTHON=python3.12 for another Python)"
+	@echo "make clean               remove what was built, .venv included"
+
+venv: $(STAMP)
+
+# The stamp is written last: without it .venv is half-made, or not ours, and is made anew.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("flexkit needs Python 3.11 or newer, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'
+	@test -e $@ || { echo "Setting up $(VENV), once; this takes a few minutes."; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	@rm -f $@
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[viz,train,docs,dev]'
+	@touch $@
+
+test: $(STAMP)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses=8 $(COVERAGE) $(ARGS)
+
+demo: $(STAMP)
+	@$(PY) -m flexkit demo $${IMAGE:+--image "$$IMAGE"} $${QUESTION:+--question "$$QUESTION"}
+
+docs: $(STAMP)
+	$(PY) -m sphinx -EWn --keep-going -q -b html docs docs/_build/html
+	$(PY) -m sphinx -EWn --keep-going -q -b doctest docs docs/_build/doctest
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(STAMP)
+	$(PY) -m mypy
+
+format: $(STAMP)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf $(VENV) build dist docs/_build docs/api/generated .coverage .coverage.* htmlcov
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

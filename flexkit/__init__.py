@@ -1,0 +1,89 @@
+"""A second, high-resolution view for vision-language models, read only where they look."""
+
+from importlib.metadata import version
+
+from flexkit.attention import HierarchicalAttentionOutput, HierarchicalSelfAttention
+from flexkit.checkpoints import load_flex, load_llava_flexattn, save_flex
+from flexkit.errors import (
+    CheckpointError,
+    ConfigError,
+    FlexkitError,
+    HighResInputError,
+    PatchError,
+    PolicyError,
+    UnsupportedModelError,
+)
+from flexkit.patching import (
+    FlexConfig,
+    UntrainedProjectionsWarning,
+    disabled,
+    flex_parameters,
+    is_patched,
+    patch_model,
+    set_alpha,
+    unpatch_model,
+)
+from flexkit.processing import FlexProcessor
+from flexkit.selection import (
+    AttentionMapSelector,
+    Border,
+    Center,
+    Complement,
+    Dilated,
+    Everything,
+    Intersection,
+    Nothing,
+    Policy,
+    Pooled,
+    Random,
+    Schedule,
+    Threshold,
+    TopK,
+    TopP,
+    Union,
+)
+from flexkit.tracing import Trace, trace
+
+__version__ = version("flexkit-vlm")
+
+__all__ = [
+    "AttentionMapSelector",
+    "Border",
+    "Center",
+    "CheckpointError",
+    "Complement",
+    "ConfigError",
+    "Dilated",
+    "Everything",
+    "FlexConfig",
+    "FlexProcessor",
+    "FlexkitError",
+    "HierarchicalAttentionOutput",
+    "HierarchicalSelfAttention",
+    "HighResInputError",
+    "Intersection",
+    "Nothing",
+    "PatchError",
+    "Policy",
+    "PolicyError",
+    "Pooled",
+    "Random",
+    "Schedule",
+    "Threshold",
+    "TopK",
+    "TopP",
+    "Trace",
+    "Union",
+    "UnsupportedModelError",
+    "UntrainedProjectionsWarning",
+    "disabled",
+    "flex_parameters",
+    "is_patched",
+    "load_flex",
+    "load_llava_flexattn",
+    "patch_model",
+    "save_flex",
+    "set_alpha",
+    "trace",
+    "unpatch_model",
+]

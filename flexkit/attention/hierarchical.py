@@ -1,0 +1,374 @@
+"""Self-attention with a second, high-resolution set of keys, as a module for people who build models."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from flexkit.attention.core import attention_logits, attention_map
+from flexkit.attention.inputs import ImageCells, check_tensor, check_tokens, image_cells, selection_by_row
+from flexkit.attention.joint import joint_attention, replaced_keys
+from flexkit.attention.output import HierarchicalAttentionOutput
+from flexkit.attention.plain import PlainSelfAttention, Tables, check_settings, gather_heads
+from flexkit.attention.rotary import rotate
+from flexkit.attention.rows import QueryRows
+from flexkit.errors import ConfigError, HighResInputError
+from flexkit.selection import AttentionMapSelector
+from flexkit.zoom import Pair
+
+__all__ = ["HierarchicalSelfAttention"]
+
+
+class HierarchicalSelfAttention(PlainSelfAttention):
+    r"""Self-attention whose querying rows also read selected tokens of a high-res view (paper, section 3.2).
+
+    A querying row computes :math:`\mathrm{softmax}([q K ; q K'_S] / \sqrt{d_k}) [V ; V'_S]`, one joint softmax over the
+    sequence and the selected high-res tokens. These are keys and values only, through projections of their own
+    (``k_proj_hd`` and ``v_proj_hd``): the sequence stays as long as it is. Rows that do not query, or select nothing,
+    keep the bits of plain attention. Gradients reach the high-res features; the paper detaches them.
+
+    Parameters
+    ----------
+    dim : int
+        Width of the hidden states and of the high-res features.
+    num_heads : int
+        Query heads.
+    num_kv_heads : int, optional
+        Key and value heads, a divisor of ``num_heads``; as many by default.
+    head_dim : int, optional
+        Width of a head, ``dim / num_heads`` by default.
+    bias : bool
+        Whether the query, key and value projections, also the high-res ones, have a bias.
+    qk_norm : bool
+        RMS-normalise queries and keys, also the high-res ones, over ``head_dim``.
+    softcap : float, optional
+        Squash logits to ``softcap * tanh(logits / softcap)``.
+    sinks : bool
+        Give each head a learned logit that takes part in the softmax without a value.
+    sliding_window : int, optional
+        A causal window over the sequence. High-res tokens are no part of it: a window never hides them.
+    is_causal : bool
+        Whether later positions are hidden.
+    scaling : float, optional
+        Factor on the logits, ``head_dim ** -0.5`` by default.
+    dropout : float
+        Probability with which an attention weight is dropped in training.
+    selector : AttentionMapSelector, optional
+        Turns this layer's map into a selection, for this layer or the next.
+    select_from : str
+        "previous": read what the caller hands in as ``selected``. "same": read what this layer's own low-res logits
+        select, in the same softmax.
+    share_selection : bool
+        Make one selection for all querying rows of a batch row, from the map of the last one (paper, Eq. 6-7).
+    low_res_keys : str
+        "keep", or "replace": querying rows no longer see the low-res keys of cells with a selected high-res token.
+    replace_dilation : int
+        How many cells around the selected ones "replace" hides with them.
+    logit_bias : float
+        Added to all high-res logits.
+    key_norm : torch.nn.Module, optional
+        Applied to the high-res features before their projections, such as the layer's input norm. The paper has none.
+    gate : float, optional
+        Querying rows whose low-res answer has an ``entropy`` below this many nats read no high-res token.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is out of range, or two contradict each other.
+
+    Examples
+    --------
+    >>> layer = HierarchicalSelfAttention(dim=8, num_heads=2)
+    >>> text, image = torch.randn(1, 3, 8), torch.randn(1, 4, 8)
+    >>> last = torch.tensor([[False, False, True]])
+    >>> selected = torch.tensor([[True, False, True, False]])
+    >>> sharp = layer(text, image, selected=selected, queries=last).hidden_states
+    >>> (sharp == layer(text).hidden_states).all(-1)
+    tensor([[ True,  True, False]])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        *,
+        bias: bool = False,
+        qk_norm: bool = False,
+        softcap: float | None = None,
+        sinks: bool = False,
+        sliding_window: int | None = None,
+        is_causal: bool = True,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        selector: AttentionMapSelector | None = None,
+        select_from: Literal["previous", "same"] = "previous",
+        share_selection: bool = False,
+        low_res_keys: Literal["keep", "replace"] = "keep",
+        replace_dilation: int = 0,
+        logit_bias: float = 0.0,
+        key_norm: nn.Module | None = None,
+        gate: float | None = None,
+    ) -> None:
+        super().__init__(
+            dim,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            bias=bias,
+            qk_norm=qk_norm,
+            softcap=softcap,
+            sinks=sinks,
+            sliding_window=sliding_window,
+            is_causal=is_causal,
+            scaling=scaling,
+            dropout=dropout,
+        )
+        replaces = low_res_keys == "replace"
+        check_settings(
+            (
+                select_from in ("previous", "same"),
+                f'select_from is {select_from!r}, expected "previous" or "same".',
+            ),
+            (
+                replaces or low_res_keys == "keep",
+                f'low_res_keys is {low_res_keys!r}, expected "keep" or "replace".',
+            ),
+            (select_from != "same" or selector is not None, 'select_from="same" needs a selector.'),
+            (replace_dilation >= 0, f"replace_dilation must be at least 0, got {replace_dilation}."),
+            (replaces or replace_dilation == 0, 'replace_dilation needs low_res_keys="replace".'),
+            (gate is None or gate >= 0, f"gate is an entropy in nats, at least 0, got {gate}."),
+        )
+        self.k_proj_hd = nn.Linear(dim, self.num_kv_heads * self.head_dim, bias=bias)
+        self.v_proj_hd = nn.Linear(dim, self.num_kv_heads * self.head_dim, bias=bias)
+        self.selector, self.key_norm = selector, key_norm
+        self.select_from, self.share_selection = select_from, share_selection
+        self.low_res_keys, self.replace_dilation = low_res_keys, replace_dilation
+        self.logit_bias, self.gate = logit_bias, gate
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        high_res: Tensor | None = None,
+        *,
+        grid: tuple[int, int] | None = None,
+        zoom: int | Pair = 1,
+        image_positions: Tensor | None = None,
+        selected: Tensor | None = None,
+        queries: Tensor | None = None,
+        rotary: Tables | None = None,
+        high_res_rotary: Tables | None = None,
+        attention_mask: Tensor | None = None,
+        high_res_mask: Tensor | None = None,
+        margins: Tensor | None = None,
+        layer: int | None = None,
+        entropy: Tensor | None = None,
+        past: Tables | None = None,
+        return_map: bool = False,
+    ) -> HierarchicalAttentionOutput:
+        """Attend to the sequence and, from querying rows, to selected high-res tokens.
+
+        Parameters
+        ----------
+        hidden_states : torch.Tensor
+            ``(batch, length, dim)``.
+        high_res : torch.Tensor, optional
+            ``(batch, tokens, dim)``: high-res features in raster order; None for plain attention.
+        grid : tuple of int, optional
+            Low-res ``(rows, columns)``; needed for a map, and to replace low-res keys.
+        zoom : int or tuple of int
+            High-res cells per low-res cell and axis.
+        image_positions : torch.Tensor, optional
+            ``(batch, rows * columns)``, int64: where the low-res image tokens stand in the sequence of keys (``past``
+            included), in raster order; needed whenever ``grid`` is.
+        selected : torch.Tensor, optional
+            With ``select_from="previous"``: bool, ``(batch, tokens)`` for all querying rows or
+            ``(batch, querying rows, tokens)`` for each, tokens flat or on their grid; None selects nothing.
+        queries : torch.Tensor, optional
+            ``(batch, length)``, bool: the querying rows; None for all.
+        rotary, high_res_rotary : tuple, optional
+            Cosines and sines, each ``(batch or 1, length or tokens, dim)`` with ``dim <= head_dim``.
+        attention_mask : torch.Tensor, optional
+            Broadcastable to ``(batch, heads, length, keys)``, bool (True attends) or additive; on top of causality.
+        high_res_mask : torch.Tensor, optional
+            ``(batch, tokens)``, bool: False is never read.
+        margins : torch.Tensor, optional
+            ``(batch, 2)``: cells of padding, as :func:`flexkit.selection.margin_cells` gives them, for the selector.
+        layer : int, optional
+            Index of this layer, for a selector with a schedule.
+        entropy : torch.Tensor, optional
+            ``(batch, length)``, nats: of the low-res answer at each position; needed with a gate.
+        past : tuple, optional
+            Keys and values of earlier positions, from the last output.
+        return_map : bool
+            Whether the output has a ``map``; needs a selector, which reduces the heads.
+
+        Returns
+        -------
+        HierarchicalAttentionOutput
+            Hidden states, and what the next layer and the next step need.
+
+        Raises
+        ------
+        ConfigError
+            If the inputs do not fit the module or each other, or one that the settings need is missing.
+        HighResInputError
+            If the high-res features, their mask or their selection do not fit.
+        """
+        check_tensor("hidden_states", hidden_states, batch=None, length=None, dim=self.dim)
+        self._check_needs(high_res, grid, selected, return_map)
+        rows = _querying(queries, hidden_states)
+        query, key, value = self._project(hidden_states, rotary, past)
+        mask = self._mask(attention_mask, query, key)
+        heads = self._attend(query, key, value, mask)
+        image = None if grid is None else image_cells(grid, zoom, image_positions, len(key), key.shape[2])
+        scores = made = None
+        if high_res is not None or image is not None:
+            asking, logits = self._row_logits(rows, query, key, mask)
+            if self.selector is not None and image is not None:
+                scores = self._scores(
+                    self.selector, logits if return_map else logits.detach(), image, margins
+                )
+                made = self._select(self.selector, scores, rows, image, layer)
+            selected = made if self.select_from == "same" else selected
+            if high_res is not None and selected is not None:
+                chosen = self._chosen(selected, rows, high_res, high_res_mask, entropy, image)
+                heads = self._read(
+                    heads, rows, asking, logits, value, high_res, high_res_rotary, chosen, image
+                )
+        shown = scores if return_map else None
+        return HierarchicalAttentionOutput(self._merge_heads(heads), shown, made, rows, (key, value))
+
+    def _check_needs(
+        self, high_res: Tensor | None, grid: tuple[int, int] | None, selected: Tensor | None, return_map: bool
+    ) -> None:
+        same, reads = self.select_from == "same", high_res is not None
+        needs = "grid=(rows, columns) and image_positions, the place of the image in the sequence"
+        check_settings(
+            (
+                not return_map or self.selector is not None,
+                "return_map needs a selector: it reduces the heads.",
+            ),
+            (not return_map or grid is not None, f"return_map needs {needs}."),
+            (not (reads and same) or grid is not None, f'select_from="same" needs {needs}.'),
+            (not (reads and self.low_res_keys == "replace") or grid is not None, f'"replace" needs {needs}.'),
+            (
+                not same or selected is None,
+                'select_from="same" makes its own selection: do not hand in `selected`.',
+            ),
+        )
+
+    def _scores(
+        self, selector: AttentionMapSelector, logits: Tensor, image: ImageCells, margins: Tensor | None
+    ) -> Tensor:
+        weights = attention_map(logits, self.sinks)
+        weights = torch.take_along_dim(weights, image.positions[:, None, None], dim=-1)
+        return selector.scores(weights, image.grid, margins)
+
+    def _select(
+        self,
+        selector: AttentionMapSelector,
+        scores: Tensor,
+        rows: QueryRows,
+        image: ImageCells,
+        layer: int | None,
+    ) -> Tensor:
+        if self.share_selection and rows.count:
+            last = rows.valid.sum(-1).sub(1).clamp_min(0)
+            scores = torch.take_along_dim(scores, last[:, None, None, None], dim=1)
+        return selector.select(scores, image.zoom, layer=layer).expand(-1, rows.count, -1, -1)
+
+    def _chosen(
+        self,
+        selected: Tensor,
+        rows: QueryRows,
+        high_res: Tensor,
+        high_res_mask: Tensor | None,
+        entropy: Tensor | None,
+        image: ImageCells | None,
+    ) -> Tensor:
+        """The high-res tokens that each querying row reads, ``(batch, querying rows, tokens)``."""
+        batch, length = rows.mask.shape
+        check_tensor("high_res", high_res, error=HighResInputError, batch=batch, tokens=None, dim=self.dim)
+        tokens = high_res.shape[1]
+        if image is not None:
+            check_tokens(tokens, image)
+        chosen = selection_by_row(selected, batch, rows.count, tokens) & rows.valid[..., None]
+        if high_res_mask is not None:
+            check_tensor(
+                "high_res_mask",
+                high_res_mask,
+                dtype=torch.bool,
+                error=HighResInputError,
+                batch=batch,
+                tokens=tokens,
+            )
+            chosen = chosen & high_res_mask[:, None]
+        if self.gate is not None:
+            if entropy is None:
+                raise ConfigError(
+                    f"gate={self.gate} needs the entropy of the low-res answer at each position."
+                )
+            check_tensor("entropy", entropy, batch=batch, length=length)
+            chosen = chosen & (rows.gather(entropy)[..., None] >= self.gate)
+        return chosen
+
+    def _read(
+        self,
+        heads: Tensor,
+        rows: QueryRows,
+        asking: Tensor,
+        logits: Tensor,
+        value: Tensor,
+        high_res: Tensor,
+        rotary: Tables | None,
+        chosen: Tensor,
+        image: ImageCells | None,
+    ) -> Tensor:
+        """Attention heads with the querying rows extended by the high-res tokens that they read."""
+        # Tokens that no row reads need no key and no value: the same gathering as for rows leaves them out.
+        tokens = QueryRows(chosen.any(1))
+        if not tokens.count:
+            return heads
+        replaced = None
+        if self.low_res_keys == "replace" and image is not None:
+            replaced = replaced_keys(chosen, *image, logits.shape[-1], dilation=self.replace_dilation)
+        key_hd, value_hd = self._project_high_res(tokens, high_res, rotary)
+        logits_hd = attention_logits(
+            asking, key_hd, scaling=self.scaling, softcap=self.softcap, bias=self.logit_bias
+        )
+        read = torch.take_along_dim(chosen, tokens.index[:, None], dim=-1) & tokens.valid[:, None]
+        joint = joint_attention(
+            gather_heads(rows, heads),
+            logits,
+            value,
+            logits_hd,
+            value_hd,
+            read,
+            replaced=replaced,
+            sinks=self.sinks,
+            dropout=self._dropout,
+        )
+        return rows.scatter(joint.transpose(1, 2), heads.transpose(1, 2)).transpose(1, 2)
+
+    def _project_high_res(
+        self, tokens: QueryRows, high_res: Tensor, rotary: Tables | None
+    ) -> tuple[Tensor, Tensor]:
+        """K' and V' of the tokens that some row reads, each ``(batch, key_heads, tokens read, head_dim)``."""
+        features = tokens.gather(high_res).masked_fill(~tokens.valid[..., None], 0.0)
+        if self.key_norm is not None:
+            features = self.key_norm(features)
+        key = self.k_norm(self._split_heads(self.k_proj_hd(features)))
+        if rotary is not None:
+            self._check_rotary("high_res_rotary", rotary, high_res)
+            cos, sin = (tokens.gather(table.expand(len(high_res), -1, -1)) for table in rotary)
+            key = rotate(key, cos, sin)
+        return key, self._split_heads(self.v_proj_hd(features))
+
+
+def _querying(queries: Tensor | None, states: Tensor) -> QueryRows:
+    if queries is None:
+        return QueryRows(torch.ones(states.shape[:2], dtype=torch.bool, device=states.device))
+    check_tensor("queries", queries, dtype=torch.bool, batch=states.shape[0], length=states.shape[1])
+    return QueryRows(queries)

@@ -1,0 +1,161 @@
+"""The parts of plain self-attention: projections, norms, positions, cache, and who sees whom."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from flexkit.attention.base import base_attention, key_mask
+from flexkit.attention.core import attention_logits
+from flexkit.attention.inputs import broadcast_mask, check_tensor
+from flexkit.attention.rotary import rotate
+from flexkit.attention.rows import QueryRows
+from flexkit.errors import ConfigError
+
+__all__ = ["PlainSelfAttention", "Tables", "check_settings", "gather_heads"]
+
+Tables = tuple[Tensor, Tensor]
+
+
+def check_settings(*conditions: tuple[bool, str]) -> None:
+    """Raise :class:`ConfigError` with the message of the first condition that does not hold."""
+    for holds, message in conditions:
+        if not holds:
+            raise ConfigError(message)
+
+
+def gather_heads(rows: QueryRows, states: Tensor) -> Tensor:
+    """Take the querying rows of ``states`` ``(batch, heads, length, ...)``."""
+    return rows.gather(states.transpose(1, 2)).transpose(1, 2)
+
+
+class PlainSelfAttention(nn.Module):
+    """What :class:`HierarchicalSelfAttention` is made of besides the high-res view; it documents the settings."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int | None,
+        head_dim: int | None,
+        *,
+        bias: bool,
+        qk_norm: bool,
+        softcap: float | None,
+        sinks: bool,
+        sliding_window: int | None,
+        is_causal: bool,
+        scaling: float | None,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        check_settings(
+            (min(dim, num_heads, num_kv_heads) >= 1, "dim and the numbers of heads must be positive."),
+            (
+                num_heads % max(num_kv_heads, 1) == 0,
+                f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}.",
+            ),
+            (
+                head_dim is not None or dim % max(num_heads, 1) == 0,
+                f"num_heads={num_heads} does not divide dim={dim}: give head_dim.",
+            ),
+            (head_dim is None or head_dim >= 1, f"head_dim must be positive, got {head_dim}."),
+            (softcap is None or softcap > 0, f"softcap must be above 0, got {softcap}."),
+            (
+                sliding_window is None or sliding_window >= 1,
+                f"sliding_window must be positive, got {sliding_window}.",
+            ),
+            (
+                sliding_window is None or is_causal,
+                "a sliding window is causal: drop it, or set is_causal=True.",
+            ),
+            (0.0 <= dropout < 1.0, f"dropout must be in [0, 1), got {dropout}."),
+        )
+        head_dim = dim // num_heads if head_dim is None else head_dim
+        self.dim, self.head_dim = dim, head_dim
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        self.softcap, self.dropout = softcap, dropout
+        self.sliding_window, self.is_causal = sliding_window, is_causal
+        self.scaling = head_dim**-0.5 if scaling is None else scaling
+        self.q_proj = nn.Linear(dim, num_heads * head_dim, bias=bias)
+        self.k_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
+        self.v_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
+        self.o_proj = nn.Linear(num_heads * head_dim, dim, bias=False)
+        self.q_norm: nn.Module = nn.RMSNorm(head_dim) if qk_norm else nn.Identity()
+        self.k_norm: nn.Module = nn.RMSNorm(head_dim) if qk_norm else nn.Identity()
+        self.sinks = nn.Parameter(torch.zeros(num_heads)) if sinks else None
+
+    def _split_heads(self, states: Tensor) -> Tensor:
+        return rearrange(states, "b n (h d) -> b h n d", d=self.head_dim)
+
+    def _merge_heads(self, heads: Tensor) -> Tensor:
+        output: Tensor = self.o_proj(rearrange(heads, "b h n d -> b n (h d)"))
+        return output
+
+    def _project(
+        self, states: Tensor, rotary: Tables | None, past: Tables | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of these positions, ``(batch, heads, length, head_dim)``; keys and values with the past ones."""
+        query = self.q_norm(self._split_heads(self.q_proj(states)))
+        key = self.k_norm(self._split_heads(self.k_proj(states)))
+        value = self._split_heads(self.v_proj(states))
+        if rotary is not None:
+            self._check_rotary("rotary", rotary, states)
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if past is not None:
+            for name, states_before in zip(("past key", "past value"), past, strict=True):
+                axes = {
+                    "batch": len(states),
+                    "key_heads": self.num_kv_heads,
+                    "keys": None,
+                    "head_dim": self.head_dim,
+                }
+                check_tensor(name, states_before, **axes)
+            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+        return query, key, value
+
+    def _check_rotary(self, name: str, tables: Tables, states: Tensor) -> None:
+        for table in tables:
+            widths = tuple(range(2, self.head_dim + 1, 2))
+            check_tensor(name, table, batch=(1, states.shape[0]), positions=states.shape[1], dim=widths)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of all positions over the sequence, ``(batch, heads, length, head_dim)``."""
+        length, keys = query.shape[2], key.shape[2]
+        plain = mask is None and self.sliding_window is None
+        is_causal = plain and self.is_causal and length == keys
+        if not is_causal and not (plain and length == 1):
+            mask = self._visible(torch.arange(keys - length, keys, device=key.device)[None], keys, mask)
+        return base_attention(
+            query,
+            key,
+            value,
+            scaling=self.scaling,
+            mask=mask,
+            is_causal=is_causal,
+            softcap=self.softcap,
+            sinks=self.sinks,
+            dropout=self._dropout,
+        )
+
+    def _row_logits(
+        self, rows: QueryRows, query: Tensor, key: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Queries of the querying rows and their masked logits over the sequence."""
+        keys = key.shape[2]
+        if mask is not None:
+            mask = gather_heads(rows, mask.expand(len(query), -1, -1, -1))
+        mask = self._visible(rows.index + keys - query.shape[2], keys, mask)
+        query = gather_heads(rows, query)
+        return query, attention_logits(query, key, scaling=self.scaling, mask=mask, softcap=self.softcap)
+
+    def _mask(self, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+        return None if mask is None else broadcast_mask(mask, (*query.shape[:3], key.shape[2]))
+
+    def _visible(self, positions: Tensor, keys: int, mask: Tensor | None) -> Tensor | None:
+        window = self.sliding_window
+        return key_mask(positions, keys, is_causal=self.is_causal, sliding_window=window, mask=mask)
+
+    @property
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0

@@ -1,0 +1,132 @@
+"""Tensors of a checkpoint folder: read from safetensors only, and checked before any model is touched."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from flexkit.checkpoints.files import checkpoint_folder, path_inside, read_json
+from flexkit.errors import CheckpointError
+
+__all__ = ["check_tensors", "read_tensors"]
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def read_tensors(folder: str | PathLike[str], stem: str = "model") -> dict[str, Tensor]:
+    """Read all tensors of a folder, from ``{stem}.safetensors`` or the shards of its ``.index.json``.
+
+    Parameters
+    ----------
+    folder : str or os.PathLike
+        The checkpoint.
+    stem : str
+        Name of the safetensors file, without its ending.
+
+    Returns
+    -------
+    dict
+        Name to tensor, on the CPU and in the dtype of the file, independent of the file from then on.
+
+    Raises
+    ------
+    CheckpointError
+        If there are no safetensors, or a shard is missing, damaged, outside of the folder or at odds with the
+        index.
+    """
+    folder = checkpoint_folder(folder)
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.exists():
+        return _read_shards(folder, index)
+    if not (folder / f"{stem}.safetensors").exists():
+        raise CheckpointError(_no_safetensors(folder, stem))
+    return _read_file(path_inside(folder, f"{stem}.safetensors"))
+
+
+def check_tensors(
+    expected: Mapping[str, Sequence[int]], given: Mapping[str, Tensor], *, source: str | PathLike[str]
+) -> None:
+    """Check that the given tensors are the expected ones: none missing, none extra, all of the right shape.
+
+    Parameters
+    ----------
+    expected : mapping
+        Name to shape.
+    given : mapping
+        Name to tensor.
+    source : str or os.PathLike
+        Where the tensors come from, for the message.
+
+    Raises
+    ------
+    CheckpointError
+        If they differ; the message lists the first few names of every kind of difference.
+    """
+    missing = [name for name in expected if name not in given]
+    extra = [name for name in given if name not in expected]
+    misshaped = [
+        f"{name} {tuple(given[name].shape)} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in given and tuple(given[name].shape) != tuple(shape)
+    ]
+    kinds = {"missing": missing, "not expected": extra, "of another shape": misshaped}
+    complaints = [f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds.items() if names]
+    if complaints:
+        raise CheckpointError(
+            f"the tensors in {source} do not fit the model: {'; '.join(complaints)}. Nothing was loaded; use "
+            "the model and the settings that the checkpoint was made with."
+        )
+
+
+def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+        raise CheckpointError(f'{index} has no "weight_map" of names to files; download it again.')
+    shards = {shard: path_inside(folder, shard) for shard in dict.fromkeys(places.values())}
+    absent = [shard for shard, path in shards.items() if not path.is_file()]
+    if absent:
+        raise CheckpointError(f"{index} names shards that are missing: {_first(absent)}; download them.")
+    tensors: dict[str, Tensor] = {}
+    for shard, path in shards.items():
+        content = _read_file(path)
+        named = {name for name, place in places.items() if place == shard}
+        if named != content.keys():
+            raise CheckpointError(
+                f"{path} and {index.name} disagree about {_first(sorted(named ^ content.keys()))}; "
+                "download both again."
+            )
+        tensors |= content
+    return tensors
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path} is not a safetensors file; only those are read. {_CONVERT}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            # Cloned, because a tensor of the file is a view of it and changes when the file is written again.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); download or save it again.") from error
+
+
+_CONVERT = (
+    "Loading a pickle can run any code, so convert it once where you trust it: "
+    'safetensors.torch.save_file(torch.load(path, weights_only=True), "model.safetensors").'
+)
+
+
+def _no_safetensors(folder: Path, stem: str) -> str:
+    missing = f"{folder} has neither {stem}.safetensors nor {stem}.safetensors.index.json"
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles:
+        return f"{missing}, only {_first(pickles)}. {_CONVERT}"
+    return f"{missing}; is it the folder of the checkpoint, completely downloaded?"
+
+
+def _first(names: Iterable[str], count: int = 4) -> str:
+    names = list(names)
+    more = [f"and {len(names) - count} more"] if len(names) > count else []
+    return ", ".join(names[:count] + more)

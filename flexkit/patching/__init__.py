@@ -1,0 +1,25 @@
+"""Patching Hugging Face models: a second view for a model that exists."""
+
+from flexkit.patching.config import FlexConfig
+from flexkit.patching.patch import (
+    UntrainedProjectionsWarning,
+    disabled,
+    flex_parameters,
+    patch_model,
+    set_alpha,
+    unpatch_model,
+)
+from flexkit.patching.state import added_parameters, get_patch, is_patched
+
+__all__ = [
+    "FlexConfig",
+    "UntrainedProjectionsWarning",
+    "added_parameters",
+    "disabled",
+    "flex_parameters",
+    "get_patch",
+    "is_patched",
+    "patch_model",
+    "set_alpha",
+    "unpatch_model",
+]

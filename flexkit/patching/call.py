@@ -1,0 +1,183 @@
+"""What one forward call of a patched model carries through its layers, and what a layer does with it."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from flexkit.attention.core import attention_logits, attention_map
+from flexkit.attention.joint import joint_attention
+from flexkit.attention.rotary import rotate
+from flexkit.attention.rows import QueryRows
+from flexkit.patching.decoder import DecoderLayer
+from flexkit.patching.masks import rows_of_mask
+from flexkit.patching.memory import HighResMemory
+from flexkit.patching.positions import high_res_tables
+from flexkit.patching.selections import ImageGroup, Selection, group_images, select_tokens
+from flexkit.patching.state import Patch
+
+__all__ = ["FlexCall"]
+
+
+@dataclass
+class FlexCall:
+    """State of one forward call; travels as a keyword argument, so calls in two threads never meet."""
+
+    patch: Patch
+    memory: HighResMemory
+    rows: QueryRows
+    past: int
+    """Number of positions in the KV cache before this call."""
+    keep_projected: bool
+    """Whether K' and V' may be kept: not while training, where checkpointing computes layers twice."""
+    records: bool
+    """Whether the selections of all layers are wanted, also those that no layer reads."""
+    selections: dict[int, Selection] = field(default_factory=dict)
+    """What each layer selected; kept by layer, because gradient checkpointing runs layers again."""
+    visited: set[int] = field(default_factory=set)
+
+    @property
+    def length(self) -> int:
+        """Number of positions in this call."""
+        return self.rows.mask.shape[1]
+
+    def querying(self, rows: QueryRows) -> "FlexCall":
+        """The same call with other querying positions, before any layer has run."""
+        return FlexCall(self.patch, self.memory, rows, self.past, self.keep_projected, self.records)
+
+    def place(self, position_ids: Tensor | None) -> None:
+        """Note the rotary positions that the text model was given, ``([axes,] batch, length)``."""
+        if position_ids is None:
+            device = self.rows.mask.device
+            position_ids = torch.arange(self.past, self.past + self.length, device=device)[None]
+        if position_ids.ndim == 2:
+            position_ids = position_ids[None]
+        if position_ids.shape[0] == 4:  # (text, time, row, column): the first axis only serves the masks
+            position_ids = position_ids[1:]
+        self.memory.place(position_ids.expand(-1, self.memory.batch, -1), self.past)
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        base: Tensor,
+        *,
+        scaling: float | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+        is_causal: bool,
+        sliding_window: int | None,
+        dropout: float,
+    ) -> Tensor:
+        """Put hierarchical attention (paper, section 3.2) into the querying rows of a layer's base attention.
+
+        Parameters
+        ----------
+        layer : int
+            Index of the layer.
+        query : torch.Tensor
+            ``(batch, heads, length, head_dim)``.
+        key, value : torch.Tensor
+            ``(batch, key_heads, keys, head_dim)``: everything the layer's cache gave.
+        mask : torch.Tensor, optional
+            The mask that the base kernel got.
+        base : torch.Tensor
+            ``(batch, length, heads, head_dim)``: what the base kernel gave.
+        scaling, softcap, sinks, is_causal, sliding_window, dropout
+            As the attention module passes them to its kernel.
+
+        Returns
+        -------
+        torch.Tensor
+            ``base`` with the querying rows replaced.
+        """
+        self.visited.add(layer)
+        offset = max(0, self.past + self.length - key.shape[2])
+        queries = self.rows.gather(query.transpose(1, 2)).transpose(1, 2)
+        scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
+        row_mask = rows_of_mask(
+            mask,
+            self.rows,
+            keys=key.shape[2],
+            past=self.past - offset,
+            is_causal=is_causal,
+            sliding_window=sliding_window,
+        )
+        logits = attention_logits(queries, key, scaling=scaling, mask=row_mask, softcap=softcap)
+        if self.records or layer in self.patch.sources:
+            self.selections[layer] = self._select(layer, logits, sinks, offset)
+        if layer < self.patch.start_layer:
+            return base
+
+        selection = self.selections[self.patch.source(layer)]
+        selected = selection.tokens(self.memory) & self.rows.valid[..., None]
+        high_res_key, high_res_value = self._keys_values(layer)
+        high_res_logits = attention_logits(
+            queries, high_res_key, scaling=scaling, softcap=softcap, bias=self.patch.config.logit_bias
+        )
+        plain = self.rows.gather(base).transpose(1, 2)
+        replaced = None
+        if self.patch.config.low_res_keys == "replace":
+            replaced = selection.low_res_keys(len(query), key.shape[2], offset, self.patch.config.replace_dilation)
+        merged = joint_attention(
+            plain,
+            logits,
+            value,
+            high_res_logits,
+            high_res_value,
+            selected,
+            replaced=replaced,
+            sinks=sinks,
+            dropout=dropout,
+        )
+        if self.patch.config.alpha < 1.0:
+            merged = torch.lerp(plain, merged, self.patch.config.alpha)
+        return self.rows.scatter(merged.transpose(1, 2), base)
+
+    @cached_property
+    def groups(self) -> tuple[ImageGroup, ...]:
+        """The images by grid."""
+        return group_images(self.memory.images)
+
+    @cached_property
+    def _shared_from(self) -> Tensor | None:
+        if not self.patch.config.shares_selection:
+            return None
+        return (self.rows.mask.sum(-1) - 1).clamp_min(0)
+
+    def _select(self, layer: int, logits: Tensor, sinks: Tensor | None, offset: int) -> Selection:
+        with torch.no_grad():
+            logits = logits.detach()
+            return select_tokens(
+                self.patch.selector,
+                self.groups,
+                attention_map(logits, None if sinks is None else sinks.detach()),
+                offset,
+                (logits > -torch.inf).any(1),
+                self.selections.get(layer - 1),
+                layer=layer if self.patch.config.select_from == "same" else layer + 1,
+                shared_from=self._shared_from,
+            )
+
+    def _keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self.memory.keys_values(layer, lambda: self._project(self.patch.layers[layer]), keep=self.keep_projected)
+
+    def _project(self, layer: DecoderLayer) -> tuple[Tensor, Tensor]:
+        """K'_S = RoPE(W'_K F), V'_S = W'_V F for all high-res tokens, in the layer's own head layout."""
+        attention = layer.attention
+        features = self.memory.features
+        if self.patch.config.key_norm:
+            features = layer.input_norm(features)
+        key, value = (
+            rearrange(project(features), "b n (h d) -> b h n d", d=attention.head_dim)
+            for project in (attention.k_proj_hd, attention.v_proj_hd)
+        )
+        if isinstance(getattr(attention, "k_norm", None), nn.Module):
+            key = attention.k_norm(key)  # type: ignore[operator]
+        cos, sin = high_res_tables(self.patch.decoder, layer, self.memory, self.patch.config.positions)
+        return rotate(key, cos, sin), value

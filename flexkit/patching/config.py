@@ -1,0 +1,195 @@
+"""How a patched model selects and reads high-res tokens."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self
+
+from torch import Tensor
+
+from flexkit.errors import ConfigError
+from flexkit.selection import Policy, Schedule, Threshold, as_policy, policy_from_dict, policy_to_dict
+from flexkit.zoom import Pair, zoom_pair
+
+__all__ = ["FlexConfig"]
+
+_CHOICES = {
+    "select_from": ("previous", "same"),
+    "low_res_keys": ("keep", "replace"),
+    "positions": ("interpolated", "fractional"),
+    "reduce": ("sum", "mean", "max"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class FlexConfig:
+    """Settings of :func:`flexkit.patch_model`; what is None follows the model.
+
+    Parameters
+    ----------
+    start_layer : int, optional
+        First decoder layer that attends to high-res keys (*s* in the paper). By default about the first quarter of the
+        layers stays plain, as in the paper (9 of 32), and the map comes from a layer that sees the whole image.
+    zoom : int or tuple of int, optional
+        Side of the high-res view over the low-res view, for both axes or as (rows, columns). By default 3 for towers of
+        a fixed size, 2 for those that take any size.
+    policy : Policy or callable or Schedule, optional
+        Which cells a querying row reads; see :doc:`/tutorials/policy`. By default the paper's threshold of 48/255.
+    queries : {"last", "all"} or torch.Tensor
+        Which positions read high-res keys. ``"last"``: the last prompt position and every decoded one, as the published
+        code does; more generally the positions whose logits are asked for with ``logits_to_keep``. ``"all"``: every
+        position, with one selection from the last one (paper, Eq. 6-7). A bool tensor ``(batch, length)`` names the
+        positions of one prompt. With ``labels`` given, the label-predicting positions query instead.
+    select_from : {"previous", "same"}
+        Whether a layer reads what the map of the layer before it selected, or what its own map selects.
+    low_res_keys : {"keep", "replace"}
+        Whether a querying row still sees the low-res keys of the cells whose high-res tokens it reads.
+    replace_dilation : int
+        With ``low_res_keys="replace"``: how many cells around the selected ones are hidden too.
+    logit_bias : float
+        Added to every high-res logit.
+    key_norm : bool
+        Whether the high-res features pass the layer's input norm before W'_K and W'_V.
+    gate : float, optional
+        Entropy in nats: a querying row whose low-res answer is more certain than this stays low-res. Costs a second
+        pass where it opens; used in eval mode only.
+    positions : {"interpolated", "fractional"}
+        Rotary positions of high-res keys: interpolated tables (the published way) or a rotation at fractional positions.
+    share_selection : bool, optional
+        One selection for all querying rows, from the last one's map. By default only with ``queries="all"``.
+    reduce : {"sum", "mean", "max"}
+        How the heads' maps become one.
+    heads : sequence of int, optional
+        The heads whose maps count; all by default.
+    budget : int or float, optional
+        At most so many high-res tokens (or this fraction of them) are selected for one image and querying row.
+    alpha : float
+        Weight of the hierarchical output for querying rows, against the base model's; training ramps it from 0 to 1.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is out of its range.
+    """
+
+    start_layer: int | None = None
+    zoom: int | Pair | None = None
+    policy: Policy | Schedule | Callable[[Tensor], Tensor] | None = None
+    queries: Literal["last", "all"] | Tensor = "last"
+    select_from: Literal["previous", "same"] = "previous"
+    low_res_keys: Literal["keep", "replace"] = "keep"
+    replace_dilation: int = 0
+    logit_bias: float = 0.0
+    key_norm: bool = False
+    gate: float | None = None
+    positions: Literal["interpolated", "fractional"] = "interpolated"
+    share_selection: bool | None = None
+    reduce: Literal["sum", "mean", "max"] = "sum"
+    heads: Sequence[int] | None = None
+    budget: int | float | None = None
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+        if not isinstance(self.queries, Tensor) and self.queries not in ("last", "all"):
+            raise ConfigError(f'queries must be "last", "all" or a bool tensor, got {self.queries!r}.')
+        if not 0.0 <= self.alpha <= 1.0:
+            raise ConfigError(f"alpha must lie in [0, 1], got {self.alpha!r}.")
+        if self.gate is not None and not self.gate >= 0.0:
+            raise ConfigError(f"gate is an entropy in nats, at least 0, or None; got {self.gate!r}.")
+        if not isinstance(self.replace_dilation, int) or self.replace_dilation < 0:
+            raise ConfigError(f"replace_dilation must be an int of at least 0, got {self.replace_dilation!r}.")
+        if self.zoom is not None:
+            zoom_pair(self.zoom)
+        if self.policy is not None and not isinstance(self.policy, Schedule):
+            as_policy(self.policy)
+
+    @classmethod
+    def published(cls, **settings: Any) -> Self:
+        """The paper's mechanism: read in layer l what layer l - 1 selected, with trained projections.
+
+        Parameters
+        ----------
+        **settings
+            Any field of this class, in place of the preset's.
+        """
+        return cls(**({"policy": Threshold(48 / 255).pooled(9)} | settings))
+
+    @classmethod
+    def training_free(cls, **settings: Any) -> Self:
+        """A mechanism for frozen models without trained projections: select and read in the same layer.
+
+        The high-res tokens replace the low-res ones of their cells, behind the layer's input norm, at fractional
+        positions, and only where the low-res answer is uncertain (by 1 nat).
+
+        Parameters
+        ----------
+        **settings
+            Any field of this class, in place of the preset's.
+        """
+        preset: dict[str, Any] = {
+            "select_from": "same",
+            "low_res_keys": "replace",
+            "replace_dilation": 1,
+            "key_norm": True,
+            "positions": "fractional",
+            "gate": 1.0,
+            "policy": Threshold(48 / 255),
+        }
+        return cls(**(preset | settings))
+
+    def replace(self, **settings: Any) -> Self:
+        """A copy with other settings, checked again."""
+        return replace(self, **settings)
+
+    @property
+    def zoom_pair(self) -> Pair:
+        """Zoom along rows and columns; only for a config that has one."""
+        if self.zoom is None:
+            raise ConfigError("this config leaves the zoom to the model; patch a model, or set zoom.")
+        return zoom_pair(self.zoom)
+
+    @property
+    def shares_selection(self) -> bool:
+        """Whether all querying rows read what the last one selected."""
+        if self.share_selection is not None:
+            return self.share_selection
+        return isinstance(self.queries, str) and self.queries == "all"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; a policy that is not one of flexkit's is only named.
+
+        Raises
+        ------
+        ConfigError
+            If ``queries`` is a tensor: it belongs to one batch.
+        """
+        if isinstance(self.queries, Tensor):
+            raise ConfigError('a tensor of queries belongs to one batch and is not saved; set queries to "last" or "all".')
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain["policy"] = None if self.policy is None else policy_to_dict(self.policy)
+        plain["zoom"] = None if self.zoom is None else list(self.zoom_pair)
+        plain["heads"] = None if self.heads is None else list(self.heads)
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any], policy: Policy | Schedule | Callable[[Tensor], Tensor] | None = None) -> Self:
+        """Rebuild a config from :meth:`to_dict`; ``policy`` takes the place of the saved one.
+
+        Raises
+        ------
+        ConfigError
+            If a key is not a setting of this version.
+        """
+        unknown = sorted(set(plain) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ConfigError(f"unknown settings {unknown}; was this written by a newer flexkit?")
+        settings = dict(plain)
+        if policy is None and settings.get("policy") is not None:
+            policy = policy_from_dict(settings["policy"])
+        settings["policy"] = policy
+        for name in ("zoom", "heads"):
+            if settings.get(name) is not None:
+                settings[name] = tuple(settings[name])
+        return cls(**settings)

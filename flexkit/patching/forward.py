@@ -1,0 +1,156 @@
+"""The forward of a patched model: read the high-res inputs, run the model with a call, keep what later steps need."""
+
+import inspect
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+from torch import nn
+from transformers.cache_utils import Cache
+
+from flexkit.attention.rows import QueryRows
+from flexkit.errors import HighResInputError, PatchError
+from flexkit.patching.attention import CALL
+from flexkit.patching.call import FlexCall
+from flexkit.patching.gate import restore, snapshot, uncertain_positions
+from flexkit.patching.images import PREFIX, input_names, read_images
+from flexkit.patching.memory import attach_memory, cached_memory
+from flexkit.patching.queries import query_rows
+from flexkit.patching.state import Patch, get_patch
+
+__all__ = ["EXPAND", "FORWARD", "expand_inputs", "make_forward", "place_images"]
+
+EXPAND = "_expand_inputs_for_generation"
+FORWARD = "flexkit_forward"
+"""Name of the forward that patching sets, by which unpatching knows it."""
+
+
+def make_forward(signature: inspect.Signature, names: tuple[str, ...]) -> Callable[..., Any]:
+    """A forward with the signature of the model's own, extended by the high-res inputs.
+
+    Parameters
+    ----------
+    signature : inspect.Signature
+        Of the bound forward: without ``self``.
+    names : tuple of str
+        The arguments to add.
+    """
+    own = list(signature.parameters.values())
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        kwargs.update(zip(signature.parameters, args, strict=False))
+        return _forward(self, kwargs)
+
+    # generate checks its arguments against the signature, and Trainer picks dataset columns by it.
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
+    tail = [parameter for parameter in own if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+    owner = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    body = [parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for parameter in own if parameter not in tail]
+    forward.__signature__ = inspect.Signature([owner, *body, *added, *tail])  # type: ignore[attr-defined]
+    forward.__name__ = FORWARD
+    return forward
+
+
+def expand_inputs(self: nn.Module, expand_size: int = 1, **kwargs: Any) -> Any:
+    """``_expand_inputs_for_generation`` of a patched model: high-res views are encoded once for all beams of a sample."""
+    high_res = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
+    original = inspect.getattr_static(type(self), EXPAND).__get__(self, type(self))
+    input_ids, model_kwargs = original(expand_size=expand_size, **kwargs)
+    if high_res and expand_size > 1:
+        high_res["hd_repeats"] = expand_size
+    return input_ids, model_kwargs | high_res
+
+
+def place_images(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of the text model: tell the call which rotary positions its images have."""
+    call = kwargs.get(CALL)
+    if call is not None:
+        call.place(kwargs.get("position_ids"))
+
+
+def _forward(model: nn.Module, kwargs: dict[str, Any]) -> Any:
+    patch = get_patch(model)
+    high_res = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
+    high_res = {name: value for name, value in high_res.items() if value is not None}
+    base = patch.earlier_forward or MethodType(type(model).forward, model)
+    call = None if patch.disabled else _prepare(model, patch, high_res, kwargs)
+    if call is None:
+        return base(**kwargs)
+    if patch.config.gate is None or model.training:
+        output = base(**kwargs, **{CALL: call})
+    else:
+        call, output = _gated(base, call, patch.config.gate, kwargs)
+    _check_visited(call)
+    cache = _cache_of(output, kwargs)
+    if cache is not None:
+        attach_memory(cache, call.memory)
+    for record in patch.recorders:
+        record(call)
+    return output
+
+
+def _prepare(model: nn.Module, patch: Patch, high_res: dict[str, Any], kwargs: dict[str, Any]) -> FlexCall | None:
+    """The call that these inputs describe; None if they ask for the base model."""
+    unknown = sorted(set(high_res) - set(input_names(patch)))
+    if unknown:
+        raise HighResInputError(f"{type(model).__name__} takes no {unknown}; its high-res inputs are {list(input_names(patch))}.")
+    cache = kwargs.get("past_key_values")
+    past = int(cache.get_seq_length()) if cache is not None else 0
+    memory = cached_memory(cache)
+    if memory is not None:
+        memory = memory.within(past)
+    tokens = kwargs.get("input_ids")
+    if tokens is None:
+        tokens = kwargs.get("inputs_embeds")
+    if tokens is None or (memory is None and not high_res):
+        return None
+    batch, length = tokens.shape[:2]
+    repeats = high_res.pop("hd_repeats", 1)
+    queries = high_res.pop("hd_queries", None)
+    if high_res:
+        image_tokens = patch.geometry.image_tokens(model, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        # Generate hands the same views in at every step; once read they are in the memory.
+        if memory is None or bool(image_tokens.any()):
+            new = read_images(model, patch, high_res, image_tokens, kwargs, past=past, repeats=repeats)
+            memory = new if memory is None else memory.joined(new)
+    if memory is None:
+        raise HighResInputError("hd_queries were given without a high-res view.")
+    if memory.batch != batch:
+        raise HighResInputError(
+            f"the KV cache holds high-res tokens of {memory.batch} rows, the inputs have {batch}; change the batch of a cache "
+            "with its own methods (batch_repeat_interleave, batch_select_indices)."
+        )
+    rows = query_rows(patch.config, kwargs, memory, queries, past=past, length=length, repeats=repeats)
+    return FlexCall(patch, memory, rows, past, keep_projected=not model.training, records=bool(patch.recorders))
+
+
+def _gated(base: Callable[..., Any], call: FlexCall, gate: float, kwargs: dict[str, Any]) -> tuple[FlexCall, Any]:
+    """Answer in low resolution first; where that is uncertain, again with the high-res tokens."""
+    cache = kwargs.get("past_key_values")
+    saved = snapshot(cache)
+    probe = call.querying(QueryRows(call.rows.mask & False))
+    output = base(**kwargs, **{CALL: probe})
+    logits = output[0] if isinstance(output, tuple) else output.logits
+    uncertain = uncertain_positions(logits, kwargs.get("logits_to_keep", 0), call.length, gate)
+    mask = call.rows.mask & uncertain
+    if not bool(mask.any()):
+        return probe, output
+    restore(cache, saved)
+    call = call.querying(QueryRows(mask))
+    return call, base(**kwargs, **{CALL: call})
+
+
+def _cache_of(output: Any, kwargs: dict[str, Any]) -> Cache | None:
+    values = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
+    found = (value for value in (*values, kwargs.get("past_key_values")) if isinstance(value, Cache))
+    return next(found, None)
+
+
+def _check_visited(call: FlexCall) -> None:
+    unseen = sorted(set(call.patch.layers) - call.visited)
+    if unseen:
+        raise PatchError(
+            f"the attention of layers {unseen} did not run through flexkit: the model dropped the keyword argument that "
+            "carries the call, or its attention no longer comes from transformers' AttentionInterface."
+        )
+

@@ -1,0 +1,47 @@
+"""The entropy gate: high-res tokens only where the low-res answer is uncertain."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from flexkit.patching.queries import kept_positions
+
+__all__ = ["restore", "snapshot", "uncertain_positions"]
+
+
+def uncertain_positions(logits: Tensor, logits_to_keep: int | Tensor, length: int, gate: float) -> Tensor:
+    """``(batch, length)``, bool: positions whose next-token entropy is at least ``gate`` nats, or unknown.
+
+    Parameters
+    ----------
+    logits : torch.Tensor
+        ``(batch, kept, vocabulary)`` of the base model.
+    logits_to_keep : int or torch.Tensor
+        Which positions' logits these are, as the model was asked.
+    length : int
+        Number of positions of the call.
+    gate : float
+        The bound, in nats.
+    """
+    log_probabilities = torch.log_softmax(logits.detach().to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+    entropy = torch.special.entr(log_probabilities.exp()).sum(-1)
+    uncertain = torch.ones(len(logits), length, dtype=torch.bool, device=logits.device)
+    uncertain[:, kept_positions(logits_to_keep, length).to(logits.device)] = entropy >= gate
+    return uncertain
+
+
+def snapshot(cache: object) -> list[Any] | None:
+    """The layers of a KV cache as they are now; None without a cache."""
+    if not isinstance(cache, Cache):
+        return None
+    # Growing layers replace their tensors, so theirs can be shared; all others may write in place.
+    return [copy.copy(layer) if isinstance(layer, DynamicLayer) else copy.deepcopy(layer) for layer in cache.layers]
+
+
+def restore(cache: object, layers: list[Any] | None) -> None:
+    """Give a KV cache the layers of a :func:`snapshot` back."""
+    if isinstance(cache, Cache) and layers is not None:
+        cache.layers[:] = layers

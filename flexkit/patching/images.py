@@ -1,0 +1,114 @@
+"""Reading the high-res views of the images in a prompt."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flexkit.errors import HighResInputError
+from flexkit.patching.memory import HighResMemory, ImageSpan
+from flexkit.patching.state import Patch
+from flexkit.selection import margin_cells
+from flexkit.zoom import Pair
+
+__all__ = ["PREFIX", "input_names", "read_images"]
+
+PREFIX = "hd_"
+_OPTIONAL = ("hd_image_sizes", "hd_queries", "hd_repeats")
+
+
+def input_names(patch: Patch) -> tuple[str, ...]:
+    """The arguments that a patched model takes besides its own."""
+    return tuple(PREFIX + name for name in patch.geometry.inputs) + _OPTIONAL
+
+
+def read_images(
+    model: nn.Module,
+    patch: Patch,
+    inputs: Mapping[str, Tensor],
+    image_tokens: Tensor,
+    low_res: Mapping[str, object],
+    *,
+    past: int,
+    repeats: int,
+) -> HighResMemory:
+    """Encode the high-res views and find the low-res tokens that they belong to.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The patched model.
+    patch : Patch
+        Its patch.
+    inputs : mapping
+        The ``hd_*`` inputs of the call.
+    image_tokens : torch.Tensor
+        ``(batch, length)``, bool: where the new part of the sequence holds image tokens.
+    low_res : mapping
+        The base model's inputs of the call.
+    past : int
+        Positions in front of the new part.
+    repeats : int
+        How many successive batch rows continue one sample (beams).
+
+    Raises
+    ------
+    HighResInputError
+        If the views do not fit the images of the prompt.
+    """
+    geometry, zoom = patch.geometry, patch.config.zoom_pair
+    missing = [PREFIX + name for name in geometry.inputs if PREFIX + name not in inputs]
+    if missing:
+        raise HighResInputError(f"high-res inputs lack {missing}; pass all of {list(input_names(patch)[:-2])}.")
+    views = {name: inputs[PREFIX + name] for name in geometry.inputs}
+    for name, view in views.items():
+        if view.is_floating_point() and not bool(torch.isfinite(view).all()):
+            raise HighResInputError(f"{PREFIX}{name} holds NaN or infinite values.")
+    grids = geometry.grids(model, views, zoom)
+    geometry.check_low_res(model, low_res, grids)
+    margins = _margins(inputs.get("hd_image_sizes"), grids)
+    spans = _spans(image_tokens[::repeats], grids, zoom, margins, past)
+    features = geometry.encode(model, views, grids, zoom)
+    for feature, span in zip(features, spans, strict=True):
+        if len(feature) != span.tokens:
+            raise HighResInputError(
+                f"the model encoded a high-res view to {len(feature)} tokens; a {span.grid} grid zoomed {zoom} has "
+                f"{span.tokens}."
+            )
+    memory = HighResMemory.pack(features, spans, len(image_tokens) // repeats)
+    return memory if repeats == 1 else memory.repeat_interleave(repeats)
+
+
+def _margins(image_sizes: Tensor | None, grids: Sequence[Pair]) -> Tensor:
+    if image_sizes is None:
+        return torch.zeros(len(grids), 2, dtype=torch.long)
+    if image_sizes.shape != (len(grids), 2):
+        raise HighResInputError(
+            f"hd_image_sizes has shape {tuple(image_sizes.shape)}; expected ({len(grids)}, 2): the (height, width) of each "
+            "original image."
+        )
+    return torch.cat([margin_cells(size[None].cpu(), grid) for size, grid in zip(image_sizes, grids, strict=True)])
+
+
+def _spans(
+    image_tokens: Tensor, grids: Sequence[Pair], zoom: Pair, margins: Tensor, past: int
+) -> list[ImageSpan]:
+    """Share out the image tokens of every batch row among the images, in order."""
+    cells = [rows * columns for rows, columns in grids]
+    held = image_tokens.sum(-1).tolist()
+    spans: list[ImageSpan] = []
+    for row, tokens in enumerate(image_tokens):
+        left = tokens.nonzero().flatten() + past
+        while len(left):
+            index = len(spans)
+            if index == len(grids) or cells[index] > len(left):
+                raise HighResInputError(
+                    f"the prompt holds {held} image tokens in its rows; the {len(grids)} high-res views fit images of {cells} "
+                    "tokens, in this order. Pass one high-res view for each image of the prompt, in the prompt's order."
+                )
+            margin = margins[index].to(left.device)
+            spans.append(ImageSpan(row, left[: cells[index]], grids[index], zoom, 0, margin))
+            left = left[cells[index] :]
+    if len(spans) != len(grids):
+        raise HighResInputError(f"{len(grids)} high-res views were given for {len(spans)} images in the prompt.")
+    return spans

@@ -1,0 +1,49 @@
+"""What querying rows may see, read off the mask that the base kernel was given."""
+
+from torch import Tensor
+
+from flexkit.attention.base import key_mask
+from flexkit.attention.rows import QueryRows
+from flexkit.errors import UnsupportedModelError
+
+__all__ = ["rows_of_mask"]
+
+
+def rows_of_mask(
+    mask: Tensor | None, rows: QueryRows, *, keys: int, past: int, is_causal: bool, sliding_window: int | None
+) -> Tensor | None:
+    """The mask of the querying rows alone.
+
+    Parameters
+    ----------
+    mask : torch.Tensor, optional
+        None (the kernel is causal by itself), a padding mask ``(batch, keys)`` (FlashAttention: causal by itself too), or
+        ``(batch or 1, heads or 1, length, keys)``, bool or additive.
+    rows : QueryRows
+        The querying rows.
+    keys : int
+        Number of keys.
+    past : int
+        Index of the key that belongs to the first position of the call.
+    is_causal : bool
+        Whether a kernel without a mask is causal.
+    sliding_window : int, optional
+        The window of a kernel without a mask.
+
+    Returns
+    -------
+    torch.Tensor or None
+        Broadcastable to ``(batch, heads, queries, keys)``; None if everything is seen.
+    """
+    if mask is not None and not isinstance(mask, Tensor):
+        raise UnsupportedModelError(
+            f"flexkit cannot read rows of a {type(mask).__name__}; load the model with attn_implementation='sdpa'."
+        )
+    if mask is not None and mask.ndim == 4:
+        mask = mask[..., :keys]
+        mask = mask.expand(len(rows.index), -1, -1, -1).transpose(1, 2)
+        return rows.gather(mask).transpose(1, 2)
+    padding = None if mask is None else mask[:, None, None, :keys].bool()
+    # Models without a mask have no window to mind: transformers makes one where a window bites.
+    window = sliding_window if mask is not None else None
+    return key_mask(rows.index + past, keys, is_causal=is_causal, sliding_window=window, mask=padding)

@@ -1,0 +1,212 @@
+"""The high-res tokens of a batch: what a generation reads from, kept with its KV cache."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from flexkit.zoom import Pair
+
+__all__ = ["HighResMemory", "ImageSpan", "attach_memory", "cached_memory"]
+
+
+@dataclass(frozen=True)
+class ImageSpan:
+    """Where one image stands: its low-res tokens in the sequence, its high-res tokens in the memory."""
+
+    row: int
+    """Batch row of the image."""
+    columns: Tensor
+    """``(cells,)``, int64: positions of the low-res tokens in the whole sequence, raster order."""
+    grid: Pair
+    zoom: Pair
+    start: int
+    """Index of the first high-res token in the memory's row."""
+    margins: Tensor
+    """``(2,)``, int64: padded cells on each side, along rows and columns."""
+    positions: Tensor | None = None
+    """``(axes, cells)``: rotary positions of the low-res tokens, known once the text model runs."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of high-res tokens."""
+        return self.grid[0] * self.zoom[0] * self.grid[1] * self.zoom[1]
+
+
+@dataclass
+class HighResMemory:
+    """High-res tokens of every batch row, padded to one length, and what has been computed from them."""
+
+    features: Tensor
+    """``(batch, tokens, dim)``: projected image features; zero where padded."""
+    images: tuple[ImageSpan, ...]
+    items: Tensor
+    """``(batch,)``, int64: which sample a row continues; beams of one sample share it."""
+    projected: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """K' and V' of each layer, ``(batch, key_heads, tokens, head_dim)`` both."""
+
+    @classmethod
+    def pack(cls, features: Sequence[Tensor], spans: Sequence[ImageSpan], batch: int) -> Self:
+        """Lay out the features of images, each ``(tokens, dim)``, by the batch rows of their spans."""
+        rows: list[list[Tensor]] = [[features[0].new_zeros(0, features[0].shape[-1])] for _ in range(batch)]
+        images = []
+        for image, span in zip(features, spans, strict=True):
+            start = sum(len(part) for part in rows[span.row])
+            images.append(replace(span, start=start))
+            rows[span.row].append(image)
+        packed = torch.nn.utils.rnn.pad_sequence([torch.cat(parts) for parts in rows], batch_first=True)
+        return cls(packed.detach(), tuple(images), torch.arange(batch))
+
+    @property
+    def batch(self) -> int:
+        """Number of batch rows."""
+        return len(self.features)
+
+    @property
+    def rows_with_images(self) -> Tensor:
+        """``(batch,)``, bool."""
+        mask = torch.zeros(self.batch, dtype=torch.bool)
+        mask[[span.row for span in self.images]] = True
+        return mask.to(self.features.device)
+
+    def place(self, position_ids: Tensor, past: int) -> None:
+        """Note the rotary positions ``(axes, batch, length)`` of images that entered the sequence after ``past``."""
+        self.images = tuple(
+            replace(span, positions=position_ids[:, span.row, span.columns - past]) if span.positions is None else span
+            for span in self.images
+        )
+
+    def joined(self, later: "HighResMemory") -> "HighResMemory":
+        """This memory followed by that of later images in the same rows."""
+        held = self.features.shape[1]
+        shifted = tuple(replace(span, start=span.start + held) for span in later.images)
+        return replace(
+            self,
+            features=torch.cat([self.features, later.features], dim=1),
+            images=self.images + shifted,
+            projected={},
+        )
+
+    def select(self, index: Tensor) -> "HighResMemory":
+        """The memory of a batch made of the rows ``index``; itself if these continue the same samples."""
+        index = index.cpu()
+        items = self.items[index]
+        if torch.equal(items, self.items):
+            return self
+        sources = index.tolist()
+        images = tuple(
+            replace(span, row=row) for row, source in enumerate(sources) for span in self.images if span.row == source
+        )
+        return replace(
+            self,
+            features=self.features[index],
+            images=images,
+            items=items,
+            projected={layer: (key[index], value[index]) for layer, (key, value) in self.projected.items()},
+        )
+
+    def repeat_interleave(self, repeats: int) -> "HighResMemory":
+        """The memory of a batch with every row ``repeats`` times in succession."""
+        return self.select(torch.arange(self.batch).repeat_interleave(repeats))
+
+    def within(self, length: int) -> "HighResMemory | None":
+        """The memory without images that a cache cropped to ``length`` no longer holds; None if none is left."""
+        images = tuple(span for span in self.images if int(span.columns.max()) < length)
+        if not images:
+            return None
+        return self if len(images) == len(self.images) else replace(self, images=images)
+
+    def keys_values(self, layer: int, project: Callable[[], tuple[Tensor, Tensor]], keep: bool) -> tuple[Tensor, Tensor]:
+        """K' and V' of a layer, projected at most once while they are kept."""
+        if layer in self.projected:
+            return self.projected[layer]
+        key, value = project()
+        if keep:
+            self.projected[layer] = (key, value)
+        return key, value
+
+
+class _MemoryLayer(CacheLayerMixin):
+    """An extra layer of a KV cache that carries the memory, so that cache surgery on the batch moves both."""
+
+    is_compileable = True
+    is_croppable = True
+    supports_early_init = False
+
+    def __init__(self, memory: HighResMemory, is_sliding: bool) -> None:
+        super().__init__()
+        self.memory: HighResMemory | None = memory
+        # Masks are sized by the first layer of a kind: this one must never be the only one of its kind.
+        self.is_sliding = is_sliding
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to initialise."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """No decoder layer writes here."""
+        raise RuntimeError("the layer that carries high-res tokens takes no keys and values.")
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Size of a mask over no keys."""
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        """No sequence is held here."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+    get_max_cache_shape = get_max_length
+
+    def reset(self) -> None:
+        """Forget the images."""
+        self.memory = None
+
+    def crop(self, *args: object) -> None:
+        """Which images are left is decided when the cache is used next."""
+
+    def offload(self) -> None:
+        """High-res tokens stay on their device."""
+
+    def prefetch(self) -> None:
+        """High-res tokens stay on their device."""
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Follow the beams."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the given batch rows."""
+        if self.memory is not None:
+            rows = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
+            self.memory = self.memory.select(rows)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every batch row."""
+        if self.memory is not None:
+            self.memory = self.memory.repeat_interleave(repeats)
+
+
+def cached_memory(cache: object) -> HighResMemory | None:
+    """The high-res memory that a KV cache carries, if any."""
+    if not isinstance(cache, Cache):
+        return None
+    carriers = [layer for layer in cache.layers if isinstance(layer, _MemoryLayer)]
+    return carriers[-1].memory if carriers else None
+
+
+def attach_memory(cache: object, memory: HighResMemory) -> None:
+    """Let a KV cache carry ``memory``, in place of what it carried."""
+    if not isinstance(cache, Cache):
+        return
+    carriers = [layer for layer in cache.layers if isinstance(layer, _MemoryLayer)]
+    if carriers:
+        carriers[-1].memory = memory
+    else:
+        cache.layers.append(_MemoryLayer(memory, is_sliding=getattr(cache.layers[-1], "is_sliding", False)))

@@ -1,0 +1,236 @@
+"""Patching a model in place, and undoing it."""
+
+import copy
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from flexkit.errors import ConfigError, PatchError, UnsupportedModelError
+from flexkit.patching.attention import ConfigView
+from flexkit.patching.config import FlexConfig
+from flexkit.patching.decoder import DecoderLayer, find_decoder, find_layers
+from flexkit.patching.forward import EXPAND, FORWARD, expand_inputs, make_forward, place_images
+from flexkit.patching.geometry import Geometry, find_geometry
+from flexkit.patching.images import input_names
+from flexkit.patching.state import ADDED, ATTRIBUTE, Patch, added_parameters, get_patch, is_patched
+from flexkit.selection import AttentionMapSelector
+
+__all__ = [
+    "UntrainedProjectionsWarning",
+    "disabled",
+    "flex_parameters",
+    "patch_model",
+    "set_alpha",
+    "unpatch_model",
+]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class UntrainedProjectionsWarning(UserWarning):
+    """A model reads high-res tokens through projections that are only copies of its own."""
+
+
+def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool = False) -> Model:
+    """Give a vision-language model a second, high-resolution view that it reads only where it looks.
+
+    Nothing changes until the model is called with high-res inputs (``hd_*``, from :class:`flexkit.FlexProcessor`).
+    Layers from ``start_layer`` on get two projections each, ``k_proj_hd`` and ``v_proj_hd``: trainable submodules that
+    start as copies of the layer's own.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A Hugging Face vision-language model with its generation head; patched in place.
+    config : FlexConfig, optional
+        Settings; by default those of the paper, with what depends on the model taken from the model.
+    trained : bool
+        Whether trained projections are about to be loaded: no warning that they are untrained.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same object.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model lacks what patching needs; the message names it.
+    PatchError
+        If the model is patched already.
+    ConfigError
+        If the settings do not fit the model.
+
+    Warns
+    -----
+    UntrainedProjectionsWarning
+        If the settings need trained projections.
+
+    Examples
+    --------
+    >>> import flexkit
+    >>> from flexkit.testing import tiny_llava
+    >>> model = flexkit.patch_model(tiny_llava(), flexkit.FlexConfig.training_free())
+    >>> flexkit.is_patched(model), flexkit.is_patched(flexkit.unpatch_model(model))
+    (True, False)
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is no transformers model; build with flexkit.HierarchicalSelfAttention instead."
+        )
+    if is_patched(model):
+        raise PatchError(f"this {type(model).__name__} is patched already; call flexkit.unpatch_model(model) first.")
+    geometry = find_geometry(model)
+    decoder = find_decoder(model)
+    layers = find_layers(decoder)
+    config = _resolved(config or FlexConfig(), geometry, layers)
+    first = config.start_layer - (config.select_from == "previous" and config.start_layer > 0)  # type: ignore[operator]
+    patch = Patch(
+        config=config,
+        geometry=geometry,
+        decoder=decoder,
+        layers={layer.index: layer for layer in layers[first:]},
+        earlier_forward=vars(model).get("forward"),
+        hook=decoder.register_forward_pre_hook(place_images, with_kwargs=True),
+    )
+    forward = make_forward(inspect.signature(model.forward), input_names(patch))
+    for layer in patch.layers.values():
+        layer.attention.config = ConfigView(layer.attention.config)  # type: ignore[assignment]
+        if layer.index >= patch.start_layer:
+            _add_projections(layer.attention)
+    vars(model).update({ATTRIBUTE: patch, "forward": MethodType(forward, model), EXPAND: MethodType(expand_inputs, model)})
+    if config.select_from == "previous" and not trained:
+        warnings.warn(
+            "the added projections are untrained copies: what the model reads through them will not help it much before "
+            "they are trained or loaded (flexkit.load_flex). Without training, use FlexConfig.training_free().",
+            UntrainedProjectionsWarning,
+            stacklevel=2,
+        )
+    return model
+
+
+def unpatch_model(model: Model) -> Model:
+    """Make a patched model exactly what it was; the added projections are dropped.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A patched model.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same object.
+
+    Raises
+    ------
+    PatchError
+        If the model is not patched, or its forward was wrapped since.
+    """
+    patch = get_patch(model)
+    forward = vars(model).get("forward")
+    if getattr(forward, "__name__", None) != FORWARD:
+        raise PatchError("the forward of this model was replaced after patching; undo that first, then unpatch.")
+    for layer in patch.layers.values():
+        layer.attention.config = layer.attention.config.viewed  # type: ignore[union-attr]
+        for name in ADDED:
+            if hasattr(layer.attention, name):
+                delattr(layer.attention, name)
+    patch.hook.remove()
+    for name in (ATTRIBUTE, EXPAND, "forward"):
+        del vars(model)[name]
+    if patch.earlier_forward is not None:
+        model.forward = patch.earlier_forward
+    return model
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Run a patched model as the base model for as long as the block lasts, in every thread.
+
+    High-res inputs are accepted and ignored, so that the same call can be made with and without them.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A patched model.
+
+    Raises
+    ------
+    PatchError
+        If the model is not patched.
+    """
+    patch = get_patch(model)
+    patch.disabled += 1
+    try:
+        yield
+    finally:
+        patch.disabled -= 1
+
+
+def flex_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters that patching added, for an optimiser that trains nothing else.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A patched model.
+
+    Yields
+    ------
+    torch.nn.Parameter
+        Weights and biases of ``k_proj_hd`` and ``v_proj_hd``, layer by layer.
+    """
+    yield from added_parameters(model).values()
+
+
+def set_alpha(model: nn.Module, alpha: float) -> None:
+    """Set the weight of the hierarchical output, which training ramps from 0 to 1 (paper: ``min(1, 10 * epoch)``).
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A patched model.
+    alpha : float
+        Querying rows get ``(1 - alpha) * base + alpha * hierarchical``.
+    """
+    patch = get_patch(model)
+    patch.config = patch.config.replace(alpha=alpha)
+
+
+def _resolved(config: FlexConfig, geometry: Geometry, layers: list[DecoderLayer]) -> FlexConfig:
+    """Fill in what follows the model, and check the rest against it."""
+    config = config.replace(
+        start_layer=_default_start(layers) if config.start_layer is None else config.start_layer,
+        zoom=geometry.default_zoom if config.zoom is None else config.zoom_pair,
+        policy=geometry.default_policy if config.policy is None else config.policy,
+    )
+    selector = AttentionMapSelector(config.policy, reduce=config.reduce, heads=config.heads, budget=config.budget)  # type: ignore[arg-type]
+    lowest = 1 if config.select_from == "previous" and selector.uses_scores else 0
+    start = config.start_layer
+    if not isinstance(start, int) or not lowest <= start < len(layers):
+        raise ConfigError(
+            f"start_layer must be an int from {lowest} to {len(layers) - 1} for the {len(layers)} layers of this model, "
+            f"got {start!r}." + (" The map that layer 0 would need comes from no layer." if start == 0 else "")
+        )
+    return config
+
+
+def _default_start(layers: list[DecoderLayer]) -> int:
+    """The paper's quarter (9 of 32), moved on to where the layer before sees the whole image."""
+    quarter = max(1, round(len(layers) * 9 / 32))
+    seeing = (start for start in range(quarter, len(layers)) if not layers[start - 1].is_sliding)
+    return min(next(seeing, quarter), len(layers) - 1)
+
+
+def _add_projections(attention: nn.Module) -> None:
+    for added, own in zip(ADDED, ("k_proj", "v_proj"), strict=True):
+        projection = copy.deepcopy(getattr(attention, own))
+        projection.requires_grad_(True)
+        setattr(attention, added, projection)

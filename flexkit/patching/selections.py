@@ -1,0 +1,150 @@
+"""From the attention of a layer to the high-res tokens that the next reads, image by image."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+from flexkit.patching.memory import HighResMemory, ImageSpan
+from flexkit.selection import AttentionMapSelector, dilate
+from flexkit.zoom import Pair
+
+__all__ = ["ImageGroup", "Selection", "group_images", "select_tokens"]
+
+
+@dataclass(frozen=True)
+class ImageGroup:
+    """Images of a batch that have one grid, so that their maps can be stacked."""
+
+    images: tuple[ImageSpan, ...]
+
+    @property
+    def grid(self) -> Pair:
+        """Low-res grid of each image."""
+        return self.images[0].grid
+
+    @property
+    def zoom(self) -> Pair:
+        """Zoom of each image."""
+        return self.images[0].zoom
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """``(images,)``: batch row of each image."""
+        return torch.tensor([span.row for span in self.images], device=self.columns.device)
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """``(images, cells)``: positions of the low-res tokens in the sequence."""
+        return torch.stack([span.columns for span in self.images])
+
+    @cached_property
+    def margins(self) -> Tensor:
+        """``(images, 2)``: padded cells on each side."""
+        return torch.stack([span.margins for span in self.images])
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """``(images, tokens)``: indices of the high-res tokens in the memory."""
+        starts = torch.tensor([span.start for span in self.images], device=self.columns.device)
+        return starts[:, None] + torch.arange(self.images[0].tokens, device=self.columns.device)
+
+
+def group_images(images: Iterable[ImageSpan]) -> tuple[ImageGroup, ...]:
+    """Group images by grid and zoom."""
+    groups: dict[tuple[Pair, Pair], list[ImageSpan]] = {}
+    for span in images:
+        groups.setdefault((span.grid, span.zoom), []).append(span)
+    return tuple(ImageGroup(tuple(spans)) for spans in groups.values())
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the map of one layer selected, for every image and querying row."""
+
+    groups: tuple[ImageGroup, ...]
+    masks: tuple[Tensor, ...]
+    """For each group ``(images, queries, high-res rows, high-res columns)``, bool."""
+    scores: tuple[Tensor, ...]
+    """For each group ``(images, queries, rows, columns)``: the maps that were selected from."""
+
+    def tokens(self, memory: HighResMemory) -> Tensor:
+        """``(batch, queries, tokens)``, bool: the selected tokens of the memory."""
+        queries = self.masks[0].shape[1]
+        selected = self.masks[0].new_zeros(memory.batch, memory.features.shape[1], queries)
+        for group, mask in zip(self.groups, self.masks, strict=True):
+            selected[group.rows[:, None], group.tokens] = rearrange(mask, "i q r c -> i (r c) q")
+        return selected.transpose(1, 2)
+
+    def low_res_keys(self, batch: int, length: int, offset: int, dilation: int) -> Tensor:
+        """``(batch, queries, length)``, bool: keys of the selected cells, in a key sequence that starts at ``offset``."""
+        queries = self.masks[0].shape[1]
+        # One column more takes the cells that have left the key sequence.
+        hidden = self.masks[0].new_zeros(batch, length + 1, queries)
+        for group, mask in zip(self.groups, self.masks, strict=True):
+            cells = reduce(mask.float(), "i q (r x) (c y) -> i q r c", "max", x=group.zoom[0], y=group.zoom[1]).bool()
+            columns = group.columns - offset
+            columns = columns.masked_fill(columns < 0, length)
+            hidden[group.rows[:, None], columns] = rearrange(dilate(cells, dilation), "i q r c -> i (r c) q")
+        return hidden[:, :length].transpose(1, 2)
+
+
+@torch.no_grad()
+def select_tokens(
+    selector: AttentionMapSelector,
+    groups: tuple[ImageGroup, ...],
+    attention: Tensor,
+    offset: int,
+    visible: Tensor,
+    before: Selection | None,
+    *,
+    layer: int,
+    shared_from: Tensor | None = None,
+) -> Selection:
+    """Select by the maps of one layer.
+
+    A map counts only where its row sees the whole image: a row in front of an image, or a window that has left the
+    image behind, keeps what was selected ``before``.
+
+    Parameters
+    ----------
+    selector : AttentionMapSelector
+        The selector.
+    groups : tuple of ImageGroup
+        The images.
+    attention : torch.Tensor
+        ``(batch, heads, queries, keys)``: softmax attention over the base keys.
+    offset : int
+        Position in the sequence of the first key.
+    visible : torch.Tensor
+        ``(batch, queries, keys)``, bool: the keys that a querying row sees.
+    before : Selection, optional
+        The selection of the layer before.
+    layer : int
+        The layer that will read, for schedules.
+    shared_from : torch.Tensor, optional
+        ``(batch,)``: the querying row whose selection all rows of a sample share.
+    """
+    masks, maps = [], []
+    for index, group in enumerate(groups):
+        columns = group.columns - offset
+        inside = (columns >= 0).all(-1)
+        columns = columns.clamp_min(0)
+        rows = group.rows[:, None]
+        scores = selector.scores(
+            rearrange(attention[rows, :, :, columns], "i n h q -> i h q n"), group.grid, group.margins
+        )
+        mask = selector.select(scores, group.zoom, layer=layer)
+        if selector.uses_scores:
+            complete = visible[rows, :, columns].all(1) & inside[:, None]
+            older = before.masks[index] if before is not None else torch.zeros_like(mask)
+            mask = torch.where(complete[:, :, None, None], mask, older)
+        if shared_from is not None:
+            source = shared_from[group.rows].view(-1, 1, 1, 1).expand(-1, mask.shape[1], *mask.shape[2:])
+            mask = mask.gather(1, source)
+        masks.append(mask)
+        maps.append(scores)
+    return Selection(groups, tuple(masks), tuple(maps))

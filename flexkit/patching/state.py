@@ -1,0 +1,114 @@
+"""What patching leaves on a model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from flexkit.errors import PatchError
+from flexkit.patching.config import FlexConfig
+from flexkit.patching.decoder import DecoderLayer
+from flexkit.patching.geometry import Geometry
+from flexkit.selection import AttentionMapSelector
+
+if TYPE_CHECKING:
+    from flexkit.patching.call import FlexCall
+
+__all__ = ["ADDED", "ATTRIBUTE", "Patch", "added_parameters", "get_patch", "is_patched"]
+
+ATTRIBUTE = "_flexkit_patch"
+ADDED = ("k_proj_hd", "v_proj_hd")
+"""Names of the projections that patching adds to an attention module."""
+
+
+@dataclass
+class Patch:
+    """One patched model; nothing in here belongs to a single call."""
+
+    config: FlexConfig
+    """The settings, with what followed the model filled in."""
+    geometry: Geometry
+    decoder: nn.Module
+    layers: dict[int, DecoderLayer]
+    """The layers whose attention is patched: those that read, and those whose map is read."""
+    earlier_forward: Callable[..., Any] | None
+    """A forward that somebody had set on the instance before."""
+    hook: RemovableHandle
+    disabled: int = 0
+    """How many ``disabled`` blocks are open."""
+    recorders: list[Callable[["FlexCall"], None]] = field(default_factory=list)
+    """Called with every finished call that read high-res tokens."""
+
+    @property
+    def selector(self) -> AttentionMapSelector:
+        """The selector that the settings describe."""
+        config = self.config
+        return AttentionMapSelector(
+            config.policy,  # type: ignore[arg-type]
+            reduce=config.reduce,
+            heads=config.heads,
+            budget=config.budget,
+        )
+
+    @property
+    def start_layer(self) -> int:
+        """The first layer that reads high-res tokens."""
+        return self.config.start_layer  # type: ignore[return-value]
+
+    def source(self, layer: int) -> int:
+        """The layer whose map selects what ``layer`` reads."""
+        same = self.config.select_from == "same" or layer == 0
+        return layer if same else layer - 1
+
+    @property
+    def sources(self) -> set[int]:
+        """The layers whose maps are read."""
+        return {self.source(layer) for layer in self.layers if layer >= self.start_layer}
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether ``model`` is patched.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any module.
+    """
+    return ATTRIBUTE in vars(model)
+
+
+def get_patch(model: nn.Module) -> Patch:
+    """What patching left on ``model``.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A patched model.
+
+    Raises
+    ------
+    PatchError
+        If the model is not patched.
+    """
+    if not is_patched(model):
+        raise PatchError(f"this {type(model).__name__} is not patched; call flexkit.patch_model(model) first.")
+    patch: Patch = vars(model)[ATTRIBUTE]
+    return patch
+
+
+def added_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that patching added, by their names in the model's ``state_dict``.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A patched model.
+    """
+    get_patch(model)
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if any(part in ADDED for part in name.split("."))
+    }

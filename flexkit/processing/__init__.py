@@ -1,0 +1,5 @@
+"""Inputs for both views of an image."""
+
+from flexkit.processing.processor import FlexProcessor
+
+__all__ = ["FlexProcessor"]

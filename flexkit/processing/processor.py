@@ -1,0 +1,169 @@
+"""A Hugging Face processor that prepares both views."""
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import BatchFeature
+
+from flexkit.errors import PatchError, UnsupportedModelError
+from flexkit.patching import get_patch
+from flexkit.processing.tap import tap
+from flexkit.processing.views import choose_view
+from flexkit.zoom import Pair, zoom_pair
+
+__all__ = ["FlexProcessor"]
+
+
+class FlexProcessor:
+    """Wrap the processor of a vision-language model so that it prepares both views of every image.
+
+    The low-res inputs are exactly those of the wrapped processor. Beside them stand the inputs of the high-res view:
+    the arguments of the model's own ``get_image_features``, prefixed with ``hd_``. Everything else (attributes,
+    ``batch_decode``, ``save_pretrained``, ...) is the wrapped processor's.
+
+    =====================  =======================  ===================================================
+    vision towers          input                    shape
+    =====================  =======================  ===================================================
+    of one size            ``hd_pixel_values``      (images, channels, zoom_rows · h, zoom_columns · w)
+    \\                      ``hd_image_sizes``       (images, 2), height and width of the originals;
+                                                    only where the image processor pads to squares
+    of any size            ``hd_pixel_values``      (patches, values)
+    \\                      ``hd_image_grid_thw``    (images, 3): rows and columns are ``zoom`` times
+                                                    those of ``image_grid_thw``
+    =====================  =======================  ===================================================
+
+    The dtype of ``hd_pixel_values`` is that of ``pixel_values``; the others are int64.
+
+    Parameters
+    ----------
+    processor : transformers.ProcessorMixin
+        The model's processor.
+    model : torch.nn.Module or int or tuple of int
+        The patched model, which is asked for its zoom at every call and not kept alive; or the zoom itself, where
+        there is no model, as in the workers of a data loader.
+
+    Raises
+    ------
+    PatchError
+        If the model is not patched.
+    UnsupportedModelError
+        If the processor has no image processor, or one of a kind of which flexkit cannot make a second view.
+    ConfigError
+        If a zoom is given that is not one or two positive ints.
+
+    Examples
+    --------
+    .. code-block:: python
+
+        processor = flexkit.FlexProcessor(AutoProcessor.from_pretrained(name), model)
+        inputs = processor(images=image, text=prompt, return_tensors="pt")
+        processor.batch_decode(model.generate(**inputs, max_new_tokens=20))
+    """
+
+    __slots__ = ("__weakref__", "_zoom_source", "processor")
+
+    processor: Any
+    _zoom_source: weakref.ref[nn.Module] | Pair
+
+    def __init__(self, processor: Any, model: nn.Module | int | Pair) -> None:
+        self.processor = processor
+        if getattr(processor, "image_processor", None) is None:
+            raise UnsupportedModelError(
+                f"{type(processor).__name__} has no image processor; give the processor of a vision-language model."
+            )
+        choose_view(processor.image_processor)
+        self._zoom_source = weakref.ref(model) if isinstance(model, nn.Module) else zoom_pair(model)
+        _ = self.zoom  # an unpatched model is told now, not at the first image
+
+    @property
+    def zoom(self) -> Pair:
+        """Zoom along rows and columns.
+
+        Raises
+        ------
+        PatchError
+            If the model has been unpatched or no longer exists.
+        """
+        if isinstance(self._zoom_source, tuple):
+            return self._zoom_source
+        model = self._zoom_source()
+        if model is None:
+            raise PatchError("The model of this FlexProcessor no longer exists: make a FlexProcessor for the new one.")
+        try:
+            return zoom_pair(get_patch(model).config.zoom)
+        except PatchError as error:
+            raise PatchError(
+                f"{type(model).__name__} is not patched: patch it again, or use the plain processor."
+            ) from error
+
+    def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
+        """Prepare text and images as the wrapped processor does, and the high-res view of the images.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Those of the wrapped processor: ``images``, ``text``, ``return_tensors``, ``padding``, ...
+
+        Returns
+        -------
+        transformers.BatchFeature
+            The wrapped processor's output; the ``hd_`` inputs are added if there are images.
+
+        Raises
+        ------
+        HighResInputError
+            If an image cannot be read, or the image processor is told to cut images into several.
+        PatchError
+            If the model is no longer patched.
+        """
+        tapped, high_res = tap(self.processor, self.zoom)
+        return _with_high_res(tapped(*args, **kwargs), high_res)
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        """Format a conversation as the wrapped processor does.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Those of the wrapped processor.
+
+        Returns
+        -------
+        str or list or transformers.BatchFeature
+            With ``tokenize=True, return_dict=True`` both views of the images in the conversation; otherwise what
+            the wrapped processor returns.
+
+        Raises
+        ------
+        HighResInputError, PatchError
+            As for a call.
+        """
+        tapped, high_res = tap(self.processor, self.zoom)
+        return _with_high_res(tapped.apply_chat_template(*args, **kwargs), high_res)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.processor, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FlexProcessor.__slots__:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.processor, name, value)
+
+    def __reduce__(self) -> tuple[type["FlexProcessor"], tuple[Any, Pair]]:
+        return FlexProcessor, (self.processor, self.zoom)
+
+    def __repr__(self) -> str:
+        return f"FlexProcessor({type(self.processor).__name__}, {self._zoom_source})"
+
+
+def _with_high_res(outputs: Any, high_res: dict[str, Any]) -> Any:
+    if high_res and isinstance(outputs, Mapping):
+        low_res = outputs["pixel_values"]
+        kind = "pt" if torch.is_tensor(low_res) else "np" if isinstance(low_res, np.ndarray) else None
+        outputs.update(BatchFeature(high_res, tensor_type=kind))  # type: ignore[attr-defined]
+    return outputs

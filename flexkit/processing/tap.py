@@ -1,0 +1,61 @@
+"""Look over a processor's shoulder: what it asks of its image processor is asked again for the high-res view."""
+
+import copy
+from typing import Any
+
+from transformers.image_utils import make_flat_list_of_images
+
+from flexkit.processing.reading import read_images
+from flexkit.processing.views import choose_view
+from flexkit.zoom import Pair
+
+__all__ = ["tap"]
+
+
+def tap(processor: Any, zoom: Pair) -> tuple[Any, dict[str, Any]]:
+    """A copy of a processor that does what the processor does, and what it will have made of the high-res view.
+
+    The processor itself stays as it is, so that calls from several threads do not meet.
+
+    Parameters
+    ----------
+    processor : transformers.ProcessorMixin
+        A processor with an image processor.
+    zoom : tuple of int
+        Along rows and columns.
+
+    Returns
+    -------
+    processor : transformers.ProcessorMixin
+        The copy, for one call.
+    high_res : dict
+        Empty until the copy processes images, then the high-res inputs.
+    """
+    image_processor = processor.image_processor
+    view = choose_view(image_processor)
+    high_res: dict[str, Any] = {}
+
+    def fetch_images(images: Any) -> Any:
+        return read_images(images, image_processor)
+
+    def preprocess(images: Any, *args: Any, **options: Any) -> Any:
+        images = fetch_images(images)
+        low_res = image_processor.preprocess(images, *args, **options)
+        prepared = [
+            image_processor.process_image(
+                image,
+                do_convert_rgb=options.get("do_convert_rgb", getattr(image_processor, "do_convert_rgb", None)),
+                input_data_format=options.get("input_data_format"),
+            )
+            for image in make_flat_list_of_images(images)
+        ]
+        if prepared:
+            again = {**options, "input_data_format": "channels_first"}
+            high_res.update(view(image_processor, prepared, low_res, again, zoom))
+        return low_res
+
+    tapped = copy.copy(processor)
+    tapped.image_processor = copy.copy(image_processor)
+    tapped.image_processor.fetch_images = fetch_images
+    tapped.image_processor.preprocess = preprocess
+    return tapped, high_res

@@ -1,0 +1,50 @@
+"""A control: the middle of the image (paper, figure 4)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from flexkit.selection._checks import check_count
+from flexkit.selection._ranking import cells_of, first_of
+from flexkit.selection.policy import Policy
+
+
+@dataclass(frozen=True)
+class Center(Policy):
+    """Select the ``k`` cells nearest to the grid's centre, ties in raster order.
+
+    Distances are in units of the grid's height and width, so that the selection has the image's proportions.
+
+    Parameters
+    ----------
+    k : int or float
+        As in :class:`TopK`: a number of cells, or a share of them.
+
+    Raises
+    ------
+    PolicyError
+        If ``k`` is neither.
+
+    Examples
+    --------
+    >>> Center(2)(torch.zeros(3, 4)).int().tolist()
+    [[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    """
+
+    k: int | float
+    uses_scores = False
+
+    def __post_init__(self) -> None:
+        check_count(self, "k", self.k)
+
+    @override
+    def mask(self, scores: Tensor) -> Tensor:
+        rows, columns = scores.shape[-2:]
+        # Offsets times 2 * rows * columns are integers: equal distances compare equal.
+        down = (2 * torch.arange(rows, device=scores.device) + 1 - rows) * columns
+        across = (2 * torch.arange(columns, device=scores.device) + 1 - columns) * rows
+        distance = (down[:, None] ** 2 + across**2).flatten()
+        kept = first_of(torch.argsort(distance, stable=True), cells_of(self.k, rows * columns))
+        return kept.reshape(rows, columns).expand(scores.shape)

@@ -1,0 +1,46 @@
+"""A control: cells drawn by chance (paper, figure 4)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from flexkit.selection._checks import check_count, check_int
+from flexkit.selection._ranking import cells_of, first_of
+from flexkit.selection.policy import Policy
+
+
+@dataclass(frozen=True)
+class Random(Policy):
+    """Select ``k`` cells by chance, the same ones for every map of a grid's shape.
+
+    So a batch selects what its rows would alone, on any device, and a larger ``k`` selects a superset.
+
+    Parameters
+    ----------
+    k : int or float
+        As in :class:`TopK`: a number of cells, or a share of them.
+    seed : int
+        Seed of the draw, at least 0.
+
+    Raises
+    ------
+    PolicyError
+        If a parameter is none of these.
+    """
+
+    k: int | float
+    seed: int = 0
+    uses_scores = False
+
+    def __post_init__(self) -> None:
+        check_count(self, "k", self.k)
+        check_int(self, "seed", self.seed, minimum=0)
+
+    @override
+    def mask(self, scores: Tensor) -> Tensor:
+        rows, columns = scores.shape[-2:]
+        drawn = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(self.seed))
+        kept = first_of(drawn.to(scores.device), cells_of(self.k, rows * columns))
+        return kept.reshape(rows, columns).expand(scores.shape)

@@ -1,0 +1,213 @@
+"""From attention weights over the low-res tokens to a selection of high-res tokens."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from typing_extensions import override
+
+from flexkit.errors import ConfigError, PolicyError
+from flexkit.selection._checks import check_pair, is_count, is_int
+from flexkit.selection.budget import within_budget
+from flexkit.selection.margins import valid_cells
+from flexkit.selection.policy import Policy, as_policy, at_least_float32, check_mask
+from flexkit.selection.schedule import Schedule
+from flexkit.selection.threshold import Threshold
+from flexkit.zoom import zoom_pair
+
+PUBLISHED_POLICY = Threshold(48 / 255).pooled(9)
+"""The selection of the authors' code."""
+
+
+class AttentionMapSelector(nn.Module):
+    """Select high-res tokens by where a querying position attends in the low-res view.
+
+    This is the paper's high-resolution feature selection, with the policy to choose.
+
+    Parameters
+    ----------
+    policy : Policy or Schedule or collections.abc.Callable
+        Which cells of a map are selected. A callable maps scores (..., rows, columns) to a bool mask of that
+        shape.
+    reduce : str
+        How a map is made of the heads' attention: "sum", "mean" or "max".
+    heads : collections.abc.Sequence or None
+        Indices of the heads that count; None for all.
+    budget : int or float or None
+        At most so many high-res tokens for each map, or at most this share in (0, 1] of the high-res grid
+        (rounded, at least one token); the best-scored ones stay. None for no bound.
+
+    Raises
+    ------
+    PolicyError
+        If ``policy`` is none of these.
+    ConfigError
+        If another setting is out of range.
+
+    Examples
+    --------
+    >>> from flexkit.selection import TopK
+    >>> selector = AttentionMapSelector(TopK(1))
+    >>> attention = torch.tensor([0.1, 0.2, 0.6, 0.1]).reshape(1, 1, 1, 4)
+    >>> selector(attention, grid=(2, 2), zoom=(1, 2)).int().tolist()
+    [[[[0, 0, 0, 0], [1, 1, 0, 0]]]]
+    """
+
+    def __init__(
+        self,
+        policy: Policy | Schedule | Callable[[Tensor], Tensor] = PUBLISHED_POLICY,
+        *,
+        reduce: Literal["sum", "mean", "max"] = "sum",
+        heads: Sequence[int] | None = None,
+        budget: int | float | None = None,
+    ) -> None:
+        super().__init__()
+        if reduce not in ("sum", "mean", "max"):
+            raise ConfigError(f'reduce must be "sum", "mean" or "max", got {reduce!r}')
+        if budget is not None and not is_count(budget):
+            raise ConfigError(
+                "budget must be an int of at least 1 (that many high-res tokens), a float in (0, 1] (a share "
+                f"of the high-res grid) or None, got {budget!r}"
+            )
+        self.policy = policy if isinstance(policy, Schedule) else as_policy(policy)
+        self.reduce = reduce
+        self.heads = None if heads is None else _check_heads(heads)
+        self.budget = budget
+
+    @property
+    def uses_scores(self) -> bool:
+        """Whether a selection depends on the scores: by its policy, or by its budget."""
+        return self.policy.uses_scores or self.budget is not None
+
+    def forward(
+        self,
+        attention: Tensor,
+        grid: tuple[int, int],
+        zoom: int | tuple[int, int] = 1,
+        *,
+        margins: Tensor | None = None,
+        layer: int | None = None,
+    ) -> Tensor:
+        """Select high-res tokens: :meth:`scores`, then :meth:`select`.
+
+        Parameters
+        ----------
+        attention : torch.Tensor
+            Shape (batch, heads, queries, cells), floating.
+        grid : tuple[int, int]
+            Rows and columns of the low-res grid.
+        zoom : int or tuple[int, int]
+            High-res tokens to a side of a low-res cell.
+        margins : torch.Tensor or None
+            Shape (batch, 2), integer, as :func:`margin_cells` gives them.
+        layer : int or None
+            Index of the layer; needed with a :class:`Schedule`.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (batch, queries, zoom_rows * rows, zoom_columns * columns), bool.
+        """
+        return self.select(self.scores(attention, grid, margins), zoom, layer=layer)
+
+    def scores(self, attention: Tensor, grid: tuple[int, int], margins: Tensor | None = None) -> Tensor:
+        """Reduce the heads' attention over the low-res tokens to a map for each querying position.
+
+        Parameters
+        ----------
+        attention : torch.Tensor
+            Shape (batch, heads, queries, cells), floating; cells in raster order.
+        grid : tuple[int, int]
+            Rows and columns of the low-res grid.
+        margins : torch.Tensor or None
+            Shape (batch, 2), integer, as :func:`margin_cells` gives them; scores in the margins become 0.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (batch, queries, rows, columns), in the dtype of ``attention`` but at least float32.
+
+        Raises
+        ------
+        ConfigError
+            If the shapes contradict each other, or the attention lacks one of the selector's heads.
+        """
+        rows, columns = check_pair("grid", grid)
+        if attention.ndim != 4 or attention.shape[-1] != rows * columns or not attention.is_floating_point():
+            raise ConfigError(
+                f"attention is {attention.dtype} of shape {tuple(attention.shape)}, expected floating "
+                f"(batch, heads, queries, {rows * columns}) for a grid of {rows} x {columns} cells: pass the "
+                "columns of the low-res image tokens only"
+            )
+        maps = self._reduce_heads(at_least_float32(attention))
+        maps = rearrange(maps, "batch queries (rows columns) -> batch queries rows columns", rows=rows)
+        if margins is None:
+            return maps
+        valid = valid_cells(margins, (rows, columns))
+        if len(valid) != len(maps):
+            raise ConfigError(f"margins are for {len(valid)} images, the attention for {len(maps)}")
+        return maps.masked_fill(~rearrange(valid, "batch rows columns -> batch 1 rows columns"), 0.0)
+
+    def select(self, scores: Tensor, zoom: int | tuple[int, int], *, layer: int | None = None) -> Tensor:
+        """Select high-res tokens by maps of scores.
+
+        Parameters
+        ----------
+        scores : torch.Tensor
+            Shape (batch, queries, rows, columns), floating.
+        zoom : int or tuple[int, int]
+            High-res tokens to a side of a low-res cell.
+        layer : int or None
+            Index of the layer; needed with a :class:`Schedule`.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (batch, queries, zoom_rows * rows, zoom_columns * columns), bool.
+
+        Raises
+        ------
+        ConfigError
+            If ``zoom`` is not one or two positive ints.
+        PolicyError
+            If the policy returned anything but such a mask, or the layer of a schedule is missing.
+        """
+        zoom_rows, zoom_columns = zoom_pair(zoom)
+        policy = self._policy_at(layer)
+        scores = scores.detach()
+        rows, columns = scores.shape[-2:]
+        size = (zoom_rows * rows, zoom_columns * columns)
+        selected = check_mask(policy, policy.select(scores, size), (*scores.shape[:-2], *size), scores.device)
+        return selected if self.budget is None else within_budget(selected, scores, self.budget)
+
+    @override
+    def extra_repr(self) -> str:
+        return f"policy={self.policy!r}, reduce={self.reduce!r}, heads={self.heads}, budget={self.budget}"
+
+    def _policy_at(self, layer: int | None) -> Policy:
+        if isinstance(self.policy, Policy):
+            return self.policy
+        if layer is None:
+            raise PolicyError(f"the policy is {self.policy!r}, which differs by layer: pass layer=...")
+        return self.policy.at(layer)
+
+    def _reduce_heads(self, attention: Tensor) -> Tensor:
+        if self.heads is not None:
+            available = attention.shape[1]
+            if max(self.heads) >= available:
+                raise ConfigError(
+                    f"heads {self.heads} were chosen, the attention has {available}: 0 to {available - 1}"
+                )
+            attention = torch.stack([attention[:, head] for head in self.heads], dim=1)
+        if self.reduce == "sum":
+            return attention.sum(1)
+        return attention.mean(1) if self.reduce == "mean" else attention.amax(1)
+
+
+def _check_heads(heads: Sequence[int]) -> tuple[int, ...]:
+    chosen = tuple(heads)
+    if not chosen or len(set(chosen)) != len(chosen) or not all(is_int(head, 0) for head in chosen):
+        raise ConfigError(f"heads must be one or more different ints of at least 0, or None; got {heads!r}")
+    return chosen

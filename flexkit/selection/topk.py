@@ -1,0 +1,47 @@
+"""A fixed number of cells: the best-scored ones."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from typing_extensions import override
+
+from flexkit.selection._checks import check_count
+from flexkit.selection._ranking import cells_of, descending, first_of
+from flexkit.selection.policy import Policy
+
+
+@dataclass(frozen=True)
+class TopK(Policy):
+    """Select the ``k`` cells of the highest scores, always exactly that many.
+
+    Ties are decided in raster order. NaN ranks below every number. With this policy all shapes that follow
+    from the selection are static.
+
+    Parameters
+    ----------
+    k : int or float
+        An int of at least 1 counts cells (more than there are: all of them); a float in (0, 1] is a share of
+        the cells, rounded, at least one cell.
+
+    Raises
+    ------
+    PolicyError
+        If ``k`` is neither.
+
+    Examples
+    --------
+    >>> import torch
+    >>> TopK(2)(torch.tensor([[1.0, 3.0], [3.0, 3.0]])).int().tolist()
+    [[0, 1], [1, 0]]
+    """
+
+    k: int | float
+
+    def __post_init__(self) -> None:
+        check_count(self, "k", self.k)
+
+    @override
+    def mask(self, scores: Tensor) -> Tensor:
+        cells = scores.flatten(-2)
+        count = cells_of(self.k, cells.shape[-1])
+        return first_of(descending(cells), count).reshape(scores.shape)

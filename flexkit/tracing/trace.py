@@ -1,0 +1,191 @@
+"""What a patched model looked at: every selection of every layer and step."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flexkit.errors import ConfigError
+from flexkit.patching.call import FlexCall
+from flexkit.patching.selections import Selection
+from flexkit.patching.state import get_patch
+
+__all__ = ["Step", "Trace", "trace"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward call of a traced model.
+
+    Attributes
+    ----------
+    queries : torch.Tensor
+        ``(batch, queries)``, int64: positions in the sequence that read high-res keys, in order; -1 where a row has fewer.
+    layers : dict of int to Selection
+        What the map of each layer selected.
+    """
+
+    queries: Tensor
+    layers: dict[int, Selection]
+
+    @classmethod
+    def of(cls, call: FlexCall) -> "Step":
+        """What a finished call did."""
+        queries = (call.rows.index + call.past).masked_fill(~call.rows.valid, -1)
+        return cls(queries, dict(sorted(call.selections.items())))
+
+
+@dataclass
+class Trace:
+    """Selections of the forward calls that read high-res tokens, in order.
+
+    While generating, step 0 is the prompt and each later step one decoded token.
+
+    Attributes
+    ----------
+    steps : list of Step
+        One for each call.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers whose maps were recorded, in order."""
+        return sorted({layer for step in self.steps for layer in step.layers})
+
+    def mask(self, step: int, layer: int, *, image: int = 0, query: int = -1) -> Tensor:
+        """What a layer's map selected.
+
+        With the published schedule the *next* layer reads it.
+
+        Parameters
+        ----------
+        step : int
+            Index of the call; may be negative.
+        layer : int
+            Index of the decoder layer whose map it was.
+        image : int
+            Which image of each batch row, in the order of the prompt.
+        query : int
+            Which querying position, in order; -1 for the last of each row.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(batch, rows, columns)``, bool, on the high-res grid. Rows without such an image or query select nothing;
+            where grids differ, smaller ones are padded.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such step or layer.
+        """
+        return self._stacked(step, layer, "masks", image, query)
+
+    def scores(self, step: int, layer: int, *, image: int = 0, query: int = -1) -> Tensor:
+        """The map that a layer selected by.
+
+        Parameters
+        ----------
+        step, layer, image, query : int
+            As for :meth:`mask`.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(batch, rows, columns)``, floating, on the low-res grid; 0 in padded margins.
+        """
+        return self._stacked(step, layer, "scores", image, query)
+
+    def selected_fraction(self, step: int, layer: int, *, image: int = 0, query: int = -1) -> Tensor:
+        """Share of the high-res tokens that was selected.
+
+        Parameters
+        ----------
+        step, layer, image, query : int
+            As for :meth:`mask`.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(batch,)``, float32, between 0 and 1.
+        """
+        return self.mask(step, layer, image=image, query=query).float().mean((1, 2))
+
+    def _stacked(self, step: int, layer: int, kind: str, image: int, query: int) -> Tensor:
+        try:
+            recorded = self.steps[step]
+            selection = recorded.layers[layer]
+        except (IndexError, KeyError):
+            raise ConfigError(
+                f"there is no step {step} with layer {layer}; recorded are {len(self.steps)} steps of layers {self.layers}."
+            ) from None
+        batch = len(recorded.queries)
+        counts = (recorded.queries >= 0).sum(-1).tolist()
+        maps: list[Tensor | None] = [None] * batch
+        seen = [0] * batch
+        for row, stack in _by_sequence(selection, getattr(selection, kind)):
+            slot = query if query >= 0 else counts[row] + query
+            if seen[row] == image and 0 <= slot < counts[row]:
+                maps[row] = stack[slot]
+            seen[row] += 1
+        return _padded(maps, getattr(selection, kind)[0])
+
+
+@contextmanager
+def trace(model: nn.Module) -> Iterator[Trace]:
+    """Record what a patched model selects, in every call until the block ends.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A patched model. Calls from all threads are recorded, in the order in which they finish.
+
+    Yields
+    ------
+    Trace
+        Filled as the model runs.
+
+    Raises
+    ------
+    PatchError
+        If the model is not patched.
+    """
+    recorded = Trace()
+    recorders = get_patch(model).recorders
+
+    def record(call: FlexCall) -> None:
+        recorded.steps.append(Step.of(call))
+
+    recorders.append(record)
+    try:
+        yield recorded
+    finally:
+        recorders.remove(record)
+
+
+def _by_sequence(selection: Selection, stacks: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
+    """``(batch row, maps of all queries)`` of every image, in the order of the prompt."""
+    found = [
+        (span.row, span.start, stack[index])
+        for group, stack in zip(selection.groups, stacks, strict=True)
+        for index, span in enumerate(group.images)
+    ]
+    return [(row, stack) for row, _, stack in sorted(found, key=lambda entry: entry[:2])]
+
+
+def _padded(maps: Sequence[Tensor | None], like: Tensor) -> Tensor:
+    """Stack maps of different sizes, zero where one is missing."""
+    sizes = [chosen.shape[-2:] for chosen in maps if chosen is not None] or [like.shape[-2:]]
+    rows, columns = (max(size[axis] for size in sizes) for axis in range(2))
+    stacked = like.new_zeros(len(maps), rows, columns)
+    for row, chosen in enumerate(maps):
+        if chosen is not None:
+            stacked[row] = F.pad(chosen, (0, columns - chosen.shape[1], 0, rows - chosen.shape[0]))
+    return stacked
