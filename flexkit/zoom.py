@@ -15,7 +15,7 @@ def zoom_pair(zoom: int | Pair) -> Pair:
     ConfigError
         If the zoom is not one or two positive ints.
     """
-    pair = (zoom, zoom) if isinstance(zoom, int) else tuple(zoom)
-    if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
+    pair = zoom if isinstance(zoom, tuple | list) else (zoom, zoom)
+    if len(pair) != 2 or not all(type(side) is int and side >= 1 for side in pair):
         raise ConfigError(f"zoom must be a positive int or a pair of them (rows, columns), got {zoom!r}.")
     return pair[0], pair[1]

@@ -1,8 +1,8 @@
 """Processors small enough for tests, built without a hub, whose token ids fit tiny models.
 
-Every builder takes the ids of its special tokens, which must lie inside of the vocabulary of ``vocab_size`` tokens; the
-other tokens are the words ``w4``, ``w5``, ... at the ids 4, 5, ... Text is split at spaces, so that ``"w7 w8"`` is two
-tokens, and is preceded by ``<s>``.
+Every builder takes the ids of its special tokens, which must lie inside of the vocabulary of ``vocab_size``
+tokens; the other tokens are the words ``w4``, ``w5``, ... at the ids 4, 5, ... Text is split at spaces, so
+that ``"w7 w8"`` is two tokens, and is preceded by ``<s>``.
 """
 
 from typing import Any
@@ -62,8 +62,8 @@ def tiny_llava_processor(
 ) -> LlavaProcessor:
     """LLaVA with ``(image_size / patch_size)²`` tokens for an image, written ``<image>`` in the prompt.
 
-    The image processor is CLIP's (shortest edge and centre crop), LLaVA's own with ``pad`` (padding to a square), or
-    with ``siglip`` SigLIP's (resizing to a square; a tower without a class token).
+    The image processor is CLIP's (shortest edge and centre crop), LLaVA's own with ``pad`` (padding to a
+    square), or with ``siglip`` SigLIP's (resizing to a square; a tower without a class token).
     """
     crop = {"size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size}}
     if siglip:

@@ -1,4 +1,4 @@
-"""Hierarchical self-attention: base keys and selected high-res keys in one softmax, and their rotary positions.
+"""Hierarchical self-attention: base keys and selected high-res keys in one softmax; rotary positions of both.
 
 Plain tensors; nothing here knows transformers.
 """

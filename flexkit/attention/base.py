@@ -36,7 +36,8 @@ def key_mask(
     Returns
     -------
     torch.Tensor or None
-        Broadcastable to ``(batch, heads, queries, keys)``, bool or additive as ``mask``; None if nothing is hidden.
+        Broadcastable to ``(batch, heads, queries, keys)``, bool or additive as ``mask``; None if nothing is
+        hidden.
     """
     if not is_causal:
         return mask
@@ -61,7 +62,7 @@ def base_attention(
     sinks: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Softmax attention through torch's fused kernel; with a soft cap or sinks, which it lacks, from explicit logits.
+    """Softmax attention by torch's fused kernel, or from logits for a soft cap or sinks, which that lacks.
 
     Parameters
     ----------
@@ -72,7 +73,8 @@ def base_attention(
     scaling : float
         Factor on the products.
     mask : torch.Tensor, optional
-        Broadcastable to ``(batch, heads, queries, keys)``; bool (True attends) or additive, hiding by minus infinity.
+        Broadcastable to ``(batch, heads, queries, keys)``; bool (True attends) or additive, hiding by minus
+        infinity.
     is_causal : bool
         Instead of a mask: queries and keys are the same positions, each sees itself and those before.
     softcap : float, optional

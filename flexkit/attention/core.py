@@ -4,8 +4,9 @@ For a querying row the paper (section 3.2) computes
 
 .. math:: \mathrm{softmax}\!\left(\frac{q\,[K ; K'_S]^\top}{\sqrt{d_k}}\right) [V ; V'_S].
 
-A softmax over two sets of keys is the mean of the two softmaxes, weighted by the sums of their exponentials. So the
-base model's own kernel may compute the base part, and only the high-res part and the two log-sum-exps are computed here.
+A softmax over two sets of keys is the mean of the two softmaxes, weighted by the sums of their exponentials.
+So the base model's own kernel may compute the base part, and only the high-res part and the two log-sum-exps
+are computed here.
 """
 
 import torch
@@ -13,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["attention_logits", "attention_map", "attend", "log_normaliser", "merge_high_res"]
+__all__ = ["attend", "attention_logits", "attention_map", "log_normaliser", "merge_high_res"]
 
 
 def attention_logits(
@@ -50,7 +51,7 @@ def attention_logits(
     dtype = torch.promote_types(query.dtype, torch.float32)
     grouped = rearrange(query.to(dtype) * scaling, "b (h g) q d -> b h (g q) d", h=key.shape[1])
     logits = grouped @ key.to(dtype).transpose(-1, -2)
-    logits = rearrange(logits, "b h (g q) n -> b (h g) q n", q=query.shape[2])
+    logits = rearrange(logits, "b h (g q) n -> b (h g) q n", g=query.shape[1] // key.shape[1])
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     logits = logits + bias
@@ -132,7 +133,7 @@ def attend(
     weights = F.dropout(weights, dropout)
     grouped = rearrange(weights, "b (h g) q n -> b h (g q) n", h=value.shape[1])
     output = grouped @ value.to(weights.dtype)
-    return rearrange(output, "b h (g q) d -> b (h g) q d", q=logits.shape[2]), normaliser
+    return rearrange(output, "b h (g q) d -> b (h g) q d", g=logits.shape[1] // value.shape[1]), normaliser
 
 
 def merge_high_res(
@@ -149,7 +150,8 @@ def merge_high_res(
     Parameters
     ----------
     base : torch.Tensor
-        ``(batch, heads, queries, value_dim)``: attention of the querying rows over the base keys, from any kernel.
+        ``(batch, heads, queries, value_dim)``: attention of the querying rows over the base keys, from any
+        kernel.
     base_normaliser : torch.Tensor
         ``(batch, heads, queries, 1)``: its log-normaliser.
     logits : torch.Tensor
@@ -164,8 +166,8 @@ def merge_high_res(
     Returns
     -------
     torch.Tensor
-        ``(batch, heads, queries, value_dim)`` in the dtype of ``base``. Rows that select nothing keep the bits of
-        ``base``.
+        ``(batch, heads, queries, value_dim)`` in the dtype of ``base``. Rows that select nothing keep the
+        bits of ``base``.
     """
     selected = selected[:, None]
     high_res, normaliser = attend(logits.masked_fill(~selected, -torch.inf), value, dropout=dropout)
@@ -176,7 +178,7 @@ def merge_high_res(
 
 
 def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Exponentials relative to each query's largest logit, their sum, and that logit (0 where all are masked)."""
+    """Exponentials relative to each query's largest logit, their sum, and that logit (0 if all masked)."""
     if logits.shape[-1] == 0:
         zero = logits.new_zeros(*logits.shape[:-1], 1)
         return logits, zero, zero

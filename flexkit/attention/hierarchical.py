@@ -22,10 +22,11 @@ __all__ = ["HierarchicalSelfAttention"]
 class HierarchicalSelfAttention(PlainSelfAttention):
     r"""Self-attention whose querying rows also read selected tokens of a high-res view (paper, section 3.2).
 
-    A querying row computes :math:`\mathrm{softmax}([q K ; q K'_S] / \sqrt{d_k}) [V ; V'_S]`, one joint softmax over the
-    sequence and the selected high-res tokens. These are keys and values only, through projections of their own
-    (``k_proj_hd`` and ``v_proj_hd``): the sequence stays as long as it is. Rows that do not query, or select nothing,
-    keep the bits of plain attention. Gradients reach the high-res features; the paper detaches them.
+    A querying row computes :math:`\mathrm{softmax}([q K ; q K'_S] / \sqrt{d_k}) [V ; V'_S]`, one joint
+    softmax over the sequence and the selected high-res tokens. These are keys and values only, through
+    projections of their own (``k_proj_hd`` and ``v_proj_hd``): the sequence stays as long as it is. Rows that
+    do not query, or select nothing, keep the bits of plain attention. Gradients reach the high-res features;
+    the paper detaches them.
 
     Parameters
     ----------
@@ -56,18 +57,21 @@ class HierarchicalSelfAttention(PlainSelfAttention):
     selector : AttentionMapSelector, optional
         Turns this layer's map into a selection, for this layer or the next.
     select_from : str
-        "previous": read what the caller hands in as ``selected``. "same": read what this layer's own low-res logits
-        select, in the same softmax.
+        "previous": read what the caller hands in as ``selected``. "same": read what this layer's own low-res
+        logits select, in the same softmax.
     share_selection : bool
-        Make one selection for all querying rows of a batch row, from the map of the last one (paper, Eq. 6-7).
+        Make one selection for all querying rows of a batch row, from the map of the last one (paper, Eq.
+        6-7).
     low_res_keys : str
-        "keep", or "replace": querying rows no longer see the low-res keys of cells with a selected high-res token.
+        "keep", or "replace": querying rows no longer see the low-res keys of cells with a selected high-res
+        token.
     replace_dilation : int
         How many cells around the selected ones "replace" hides with them.
     logit_bias : float
         Added to all high-res logits.
     key_norm : torch.nn.Module, optional
-        Applied to the high-res features before their projections, such as the layer's input norm. The paper has none.
+        Applied to the high-res features before their projections, such as the layer's input norm. The paper
+        has none.
     gate : float, optional
         Querying rows whose low-res answer has an ``entropy`` below this many nats read no high-res token.
 
@@ -180,8 +184,8 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         zoom : int or tuple of int
             High-res cells per low-res cell and axis.
         image_positions : torch.Tensor, optional
-            ``(batch, rows * columns)``, int64: where the low-res image tokens stand in the sequence of keys (``past``
-            included), in raster order; needed whenever ``grid`` is.
+            ``(batch, rows * columns)``, int64: where the low-res image tokens stand in the sequence of keys
+            (``past`` included), in raster order; needed whenever ``grid`` is.
         selected : torch.Tensor, optional
             With ``select_from="previous"``: bool, ``(batch, tokens)`` for all querying rows or
             ``(batch, querying rows, tokens)`` for each, tokens flat or on their grid; None selects nothing.
@@ -190,11 +194,13 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         rotary, high_res_rotary : tuple, optional
             Cosines and sines, each ``(batch or 1, length or tokens, dim)`` with ``dim <= head_dim``.
         attention_mask : torch.Tensor, optional
-            Broadcastable to ``(batch, heads, length, keys)``, bool (True attends) or additive; on top of causality.
+            Broadcastable to ``(batch, heads, length, keys)``, bool (True attends) or additive; on top of
+            causality.
         high_res_mask : torch.Tensor, optional
             ``(batch, tokens)``, bool: False is never read.
         margins : torch.Tensor, optional
-            ``(batch, 2)``: cells of padding, as :func:`flexkit.selection.margin_cells` gives them, for the selector.
+            ``(batch, 2)``: cells of padding, as :func:`flexkit.selection.margin_cells` gives them, for the
+            selector.
         layer : int, optional
             Index of this layer, for a selector with a schedule.
         entropy : torch.Tensor, optional
@@ -227,16 +233,12 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         if high_res is not None or image is not None:
             asking, logits = self._row_logits(rows, query, key, mask)
             if self.selector is not None and image is not None:
-                scores = self._scores(
-                    self.selector, logits if return_map else logits.detach(), image, margins
-                )
+                scores = self._scores(self.selector, logits if return_map else logits.detach(), image, margins)
                 made = self._select(self.selector, scores, rows, image, layer)
             selected = made if self.select_from == "same" else selected
             if high_res is not None and selected is not None:
                 chosen = self._chosen(selected, rows, high_res, high_res_mask, entropy, image)
-                heads = self._read(
-                    heads, rows, asking, logits, value, high_res, high_res_rotary, chosen, image
-                )
+                heads = self._read(heads, rows, asking, logits, value, high_res, high_res_rotary, chosen, image)
         shown = scores if return_map else None
         return HierarchicalAttentionOutput(self._merge_heads(heads), shown, made, rows, (key, value))
 
@@ -307,9 +309,7 @@ class HierarchicalSelfAttention(PlainSelfAttention):
             chosen = chosen & high_res_mask[:, None]
         if self.gate is not None:
             if entropy is None:
-                raise ConfigError(
-                    f"gate={self.gate} needs the entropy of the low-res answer at each position."
-                )
+                raise ConfigError(f"gate={self.gate} needs the entropy of the low-res answer at each position.")
             check_tensor("entropy", entropy, batch=batch, length=length)
             chosen = chosen & (rows.gather(entropy)[..., None] >= self.gate)
         return chosen
@@ -335,9 +335,7 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         if self.low_res_keys == "replace" and image is not None:
             replaced = replaced_keys(chosen, *image, logits.shape[-1], dilation=self.replace_dilation)
         key_hd, value_hd = self._project_high_res(tokens, high_res, rotary)
-        logits_hd = attention_logits(
-            asking, key_hd, scaling=self.scaling, softcap=self.softcap, bias=self.logit_bias
-        )
+        logits_hd = attention_logits(asking, key_hd, scaling=self.scaling, softcap=self.softcap, bias=self.logit_bias)
         read = torch.take_along_dim(chosen, tokens.index[:, None], dim=-1) & tokens.valid[:, None]
         joint = joint_attention(
             gather_heads(rows, heads),
@@ -352,9 +350,7 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         )
         return rows.scatter(joint.transpose(1, 2), heads.transpose(1, 2)).transpose(1, 2)
 
-    def _project_high_res(
-        self, tokens: QueryRows, high_res: Tensor, rotary: Tables | None
-    ) -> tuple[Tensor, Tensor]:
+    def _project_high_res(self, tokens: QueryRows, high_res: Tensor, rotary: Tables | None) -> tuple[Tensor, Tensor]:
         """K' and V' of the tokens that some row reads, each ``(batch, key_heads, tokens read, head_dim)``."""
         features = tokens.gather(high_res).masked_fill(~tokens.valid[..., None], 0.0)
         if self.key_norm is not None:

@@ -28,7 +28,7 @@ def check_tensor(
     error: type[FlexkitError] = ConfigError,
     **axes: int | tuple[int, ...] | None,
 ) -> None:
-    """Raise ``error`` unless ``tensor`` has the named axes, in order: of one size, one of several, or any (None)."""
+    """Raise ``error`` unless ``tensor`` has the named axes in order: of a size, one of several, or any."""
     sizes = [size if isinstance(size, tuple | None) else (size,) for size in axes.values()]
     fits = tensor.ndim == len(sizes) and all(
         size is None or got in size for size, got in zip(sizes, tensor.shape, strict=True)
@@ -40,32 +40,26 @@ def check_tensor(
         for axis, size in zip(axes, sizes, strict=True)
     )
     kind = "" if dtype is None else f"{dtype} of "
-    raise error(
-        f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected {kind}shape ({expected})."
-    )
+    raise error(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected {kind}shape ({expected}).")
 
 
 class ImageCells(NamedTuple):
-    """Where the low-res image is: its grid, its zoom, and ``(batch, rows * columns)`` positions in the keys."""
+    """The low-res image: its grid, its zoom, and its ``(batch, rows * columns)`` positions in the keys."""
 
     grid: tuple[int, int]
     zoom: Pair
     positions: Tensor
 
 
-def image_cells(
-    grid: tuple[int, int], zoom: int | Pair, positions: Tensor | None, batch: int, keys: int
-) -> ImageCells:
+def image_cells(grid: tuple[int, int], zoom: int | Pair, positions: Tensor | None, batch: int, keys: int) -> ImageCells:
     """Join these, or raise :class:`ConfigError` unless there is one key per cell."""
     if positions is None:
-        raise ConfigError(
-            "a grid was given without image_positions: say where its tokens stand in the sequence."
-        )
+        raise ConfigError("a grid was given without image_positions: say where its tokens stand in the sequence.")
     check_tensor("image_positions", positions, dtype=torch.long, batch=batch, cells=math.prod(grid))
     if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < keys:
         raise ConfigError(
-            f"image_positions go from {int(positions.min())} to {int(positions.max())}, expected 0 to {keys - 1}: "
-            "positions in the sequence of keys."
+            f"image_positions go from {int(positions.min())} to {int(positions.max())}, expected 0 to "
+            f"{keys - 1}: positions in the sequence of keys."
         )
     return ImageCells(grid, zoom_pair(zoom), positions)
 
@@ -80,20 +74,18 @@ def check_tokens(tokens: int, image: ImageCells) -> None:
 
 
 def broadcast_mask(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-    """Give an attention mask four axes, all queries and all keys, and minus infinity where an additive one hides.
+    """Give an attention mask four axes, all queries and keys, and minus infinity where an additive one hides.
 
     Raises
     ------
     ConfigError
         If the mask is not bool or floating, or cannot be broadcast to ``shape``.
     """
-    fits = mask.ndim <= 4 and all(
-        got in (1, want) for got, want in zip(mask.shape[::-1], shape[::-1], strict=False)
-    )
+    fits = mask.ndim <= 4 and all(got in (1, want) for got, want in zip(mask.shape[::-1], shape[::-1], strict=False))
     if not fits or not (mask.dtype == torch.bool or mask.is_floating_point()):
         raise ConfigError(
-            f"attention_mask is {mask.dtype} of shape {tuple(mask.shape)}, expected bool or floating, broadcastable to "
-            f"(batch, heads, length, keys) = {shape}."
+            f"attention_mask is {mask.dtype} of shape {tuple(mask.shape)}, expected bool or floating, "
+            f"broadcastable to (batch, heads, length, keys) = {shape}."
         )
     mask = mask.reshape(*[1] * (4 - mask.ndim), *mask.shape)
     mask = mask.expand(-1, -1, *shape[2:])
@@ -108,8 +100,8 @@ def selection_by_row(selected: Tensor, batch: int, rows: int, tokens: int) -> Te
     Parameters
     ----------
     selected : torch.Tensor
-        Bool: ``(batch, tokens)`` or ``(batch, high-res rows, high-res columns)`` for all querying rows of a batch row,
-        ``(batch, rows, tokens)`` or ``(batch, rows, high-res rows, high-res columns)`` for each.
+        Bool: ``(batch, tokens)`` or ``(batch, high-res rows, high-res columns)`` for all querying rows of a
+        batch row, ``(batch, rows, tokens)`` or ``(batch, rows, high-res rows, high-res columns)`` for each.
     batch, rows, tokens : int
         Batch size, querying rows and high-res tokens that are expected.
 
@@ -129,12 +121,10 @@ def selection_by_row(selected: Tensor, batch: int, rows: int, tokens: int) -> Te
     elif selected.ndim == 3 and selected.shape[-1] != tokens:
         flat = selected.flatten(1)
     flat = flat[:, None] if flat.ndim == 2 else flat
-    fits = (
-        flat.ndim == 3 and flat.shape[0] == batch and flat.shape[1] in (1, rows) and flat.shape[2] == tokens
-    )
+    fits = flat.ndim == 3 and flat.shape[0] == batch and flat.shape[1] in (1, rows) and flat.shape[2] == tokens
     if not fits or selected.dtype != torch.bool:
         raise HighResInputError(
-            f"selected is {selected.dtype} of shape {tuple(selected.shape)}, expected torch.bool: {batch} batch rows, "
-            f"then optionally {rows} querying rows, then {tokens} high-res tokens, flat or on their grid."
+            f"selected is {selected.dtype} of shape {tuple(selected.shape)}, expected torch.bool: "
+            f"{batch} batch rows, optionally {rows} querying rows, {tokens} high-res tokens (flat or a grid)."
         )
     return flat.expand(-1, rows, -1)

@@ -97,8 +97,8 @@ def joint_attention(
     Returns
     -------
     torch.Tensor
-        ``(batch, heads, queries, value_dim)`` in the dtype of ``base``. Rows that select nothing keep the bits of
-        ``base``.
+        ``(batch, heads, queries, value_dim)`` in the dtype of ``base``. Rows that select nothing keep the
+        bits of ``base``.
     """
     if replaced is None:
         normaliser = log_normaliser(base_logits, sinks)

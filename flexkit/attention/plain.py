@@ -29,7 +29,7 @@ def gather_heads(rows: QueryRows, states: Tensor) -> Tensor:
 
 
 class PlainSelfAttention(nn.Module):
-    """What :class:`HierarchicalSelfAttention` is made of besides the high-res view; it documents the settings."""
+    """What :class:`HierarchicalSelfAttention`, which documents the settings, has besides high-res."""
 
     def __init__(
         self,
@@ -92,10 +92,8 @@ class PlainSelfAttention(nn.Module):
         output: Tensor = self.o_proj(rearrange(heads, "b h n d -> b n (h d)"))
         return output
 
-    def _project(
-        self, states: Tensor, rotary: Tables | None, past: Tables | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of these positions, ``(batch, heads, length, head_dim)``; keys and values with the past ones."""
+    def _project(self, states: Tensor, rotary: Tables | None, past: Tables | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, and keys and values with the past ones, each ``(batch, heads, positions, head_dim)``."""
         query = self.q_norm(self._split_heads(self.q_proj(states)))
         key = self.k_norm(self._split_heads(self.k_proj(states)))
         value = self._split_heads(self.v_proj(states))
@@ -103,14 +101,15 @@ class PlainSelfAttention(nn.Module):
             self._check_rotary("rotary", rotary, states)
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         if past is not None:
-            for name, states_before in zip(("past key", "past value"), past, strict=True):
-                axes = {
-                    "batch": len(states),
-                    "key_heads": self.num_kv_heads,
-                    "keys": None,
-                    "head_dim": self.head_dim,
-                }
-                check_tensor(name, states_before, **axes)
+            for name, cached in zip(("past key", "past value"), past, strict=True):
+                check_tensor(
+                    name,
+                    cached,
+                    batch=len(states),
+                    key_heads=self.num_kv_heads,
+                    keys=None,
+                    head_dim=self.head_dim,
+                )
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
         return query, key, value
 
@@ -138,9 +137,7 @@ class PlainSelfAttention(nn.Module):
             dropout=self._dropout,
         )
 
-    def _row_logits(
-        self, rows: QueryRows, query: Tensor, key: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _row_logits(self, rows: QueryRows, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Queries of the querying rows and their masked logits over the sequence."""
         keys = key.shape[2]
         if mask is not None:

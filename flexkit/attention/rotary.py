@@ -32,7 +32,8 @@ def rotary_tables(
     Returns
     -------
     cos, sin : torch.Tensor
-        Each ``(..., length, dim)``, in float32 or the positions' dtype if that is wider; the halves are equal.
+        Each ``(..., length, dim)``, in float32 or the positions' dtype if that is wider; the halves are
+        equal.
 
     Raises
     ------
@@ -50,7 +51,7 @@ def rotary_tables(
                 f"sections {tuple(sections)} must share out dim / 2 = {dim // 2} frequencies among the "
                 f"{positions.shape[0]} axes of positions {tuple(positions.shape)}."
             )
-        parts = angles.split(list(sections), dim=-1)
+        parts = torch.split(angles, list(sections), dim=-1)
         angles = torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
@@ -79,10 +80,10 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def interpolate_table(table: Tensor, grid: tuple[int, int], zoom: int | Pair) -> Tensor:
-    """Interpolate a cosine or sine table of the low-res image tokens to the high-res grid (the published way).
+    """Interpolate a cosine or sine table of the low-res image tokens to the high-res grid, as published.
 
-    The *values* are interpolated, bicubically and with half-pixel centres, not the angles: the result is not a
-    rotation, and projections trained with it expect exactly this.
+    The *values* are interpolated, bicubically and with half-pixel centres, not the angles: the result is not
+    a rotation, and projections trained with it expect exactly this.
 
     Parameters
     ----------
@@ -111,9 +112,9 @@ def interpolate_table(table: Tensor, grid: tuple[int, int], zoom: int | Pair) ->
 def fractional_positions(positions: Tensor, grid: tuple[int, int], zoom: int | Pair) -> Tensor:
     """Positions of high-res tokens between those of the low-res tokens, by linear inter- and extrapolation.
 
-    A high-res cell whose centre lies a third of the way between two low-res centres gets the position a third of the
-    way between theirs; cells outside the outermost centres continue the same step. Exact for raster positions
-    (one axis) and for (time, row, column) positions alike.
+    A high-res cell whose centre lies a third of the way between two low-res centres gets the position a third
+    of the way between theirs; cells outside the outermost centres continue the same step. Exact for raster
+    positions (one axis) and for (time, row, column) positions alike.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ class QueryRows:
         return _take(states, self.index)
 
     def scatter(self, rows: Tensor, states: Tensor) -> Tensor:
-        """Return ``states`` ``(batch, length, ...)`` with ``rows`` ``(batch, count, ...)`` at the querying positions."""
+        """Put ``rows`` ``(batch, count, ...)`` in ``states`` ``(batch, length, ...)`` where they query."""
         # A gather and a `where` instead of an indexed write: no duplicate index, so gradients are exact.
         slot = (self.mask.cumsum(-1) - 1).clamp_min(0)
         mask = self.mask.view(*self.mask.shape, *[1] * (states.ndim - 2))

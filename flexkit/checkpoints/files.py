@@ -62,9 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; is {path.parent} the folder of the checkpoint?") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as JSON ({error}); download or save it again."
-        ) from error
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); download or save it again.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, an object was expected.")
     return content

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flexkit.checkpoints.files import checkpoint_folder, path_inside, read_json, rewritten
 from flexkit.checkpoints.tensors import check_tensors, read_tensors
-from flexkit.errors import CheckpointError, FlexkitError
+from flexkit.errors import CheckpointError, ConfigError, FlexkitError
 from flexkit.patching import FlexConfig, added_parameters, get_patch, is_patched, patch_model, unpatch_model
 from flexkit.selection import Policy, Schedule, as_policy, policy_to_dict
 
@@ -100,7 +100,11 @@ def load_flex(
         _check_agreement(settings, get_patch(model).config.to_dict(), policy, folder)
         load_added(model, tensors, source=folder)
         return model
-    patch_model(model, _config(settings, policy, folder), trained=True)
+    config = _config(settings, policy, folder)
+    try:
+        patch_model(model, config, trained=True)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / _SETTINGS} does not fit this {type(model).__name__}: {error}") from error
     try:
         load_added(model, tensors, source=folder)
     except BaseException:

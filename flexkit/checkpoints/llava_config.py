@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from flexkit.checkpoints.files import path_inside, read_json
@@ -141,9 +142,7 @@ def read_settings(folder: Path) -> PublishedSettings:
     zoom = _number(extra, "zoom_ratio", path)
     low, high = _number(extra, "lowres_size", path), _number(extra, "highres_size", path)
     if zoom < 1 or high != zoom * low:
-        raise CheckpointError(
-            f"{path}: highres_size {high} is not lowres_size {low} times zoom_ratio {zoom}."
-        )
+        raise CheckpointError(f"{path}: highres_size {high} is not lowres_size {low} times zoom_ratio {zoom}.")
     text = _text_config(given, path)
     if text.num_hidden_layers <= START_LAYER:
         raise CheckpointError(
@@ -174,7 +173,7 @@ def _text_config(given: Mapping[str, Any], path: Path) -> LlamaConfig:
     fields["vocab_size"] = _number(given, "vocab_size", path) + 1
     try:
         return LlamaConfig(**fields)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
         raise CheckpointError(f"{path} does not describe a language model ({error}).") from error
 
 

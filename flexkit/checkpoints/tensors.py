@@ -94,8 +94,7 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
         named = {name for name, place in places.items() if place == shard}
         if named != content.keys():
             raise CheckpointError(
-                f"{path} and {index.name} disagree about {_first(sorted(named ^ content.keys()))}; "
-                "download both again."
+                f"{path} and {index.name} disagree about {_first(sorted(named ^ content.keys()))}; download both again."
             )
         tensors |= content
     return tensors

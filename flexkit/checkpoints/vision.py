@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModel
 
@@ -34,7 +35,7 @@ def vision_settings(source: CLIPVisionConfig | Mapping[str, Any] | str | PathLik
             return CLIPVisionConfig.from_dict(dict(source.get("vision_config", source)))
         if isinstance(source, str | PathLike):
             return CLIPVisionConfig.from_pretrained(source)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise CheckpointError(
             f"the configuration of the vision tower {source!r} cannot be read ({error}); pass "
             "vision_config=, the configuration or folder of the CLIP that the checkpoint was made with."
@@ -58,9 +59,7 @@ def vision_weights(tower: str | PathLike[str]) -> dict[str, Tensor]:
         If it cannot be read from safetensors, or is not CLIP's.
     """
     try:
-        vision, report = CLIPVisionModel.from_pretrained(
-            tower, use_safetensors=True, output_loading_info=True
-        )
+        vision, report = CLIPVisionModel.from_pretrained(tower, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"the checkpoint has no vision weights and its vision tower {str(tower)!r} cannot be loaded "

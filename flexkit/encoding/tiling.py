@@ -32,8 +32,8 @@ def split_tiles(images: Tensor, zoom: int | Pair) -> Tensor:
     rows, columns = zoom_pair(zoom)
     if images.ndim != 4 or images.shape[-2] % rows or images.shape[-1] % columns:
         raise ConfigError(
-            f"images have shape {tuple(images.shape)}; expected (batch, channels, height, width) with a height divisible by "
-            f"{rows} and a width by {columns}: resize them to a multiple of the zoom."
+            f"images have shape {tuple(images.shape)}; expected (batch, channels, height, width) "
+            f"with a height divisible by {rows} and a width by {columns}: resize to a multiple of the zoom."
         )
     return rearrange(images, "b c (r h) (s w) -> b (r s) c h w", r=rows, s=columns)
 
@@ -44,7 +44,7 @@ def stitch_tiles(features: Tensor, grid: Pair, zoom: int | Pair) -> Tensor:
     Parameters
     ----------
     features : torch.Tensor
-        ``(batch, zoom_rows * zoom_columns, rows * columns, dim)``: tiles and the cells of each in raster order.
+        ``(batch, zoom_rows * zoom_columns, rows * columns, dim)``: tiles, and cells of each, in raster order.
     grid : tuple[int, int]
         Rows and columns of one tile.
     zoom : int or tuple[int, int]
@@ -64,7 +64,8 @@ def stitch_tiles(features: Tensor, grid: Pair, zoom: int | Pair) -> Tensor:
     rows, columns = grid
     if features.ndim != 4 or features.shape[1:3] != (zoom_rows * zoom_columns, rows * columns):
         raise ConfigError(
-            f"features have shape {tuple(features.shape)}; expected (batch, {zoom_rows * zoom_columns}, {rows * columns}, dim): "
+            f"features have shape {tuple(features.shape)}; expected "
+            f"(batch, {zoom_rows * zoom_columns}, {rows * columns}, dim): "
             f"{zoom_rows} x {zoom_columns} tiles of {rows} x {columns} cells."
         )
     return rearrange(features, "b (y x) (r c) d -> b (y r) (x c) d", y=zoom_rows, r=rows, c=columns)

@@ -1,5 +1,6 @@
 """How a patched model selects and reads high-res tokens."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
@@ -33,10 +34,10 @@ class FlexConfig:
         Side of the high-res view over the low-res view, for both axes or as (rows, columns). By default 3 for towers of
         a fixed size, 2 for those that take any size.
     policy : Policy or callable or Schedule, optional
-        Which cells a querying row reads; see :doc:`/tutorials/policy`. By default the paper's threshold of 48/255.
+        Which cells a querying row reads; see :doc:`/tutorials/policy`. By default the paper's threshold, 48/255.
     queries : {"last", "all"} or torch.Tensor
-        Which positions read high-res keys. ``"last"``: the last prompt position and every decoded one, as the published
-        code does; more generally the positions whose logits are asked for with ``logits_to_keep``. ``"all"``: every
+        Which positions read high-res keys. ``"last"``: the last prompt position and every decoded one, as in the
+        published code; more generally the positions whose logits ``logits_to_keep`` asks for. ``"all"``: every
         position, with one selection from the last one (paper, Eq. 6-7). A bool tensor ``(batch, length)`` names the
         positions of one prompt. With ``labels`` given, the label-predicting positions query instead.
     select_from : {"previous", "same"}
@@ -94,16 +95,24 @@ class FlexConfig:
                 raise ConfigError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
         if not isinstance(self.queries, Tensor) and self.queries not in ("last", "all"):
             raise ConfigError(f'queries must be "last", "all" or a bool tensor, got {self.queries!r}.')
-        if not 0.0 <= self.alpha <= 1.0:
+        if not isinstance(self.key_norm, bool):
+            raise ConfigError(f"key_norm must be True or False, got {self.key_norm!r}.")
+        if not isinstance(self.share_selection, bool | None):
+            raise ConfigError(f"share_selection must be True, False or None, got {self.share_selection!r}.")
+        if not _is_number(self.alpha) or not 0.0 <= self.alpha <= 1.0:
             raise ConfigError(f"alpha must lie in [0, 1], got {self.alpha!r}.")
-        if self.gate is not None and not self.gate >= 0.0:
+        if not _is_number(self.logit_bias) or not math.isfinite(self.logit_bias):
+            raise ConfigError(f"logit_bias must be a finite number, got {self.logit_bias!r}.")
+        if self.gate is not None and (not _is_number(self.gate) or not self.gate >= 0.0):
             raise ConfigError(f"gate is an entropy in nats, at least 0, or None; got {self.gate!r}.")
-        if not isinstance(self.replace_dilation, int) or self.replace_dilation < 0:
+        if not _is_int(self.replace_dilation) or self.replace_dilation < 0:
             raise ConfigError(f"replace_dilation must be an int of at least 0, got {self.replace_dilation!r}.")
+        if self.start_layer is not None and not _is_int(self.start_layer):
+            raise ConfigError(f"start_layer must be an int or None, got {self.start_layer!r}.")
         if self.zoom is not None:
             zoom_pair(self.zoom)
         if self.policy is not None and not isinstance(self.policy, Schedule):
-            as_policy(self.policy)
+            object.__setattr__(self, "policy", as_policy(self.policy))
 
     @classmethod
     def published(cls, **settings: Any) -> Self:
@@ -166,15 +175,19 @@ class FlexConfig:
             If ``queries`` is a tensor: it belongs to one batch.
         """
         if isinstance(self.queries, Tensor):
-            raise ConfigError('a tensor of queries belongs to one batch and is not saved; set queries to "last" or "all".')
+            raise ConfigError(
+                'a tensor of queries belongs to one batch and is not saved; set queries to "last" or "all".'
+            )
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain["policy"] = None if self.policy is None else policy_to_dict(self.policy)
+        plain["policy"] = policy_to_dict(self.policy) if isinstance(self.policy, Policy | Schedule) else None
         plain["zoom"] = None if self.zoom is None else list(self.zoom_pair)
         plain["heads"] = None if self.heads is None else list(self.heads)
         return plain
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any], policy: Policy | Schedule | Callable[[Tensor], Tensor] | None = None) -> Self:
+    def from_dict(
+        cls, plain: dict[str, Any], policy: Policy | Schedule | Callable[[Tensor], Tensor] | None = None
+    ) -> Self:
         """Rebuild a config from :meth:`to_dict`; ``policy`` takes the place of the saved one.
 
         Raises
@@ -193,3 +206,11 @@ class FlexConfig:
             if settings.get(name) is not None:
                 settings[name] = tuple(settings[name])
         return cls(**settings)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

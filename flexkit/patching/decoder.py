@@ -35,9 +35,8 @@ def find_decoder(model: nn.Module) -> nn.Module:
     UnsupportedModelError
         If there is none.
     """
-    inner = getattr(model, "model", model)
-    decoder = getattr(inner, "language_model", None)
-    if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+    decoder = getattr(getattr(model, "model", model), "language_model", None)
+    if not isinstance(decoder, nn.Module) or not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
         raise UnsupportedModelError(
             f"{type(model).__name__} has no `model.language_model.layers`: flexkit cannot find its decoder layers."
         )

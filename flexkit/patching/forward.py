@@ -5,11 +5,12 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from flexkit.attention.rows import QueryRows
-from flexkit.errors import HighResInputError, PatchError
+from flexkit.errors import ConfigError, HighResInputError, PatchError
 from flexkit.patching.attention import CALL
 from flexkit.patching.call import FlexCall
 from flexkit.patching.gate import restore, snapshot, uncertain_positions
@@ -38,22 +39,35 @@ def make_forward(signature: inspect.Signature, names: tuple[str, ...]) -> Callab
     own = list(signature.parameters.values())
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        kwargs.update(zip(signature.parameters, args, strict=False))
-        return _forward(self, kwargs)
+        bound = signature.bind_partial(*args)
+        twice = sorted(bound.arguments.keys() & kwargs)
+        if twice:
+            raise TypeError(f"forward() got multiple values for {twice}.")
+        return _forward(self, kwargs | bound.arguments)
 
     # generate checks its arguments against the signature, and Trainer picks dataset columns by it.
     added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
     tail = [parameter for parameter in own if parameter.kind is inspect.Parameter.VAR_KEYWORD]
     owner = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    body = [parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for parameter in own if parameter not in tail]
+    body = [
+        parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for parameter in own if parameter not in tail
+    ]
     forward.__signature__ = inspect.Signature([owner, *body, *added, *tail])  # type: ignore[attr-defined]
     forward.__name__ = FORWARD
     return forward
 
 
 def expand_inputs(self: nn.Module, expand_size: int = 1, **kwargs: Any) -> Any:
-    """``_expand_inputs_for_generation`` of a patched model: high-res views are encoded once for all beams of a sample."""
+    """``_expand_inputs_for_generation`` of a patched model: high-res views are encoded once for all beams of a sample.
+
+    Generating without a cache runs the whole sequence at every step, so where the prompt ends is noted here.
+    """
     high_res = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
+    ids = kwargs.get("input_ids")
+    queries = get_patch(self).config.queries
+    follows = isinstance(queries, str) and queries == "last" and high_res.get("hd_queries") is None
+    if high_res and follows and ids is not None and kwargs.get("past_key_values") is None:
+        high_res["hd_queries"] = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) == ids.shape[1] - 1
     original = inspect.getattr_static(type(self), EXPAND).__get__(self, type(self))
     input_ids, model_kwargs = original(expand_size=expand_size, **kwargs)
     if high_res and expand_size > 1:
@@ -93,7 +107,9 @@ def _prepare(model: nn.Module, patch: Patch, high_res: dict[str, Any], kwargs: d
     """The call that these inputs describe; None if they ask for the base model."""
     unknown = sorted(set(high_res) - set(input_names(patch)))
     if unknown:
-        raise HighResInputError(f"{type(model).__name__} takes no {unknown}; its high-res inputs are {list(input_names(patch))}.")
+        raise HighResInputError(
+            f"{type(model).__name__} takes no {unknown}; its high-res inputs are {list(input_names(patch))}."
+        )
     cache = kwargs.get("past_key_values")
     past = int(cache.get_seq_length()) if cache is not None else 0
     memory = cached_memory(cache)
@@ -130,14 +146,22 @@ def _gated(base: Callable[..., Any], call: FlexCall, gate: float, kwargs: dict[s
     saved = snapshot(cache)
     probe = call.querying(QueryRows(call.rows.mask & False))
     output = base(**kwargs, **{CALL: probe})
-    logits = output[0] if isinstance(output, tuple) else output.logits
-    uncertain = uncertain_positions(logits, kwargs.get("logits_to_keep", 0), call.length, gate)
+    uncertain = uncertain_positions(_logits(output), kwargs.get("logits_to_keep", 0), call.length, gate)
     mask = call.rows.mask & uncertain
     if not bool(mask.any()):
         return probe, output
     restore(cache, saved)
     call = call.querying(QueryRows(mask))
     return call, base(**kwargs, **{CALL: call})
+
+
+def _logits(output: Any) -> Tensor:
+    values = output if isinstance(output, tuple) else (getattr(output, "logits", None),)
+    # A tuple may start with the loss.
+    logits = next((value for value in values if isinstance(value, Tensor) and value.ndim == 3), None)
+    if logits is None:
+        raise ConfigError("a gate needs the logits of the model, and this one returns none; set gate to None.")
+    return logits
 
 
 def _cache_of(output: Any, kwargs: dict[str, Any]) -> Cache | None:
@@ -153,4 +177,3 @@ def _check_visited(call: FlexCall) -> None:
             f"the attention of layers {unseen} did not run through flexkit: the model dropped the keyword argument that "
             "carries the call, or its attention no longer comes from transformers' AttentionInterface."
         )
-

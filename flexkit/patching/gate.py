@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from flexkit.patching.memory import MemoryLayer
 from flexkit.patching.queries import kept_positions
 
 __all__ = ["restore", "snapshot", "uncertain_positions"]
@@ -37,8 +38,9 @@ def snapshot(cache: object) -> list[Any] | None:
     """The layers of a KV cache as they are now; None without a cache."""
     if not isinstance(cache, Cache):
         return None
-    # Growing layers replace their tensors, so theirs can be shared; all others may write in place.
-    return [copy.copy(layer) if isinstance(layer, DynamicLayer) else copy.deepcopy(layer) for layer in cache.layers]
+    # Growing layers and ours replace what they hold, so that can be shared; all others may write in place.
+    replacing = (DynamicLayer, MemoryLayer)
+    return [copy.copy(layer) if isinstance(layer, replacing) else copy.deepcopy(layer) for layer in cache.layers]
 
 
 def restore(cache: object, layers: list[Any] | None) -> None:

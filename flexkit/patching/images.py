@@ -60,6 +60,9 @@ def read_images(
     missing = [PREFIX + name for name in geometry.inputs if PREFIX + name not in inputs]
     if missing:
         raise HighResInputError(f"high-res inputs lack {missing}; pass all of {list(input_names(patch)[:-2])}.")
+    wrong = [f"{name} ({type(value).__name__})" for name, value in inputs.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise HighResInputError(f"high-res inputs must be tensors, not {', '.join(wrong)}; use return_tensors='pt'.")
     views = {name: inputs[PREFIX + name] for name in geometry.inputs}
     for name, view in views.items():
         if view.is_floating_point() and not bool(torch.isfinite(view).all()):
@@ -90,9 +93,7 @@ def _margins(image_sizes: Tensor | None, grids: Sequence[Pair]) -> Tensor:
     return torch.cat([margin_cells(size[None].cpu(), grid) for size, grid in zip(image_sizes, grids, strict=True)])
 
 
-def _spans(
-    image_tokens: Tensor, grids: Sequence[Pair], zoom: Pair, margins: Tensor, past: int
-) -> list[ImageSpan]:
+def _spans(image_tokens: Tensor, grids: Sequence[Pair], zoom: Pair, margins: Tensor, past: int) -> list[ImageSpan]:
     """Share out the image tokens of every batch row among the images, in order."""
     cells = [rows * columns for rows, columns in grids]
     held = image_tokens.sum(-1).tolist()

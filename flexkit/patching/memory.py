@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from flexkit.zoom import Pair
 
-__all__ = ["HighResMemory", "ImageSpan", "attach_memory", "cached_memory"]
+__all__ = ["HighResMemory", "ImageSpan", "MemoryLayer", "attach_memory", "cached_memory"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class HighResMemory:
 
     def select(self, index: Tensor) -> "HighResMemory":
         """The memory of a batch made of the rows ``index``; itself if these continue the same samples."""
-        index = index.cpu()
+        index = torch.arange(self.batch)[index.cpu()]  # a bool mask or negative indices, as tensors take them
         items = self.items[index]
         if torch.equal(items, self.items):
             return self
@@ -119,7 +119,9 @@ class HighResMemory:
             return None
         return self if len(images) == len(self.images) else replace(self, images=images)
 
-    def keys_values(self, layer: int, project: Callable[[], tuple[Tensor, Tensor]], keep: bool) -> tuple[Tensor, Tensor]:
+    def keys_values(
+        self, layer: int, project: Callable[[], tuple[Tensor, Tensor]], keep: bool
+    ) -> tuple[Tensor, Tensor]:
         """K' and V' of a layer, projected at most once while they are kept."""
         if layer in self.projected:
             return self.projected[layer]
@@ -129,7 +131,7 @@ class HighResMemory:
         return key, value
 
 
-class _MemoryLayer(CacheLayerMixin):
+class MemoryLayer(CacheLayerMixin):
     """An extra layer of a KV cache that carries the memory, so that cache surgery on the batch moves both."""
 
     is_compileable = True
@@ -146,7 +148,9 @@ class _MemoryLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to initialise."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """No decoder layer writes here."""
         raise RuntimeError("the layer that carries high-res tokens takes no keys and values.")
 
@@ -184,8 +188,7 @@ class _MemoryLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the given batch rows."""
         if self.memory is not None:
-            rows = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
-            self.memory = self.memory.select(rows)
+            self.memory = self.memory.select(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row."""
@@ -197,7 +200,7 @@ def cached_memory(cache: object) -> HighResMemory | None:
     """The high-res memory that a KV cache carries, if any."""
     if not isinstance(cache, Cache):
         return None
-    carriers = [layer for layer in cache.layers if isinstance(layer, _MemoryLayer)]
+    carriers = [layer for layer in cache.layers if isinstance(layer, MemoryLayer)]
     return carriers[-1].memory if carriers else None
 
 
@@ -205,8 +208,8 @@ def attach_memory(cache: object, memory: HighResMemory) -> None:
     """Let a KV cache carry ``memory``, in place of what it carried."""
     if not isinstance(cache, Cache):
         return
-    carriers = [layer for layer in cache.layers if isinstance(layer, _MemoryLayer)]
+    carriers = [layer for layer in cache.layers if isinstance(layer, MemoryLayer)]
     if carriers:
         carriers[-1].memory = memory
     else:
-        cache.layers.append(_MemoryLayer(memory, is_sliding=getattr(cache.layers[-1], "is_sliding", False)))
+        cache.layers.append(MemoryLayer(memory, is_sliding=getattr(cache.layers[-1], "is_sliding", False)))

@@ -104,7 +104,9 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
         layer.attention.config = ConfigView(layer.attention.config)  # type: ignore[assignment]
         if layer.index >= patch.start_layer:
             _add_projections(layer.attention)
-    vars(model).update({ATTRIBUTE: patch, "forward": MethodType(forward, model), EXPAND: MethodType(expand_inputs, model)})
+    vars(model).update(
+        {ATTRIBUTE: patch, "forward": MethodType(forward, model), EXPAND: MethodType(expand_inputs, model)}
+    )
     if config.select_from == "previous" and not trained:
         warnings.warn(
             "the added projections are untrained copies: what the model reads through them will not help it much before "

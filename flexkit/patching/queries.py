@@ -84,8 +84,10 @@ def _last(attended: Tensor, logits_to_keep: int | Tensor) -> Tensor:
 
 
 def _named(named: Tensor, batch: int, past: int, length: int, repeats: int) -> Tensor:
+    if not isinstance(named, Tensor) or named.ndim != 2:
+        raise HighResInputError(f"queries must be a bool tensor (batch, positions), got {named!r}.")
     named = named.repeat_interleave(repeats, dim=0) if len(named) * repeats == batch else named
-    if named.dtype != torch.bool or named.ndim != 2 or len(named) != batch or named.shape[1] > past + length:
+    if named.dtype != torch.bool or len(named) != batch or named.shape[1] > past + length:
         raise HighResInputError(
             f"queries are {named.dtype} of shape {tuple(named.shape)}; expected torch.bool of shape ({batch}, "
             f"{past + length}) or shorter: one entry a position, from the start of the sequence."

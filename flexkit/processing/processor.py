@@ -19,22 +19,22 @@ __all__ = ["FlexProcessor"]
 
 
 class FlexProcessor:
-    """Wrap the processor of a vision-language model so that it prepares both views of every image.
+    r"""Wrap the processor of a vision-language model so that it prepares both views of every image.
 
-    The low-res inputs are exactly those of the wrapped processor. Beside them stand the inputs of the high-res view:
-    the arguments of the model's own ``get_image_features``, prefixed with ``hd_``. Everything else (attributes,
-    ``batch_decode``, ``save_pretrained``, ...) is the wrapped processor's.
+    The low-res inputs are exactly those of the wrapped processor. Beside them stand the inputs of the
+    high-res view: the arguments of the model's own ``get_image_features``, prefixed with ``hd_``. Everything
+    else (attributes, ``batch_decode``, ``save_pretrained``, ...) is the wrapped processor's.
 
-    =====================  =======================  ===================================================
-    vision towers          input                    shape
-    =====================  =======================  ===================================================
-    of one size            ``hd_pixel_values``      (images, channels, zoom_rows · h, zoom_columns · w)
-    \\                      ``hd_image_sizes``       (images, 2), height and width of the originals;
-                                                    only where the image processor pads to squares
-    of any size            ``hd_pixel_values``      (patches, values)
-    \\                      ``hd_image_grid_thw``    (images, 3): rows and columns are ``zoom`` times
-                                                    those of ``image_grid_thw``
-    =====================  =======================  ===================================================
+    ==============  =====================  =====================================================
+    vision towers   input                  shape
+    ==============  =====================  =====================================================
+    of one size     ``hd_pixel_values``    (images, channels, zoom_rows · h, zoom_columns · w)
+    \               ``hd_image_sizes``     (images, 2): height and width of the originals, given
+                                           only where the image processor pads to squares
+    of any size     ``hd_pixel_values``    (patches, values)
+    \               ``hd_image_grid_thw``  (images, 3): rows and columns are exactly ``zoom``
+                                           times those of ``image_grid_thw``
+    ==============  =====================  =====================================================
 
     The dtype of ``hd_pixel_values`` is that of ``pixel_values``; the others are int64.
 
@@ -43,8 +43,8 @@ class FlexProcessor:
     processor : transformers.ProcessorMixin
         The model's processor.
     model : torch.nn.Module or int or tuple of int
-        The patched model, which is asked for its zoom at every call and not kept alive; or the zoom itself, where
-        there is no model, as in the workers of a data loader.
+        The patched model, which is asked for its zoom at every call and not kept alive; or the zoom itself,
+        where there is no model, as in the workers of a data loader.
 
     Raises
     ------
@@ -73,7 +73,7 @@ class FlexProcessor:
         self.processor = processor
         if getattr(processor, "image_processor", None) is None:
             raise UnsupportedModelError(
-                f"{type(processor).__name__} has no image processor; give the processor of a vision-language model."
+                f"{type(processor).__name__} has no image processor; give a vision-language one."
             )
         choose_view(processor.image_processor)
         self._zoom_source = weakref.ref(model) if isinstance(model, nn.Module) else zoom_pair(model)
@@ -92,9 +92,9 @@ class FlexProcessor:
             return self._zoom_source
         model = self._zoom_source()
         if model is None:
-            raise PatchError("The model of this FlexProcessor no longer exists: make a FlexProcessor for the new one.")
+            raise PatchError("the model no longer exists: make a FlexProcessor for the new one.")
         try:
-            return zoom_pair(get_patch(model).config.zoom)
+            return get_patch(model).config.zoom_pair
         except PatchError as error:
             raise PatchError(
                 f"{type(model).__name__} is not patched: patch it again, or use the plain processor."
@@ -134,8 +134,8 @@ class FlexProcessor:
         Returns
         -------
         str or list or transformers.BatchFeature
-            With ``tokenize=True, return_dict=True`` both views of the images in the conversation; otherwise what
-            the wrapped processor returns.
+            With ``tokenize=True, return_dict=True`` both views of the images in the conversation; otherwise
+            what the wrapped processor returns.
 
         Raises
         ------
@@ -158,7 +158,11 @@ class FlexProcessor:
         return FlexProcessor, (self.processor, self.zoom)
 
     def __repr__(self) -> str:
-        return f"FlexProcessor({type(self.processor).__name__}, {self._zoom_source})"
+        try:
+            zoom = str(self.zoom)
+        except PatchError:
+            zoom = "unknown"
+        return f"FlexProcessor({type(self.processor).__name__}, zoom={zoom})"
 
 
 def _with_high_res(outputs: Any, high_res: dict[str, Any]) -> Any:

@@ -34,7 +34,7 @@ def read_images(images: Any, image_processor: Any, place: str = "") -> Any:
         If an image cannot be read, has no pixels, or holds values that are not finite.
     """
     if isinstance(images, list | tuple):
-        return [read_images(image, image_processor, f"{place}[{index}]") for index, image in enumerate(images)]
+        return [read_images(each, image_processor, f"{place}[{index}]") for index, each in enumerate(images)]
     try:
         image = image_processor.fetch_images(images)
         if isinstance(image, Image):

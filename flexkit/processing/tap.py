@@ -1,6 +1,7 @@
-"""Look over a processor's shoulder: what it asks of its image processor is asked again for the high-res view."""
+"""What a processor asks of its image processor is asked again for the high-res view."""
 
 import copy
+from collections import ChainMap
 from typing import Any
 
 from transformers.image_utils import make_flat_list_of_images
@@ -13,7 +14,7 @@ __all__ = ["tap"]
 
 
 def tap(processor: Any, zoom: Pair) -> tuple[Any, dict[str, Any]]:
-    """A copy of a processor that does what the processor does, and what it will have made of the high-res view.
+    """A copy of a processor that does the same, and a place for the high-res inputs that it makes on the way.
 
     The processor itself stays as it is, so that calls from several threads do not meet.
 
@@ -41,14 +42,10 @@ def tap(processor: Any, zoom: Pair) -> tuple[Any, dict[str, Any]]:
     def preprocess(images: Any, *args: Any, **options: Any) -> Any:
         images = fetch_images(images)
         low_res = image_processor.preprocess(images, *args, **options)
-        prepared = [
-            image_processor.process_image(
-                image,
-                do_convert_rgb=options.get("do_convert_rgb", getattr(image_processor, "do_convert_rgb", None)),
-                input_data_format=options.get("input_data_format"),
-            )
-            for image in make_flat_list_of_images(images)
-        ]
+        settings = ChainMap(options, vars(image_processor))
+        reading = {name: settings.get(name) for name in ("do_convert_rgb", "input_data_format")}
+        flat = make_flat_list_of_images(images)
+        prepared = [image_processor.process_image(image, **reading) for image in flat]
         if prepared:
             again = {**options, "input_data_format": "channels_first"}
             high_res.update(view(image_processor, prepared, low_res, again, zoom))

@@ -41,6 +41,11 @@ class Random(Policy):
     @override
     def mask(self, scores: Tensor) -> Tensor:
         rows, columns = scores.shape[-2:]
-        drawn = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(self.seed))
-        kept = first_of(drawn.to(scores.device), cells_of(self.k, rows * columns))
+        order = _shuffled(rows * columns, self.seed).to(scores.device)
+        kept = first_of(order, cells_of(self.k, rows * columns))
         return kept.reshape(rows, columns).expand(scores.shape)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _shuffled(cells: int, seed: int) -> Tensor:
+    return torch.randperm(cells, generator=torch.Generator().manual_seed(seed))

@@ -22,6 +22,7 @@ from flexkit.selection import (
     TopK,
     TopP,
     Union,
+    resample_nearest,
 )
 from tests.selection import reference
 from tests.selection.reference import each_map, maps
@@ -57,6 +58,15 @@ def test_operators_are_set_operations(a: Policy, b: Policy, scores: Tensor, size
     assert torch.equal((a | b).select(scores, size), a.select(scores, size) | b.select(scores, size))
     assert torch.equal((a & b).select(scores, size), a.select(scores, size) & b.select(scores, size))
     assert torch.equal((~a).select(scores, size), ~a.select(scores, size))
+
+
+def test_compositions_compose_what_the_parts_select_on_the_high_res_grid() -> None:
+    pooled, scores, size = TopK(5).pooled(9), torch.rand(12, 12), (36, 36)
+    direct = pooled.select(scores, size)
+    assert not torch.equal(direct, resample_nearest(pooled(scores), size))
+    for composed in (pooled | Nothing(), Nothing() | pooled, pooled & Everything(), ~~pooled):
+        assert torch.equal(composed.select(scores, size), direct)
+    assert torch.equal((~pooled).select(scores, size), ~direct)
 
 
 @given(POLICIES, POLICIES, POLICIES, maps(), SIZES)
@@ -103,6 +113,11 @@ def test_dilation(policy: Policy, scores: Tensor, cells: int, size: tuple[int, i
     grown = policy.dilated(cells)
     assert torch.equal(grown(scores), expected)
     assert torch.equal(grown.select(scores, size), each_map(lambda m: reference.nearest(m, size), expected))
+
+
+def test_dilation_further_than_the_short_side() -> None:
+    assert Center(1).dilated(2)(torch.zeros(1, 7)).int().tolist() == [[0, 1, 1, 1, 1, 1, 0]]
+    assert Center(1).dilated(10**9)(torch.zeros(1, 7)).all()
 
 
 @given(POLICIES, maps(), st.integers(1, 3), SIZES)

@@ -12,6 +12,7 @@ from flexkit.errors import ConfigError, PolicyError
 from flexkit.selection import (
     AttentionMapSelector,
     Border,
+    Center,
     Everything,
     Nothing,
     Policy,
@@ -135,7 +136,7 @@ def test_no_queries() -> None:
 
 def test_the_selection_carries_no_gradient_and_the_scores_do() -> None:
     attention = attention_of(1, 2, 1, 9).requires_grad_()
-    selector = AttentionMapSelector(TopK(2))
+    selector = AttentionMapSelector(lambda scores: torch.from_numpy(scores.numpy() > 0.1))
     scores = selector.scores(attention, (3, 3))
     assert scores.requires_grad and not selector.select(scores, 2).requires_grad
 
@@ -207,8 +208,11 @@ def test_wrong_zooms(zoom: object) -> None:
         AttentionMapSelector().select(torch.rand(1, 1, 2, 2), zoom)  # type: ignore[arg-type]
 
 
-def test_a_fixed_budget_compiles_without_a_break() -> None:
-    selector = AttentionMapSelector(TopK(4).pooled(2), budget=10)
+@pytest.mark.parametrize(
+    "policy", [TopK(4).pooled(2), Threshold(0.5), TopP(0.5), Random(3), ~Center(0.5).dilated(1) | Border()]
+)
+def test_selection_compiles_without_a_break(policy: Policy) -> None:
+    selector = AttentionMapSelector(policy, budget=10)
     compiled = torch.compile(partial(selector, grid=(3, 4), zoom=2), fullgraph=True, backend="eager")
     attention = attention_of(2, 3, 1, 12)
     assert torch.equal(compiled(attention), selector(attention, (3, 4), 2))

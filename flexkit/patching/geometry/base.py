@@ -2,10 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
 from flexkit.selection import Policy, Threshold
@@ -31,30 +32,32 @@ class Geometry(ABC):
         return Threshold(48 / 255).pooled(9)
 
     @abstractmethod
-    def check_model(self, model: nn.Module) -> None:
+    def check_model(self, model: PreTrainedModel) -> None:
         """Raise :class:`~flexkit.errors.UnsupportedModelError` if the model lacks what this geometry reads."""
 
     @abstractmethod
-    def grids(self, model: nn.Module, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
+    def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
         """Low-res ``(rows, columns)`` of every image, read off its high-res view.
 
         Raises :class:`~flexkit.errors.HighResInputError` if the view is no ``zoom``-fold of anything the model takes.
         """
 
     @abstractmethod
-    def encode(self, model: nn.Module, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair) -> list[Tensor]:
+    def encode(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair) -> list[Tensor]:
         """High-res features of every image, ``(tokens, dim)`` in raster order of its high-res grid."""
 
-    def check_low_res(self, model: nn.Module, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
+    def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
         """Raise :class:`~flexkit.errors.HighResInputError` if the base model's inputs contradict the high-res view."""
+        return
 
-    def image_tokens(self, model: nn.Module, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    def image_tokens(self, model: PreTrainedModel, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """``(batch, length)``, bool: the positions that hold image tokens."""
-        token = model.config.image_token_id  # type: ignore[union-attr]
+        token = model.config.image_token_id
         if input_ids is not None:
-            return input_ids == token
+            return input_ids.eq(token)
         if inputs_embeds is None:
             raise HighResInputError("high-res inputs came with neither input_ids nor inputs_embeds.")
-        embed: Any = model.get_input_embeddings()  # type: ignore[operator]
+        embed = model.get_input_embeddings()
         placeholder = embed(torch.tensor(token, device=inputs_embeds.device))
-        return (inputs_embeds == placeholder.to(inputs_embeds.dtype)).all(-1)
+        same: Tensor = inputs_embeds == placeholder.to(inputs_embeds.dtype)
+        return same.all(-1)

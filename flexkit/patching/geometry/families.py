@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from flexkit.errors import UnsupportedModelError
 from flexkit.patching.geometry.base import Geometry
@@ -25,7 +25,7 @@ FAMILIES: dict[str, Geometry] = {
 }
 
 
-def find_geometry(model: nn.Module) -> Geometry:
+def find_geometry(model: PreTrainedModel) -> Geometry:
     """The geometry of a model's family, checked against the model.
 
     Raises
@@ -37,8 +37,8 @@ def find_geometry(model: nn.Module) -> Geometry:
     model_type = getattr(config, "model_type", None)
     if model_type not in FAMILIES:
         raise UnsupportedModelError(
-            f"{type(model).__name__} (model type {model_type!r}) cannot be patched: no geometry of its image tokens is known. "
-            f"Known model types: {', '.join(sorted(FAMILIES))}."
+            f"{type(model).__name__} (model type {model_type!r}) cannot be patched: the geometry of its image tokens is "
+            f"not known. Known model types: {', '.join(sorted(FAMILIES))}."
         )
     geometry = FAMILIES[model_type]
     geometry.check_model(model)

@@ -1,26 +1,25 @@
 """Image features of a model in one form, whatever its family returns."""
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from flexkit.errors import UnsupportedModelError
 
 __all__ = ["image_features"]
 
 
-def image_features(model: nn.Module, **inputs: Tensor) -> list[Tensor]:
+def image_features(model: PreTrainedModel, **inputs: Tensor) -> list[Tensor]:
     """Projected features of every image, each ``(tokens, dim)``; no gradient flows through them.
 
     Parameters
     ----------
-    model : torch.nn.Module
+    model : transformers.PreTrainedModel
         A model with ``get_image_features``.
     **inputs : torch.Tensor
         The arguments of ``get_image_features``.
     """
-    owner: Any = model if hasattr(model, "get_image_features") else getattr(model, "model", model)
+    owner = model if hasattr(model, "get_image_features") else getattr(model, "model", model)
     with torch.no_grad():
         output = owner.get_image_features(**inputs, return_dict=True)
     features = getattr(output, "pooler_output", output)

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from flexkit.encoding import split_tiles, stitch_tiles
 from flexkit.errors import HighResInputError, UnsupportedModelError
@@ -32,29 +33,32 @@ class FixedGrid(Geometry):
     def __init__(self, tokens: Any) -> None:
         self._tokens = tokens
 
-    def check_model(self, model: nn.Module) -> None:
+    def check_model(self, model: PreTrainedModel) -> None:
         vision = getattr(model.config, "vision_config", None)
         if not isinstance(getattr(vision, "image_size", None), int):
             raise UnsupportedModelError(
                 f"the vision tower of {type(model).__name__} ({type(vision).__name__}) has no single `image_size`."
             )
-        if vision.model_type == "pixtral":  # type: ignore[union-attr]
-            raise UnsupportedModelError("a Pixtral tower takes images of any size; this family is read as one fixed size.")
+        if vision.model_type == "pixtral":
+            raise UnsupportedModelError(
+                "a Pixtral tower takes images of any size; this family is read as one fixed size."
+            )
         self._side(model)
 
-    def grids(self, model: nn.Module, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
+    def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
         pixels = inputs["pixel_values"]
-        size = model.config.vision_config.image_size  # type: ignore[union-attr]
-        expected = (zoom[0] * size, zoom[1] * size)
-        if pixels.ndim != 4 or tuple(pixels.shape[-2:]) != expected:
+        size = model.config.vision_config.image_size
+        channels = getattr(model.config.vision_config, "num_channels", 3)  # type: ignore[union-attr]
+        expected = (channels, zoom[0] * size, zoom[1] * size)
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected:
             raise HighResInputError(
-                f"hd_pixel_values has shape {tuple(pixels.shape)}; expected (images, channels, {expected[0]}, {expected[1]}): "
+                f"hd_pixel_values has shape {tuple(pixels.shape)}; expected (images, {', '.join(map(str, expected))}): "
                 f"zoom {zoom} times the tower's {size} pixels."
             )
         side = self._side(model)
         return [(side, side)] * len(pixels)
 
-    def encode(self, model: nn.Module, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair) -> list[Tensor]:
+    def encode(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair) -> list[Tensor]:
         features = []
         for image, grid in zip(inputs["pixel_values"], grids, strict=True):
             tiles = split_tiles(image[None], zoom)[0]
@@ -62,9 +66,11 @@ class FixedGrid(Geometry):
             features.append(rearrange(stitch_tiles(encoded[None], grid, zoom), "1 r c d -> (r c) d"))
         return features
 
-    def _side(self, model: nn.Module) -> int:
+    def _side(self, model: PreTrainedModel) -> int:
         tokens = self._tokens(model.config)
         side = math.isqrt(tokens)
         if side * side != tokens:
-            raise UnsupportedModelError(f"{type(model).__name__} has {tokens} tokens an image, which is no square grid.")
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has {tokens} tokens an image, which is no square grid."
+            )
         return side

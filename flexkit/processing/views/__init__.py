@@ -29,7 +29,7 @@ def choose_view(image_processor: Any) -> View:
         if names in ({"pixel_values"}, {"pixel_values", "num_crops"}):
             return fixed_view
     raise UnsupportedModelError(
-        f"{type(image_processor).__name__} makes {', '.join(sorted(names)) or 'no images'}; flexkit knows how to make "
-        "a second view of images of one size (pixel_values alone) and of grids of patches (pixel_values with "
-        "image_grid_thw). Prepare the hd_ inputs yourself, or use another model."
+        f"{type(image_processor).__name__} makes {', '.join(sorted(names)) or 'no images'}; flexkit knows "
+        "how to make a second view of images of one size (pixel_values alone) and of grids of patches "
+        "(pixel_values with image_grid_thw). Prepare the hd_ inputs yourself, or use another model."
     )

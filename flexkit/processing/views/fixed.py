@@ -17,7 +17,7 @@ _CUTTING = ("do_pan_and_scan", "crop_to_patches", "do_image_splitting")
 def fixed_view(
     image_processor: Any, images: list[Any], low_res: Mapping[str, Any], options: dict[str, Any], zoom: Pair
 ) -> dict[str, Any]:
-    """Run the image processor again with every size scaled by the zoom, so that both views show the same region.
+    """Run the image processor with every size scaled by the zoom, so that both views show the same region.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ def fixed_view(
     Returns
     -------
     dict
-        ``hd_pixel_values``, one ``(channels, zoom_rows * h, zoom_columns * w)`` for each image, and, where the
-        image processor pads to squares, ``hd_image_sizes``, a (height, width) for each image before padding.
+        ``hd_pixel_values``, one ``(channels, zoom_rows * h, zoom_columns * w)`` for each image, and, where
+        the image processor pads to squares, ``hd_image_sizes``, the (height, width) of each before padding.
 
     Raises
     ------
@@ -49,19 +49,21 @@ def fixed_view(
     for name in _CUTTING:
         if settings.get(name):
             raise HighResInputError(
-                f"{name} cuts images into several, which a high-res view replaces: call the processor with {name}=False."
+                f"{name} cuts images into several, which a high-res view replaces: "
+                f"call the processor with {name}=False."
             )
     if len(low_res["pixel_values"]) != len(images):
         raise UnsupportedModelError(
-            f"{type(image_processor).__name__} made {len(low_res['pixel_values'])} low-res views of {len(images)} "
-            "images; a high-res view needs one for each."
+            f"{type(image_processor).__name__} made {len(low_res['pixel_values'])} low-res views of "
+            f"{len(images)} images; a high-res view needs one for each."
         )
     pads = bool(settings.get("do_pad")) and hasattr(image_processor, "pad_to_square")
     sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+    crop = _scaled_crop(settings, zoom)
     pixel_values: list[Any] = []
     for image, size in zip(images, sizes, strict=True):
         height, width = _resized((max(size), max(size)) if pads else size, settings, zoom)
-        scaled = {"do_resize": True, "size": {"height": height, "width": width}, **_scaled_crop(settings, zoom)}
+        scaled = {"do_resize": True, "size": {"height": height, "width": width}, **crop}
         pixel_values.extend(image_processor.preprocess([image], **{**options, **scaled})["pixel_values"])
     _check_shapes(image_processor, low_res["pixel_values"], pixel_values, zoom)
     high_res: dict[str, Any] = {"hd_pixel_values": pixel_values}
@@ -80,7 +82,7 @@ def _resized(image: Pair, settings: Mapping[str, Any], zoom: Pair) -> Pair:
         edge, shortest = size["shortest_edge"], min(image)
         return rows * edge * image[0] // shortest, columns * edge * image[1] // shortest
     raise UnsupportedModelError(
-        f"The image processor resizes to size={size}; a high-res view needs height and width, or shortest_edge alone."
+        f"The image processor resizes to size={size}; flexkit needs height and width, or shortest_edge."
     )
 
 
@@ -103,6 +105,6 @@ def _check_shapes(image_processor: Any, low_res: Any, high_res: list[Any], zoom:
         expected = zoom[0] * height, zoom[1] * width
         if tuple(high.shape[-2:]) != expected:
             raise UnsupportedModelError(
-                f"{type(image_processor).__name__} made a high-res view of {tuple(high.shape[-2:])} pixels where "
-                f"zoom {zoom} asks for {expected}: its output does not scale with its `size`."
+                f"{type(image_processor).__name__} made a high-res view of {tuple(high.shape[-2:])} pixels "
+                f"where zoom {zoom} asks for {expected}: its output does not scale with its `size`."
             )

@@ -35,8 +35,8 @@ def grid_view(
     Returns
     -------
     dict
-        The outputs of the image processor for the high-res view, prefixed with ``hd_``. The rows and columns of
-        ``hd_image_grid_thw`` are exactly ``zoom`` times those of the low-res view.
+        The outputs of the image processor for the high-res view, prefixed with ``hd_``. The rows and columns
+        of ``hd_image_grid_thw`` are exactly ``zoom`` times those of the low-res view.
 
     Raises
     ------
@@ -55,8 +55,8 @@ def grid_view(
     made = [[int(number) for number in grid] for grid in high_res["image_grid_thw"]]
     if made != grids:
         raise UnsupportedModelError(
-            f"{type(image_processor).__name__} cut the high-res view into grids {made} where zoom {zoom} asks for "
-            f"{grids}: it does not cut an image of patch_size={side} times the grid into that grid."
+            f"{type(image_processor).__name__} cut the high-res view into grids {made} where zoom {zoom} "
+            f"asks for {grids}: it does not cut an image of patch_size={side} times the grid into that grid."
         )
     names = [name for name in image_processor.model_input_names if name in high_res]
     return {f"hd_{name}": high_res[name] for name in names}
