@@ -34,6 +34,7 @@ autosummary_generate = False
 napoleon_google_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+napoleon_preprocess_types = True
 
 intersphinx_mapping = write_inventories(DOCS / "inventories.txt", DOCS / "_build" / "inventories")
 nitpick_ignore = [("py:class", "optional")]

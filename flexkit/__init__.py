@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from flexkit.attention import HierarchicalAttentionOutput, HierarchicalSelfAttention
 from flexkit.checkpoints import load_flex, load_llava_flexattn, save_flex
+from flexkit.encoding import DualResolutionEncoder, DualResolutionOutput
 from flexkit.errors import (
     CheckpointError,
     ConfigError,
@@ -54,6 +55,8 @@ __all__ = [
     "Complement",
     "ConfigError",
     "Dilated",
+    "DualResolutionEncoder",
+    "DualResolutionOutput",
     "Everything",
     "FlexConfig",
     "FlexProcessor",

@@ -42,6 +42,8 @@ class QueryRows:
 
     def scatter(self, rows: Tensor, states: Tensor) -> Tensor:
         """Put ``rows`` ``(batch, count, ...)`` in ``states`` ``(batch, length, ...)`` where they query."""
+        if rows.shape[1] == 0:
+            return states
         # A gather and a `where` instead of an indexed write: no duplicate index, so gradients are exact.
         slot = (self.mask.cumsum(-1) - 1).clamp_min(0)
         mask = self.mask.view(*self.mask.shape, *[1] * (states.ndim - 2))

@@ -58,14 +58,9 @@ def small_llava(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProc
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(_config(tokenizer)).float().eval()
-    # Untrained, it would answer in control characters and halves of letters.
-    model.generation_config.suppress_tokens = [
-        token for token in range(len(tokenizer)) if not " " <= tokenizer.decode(token) <= "~"
-    ]
+    model.generation_config.suppress_tokens = _unprintable(tokenizer)
     processor = LlavaProcessor(
-        LlavaImageProcessorPil(
-            size={"height": _IMAGE_SIZE, "width": _IMAGE_SIZE}, do_pad=True, do_center_crop=False
-        ),
+        LlavaImageProcessorPil(size={"height": _IMAGE_SIZE, "width": _IMAGE_SIZE}, do_pad=True, do_center_crop=False),
         tokenizer,
         patch_size=_PATCH_SIZE,
         vision_feature_select_strategy="default",
@@ -73,6 +68,12 @@ def small_llava(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProc
         chat_template=_CHAT_TEMPLATE,
     )
     return model, processor
+
+
+def _unprintable(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Control characters and halves of letters, which an untrained model would answer in."""
+    printable = {tokenizer.convert_tokens_to_ids("Ġ" if code == 32 else chr(code)) for code in range(32, 127)}
+    return sorted(set(range(len(tokenizer))) - printable - {tokenizer.eos_token_id})
 
 
 def _config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:

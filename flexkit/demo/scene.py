@@ -24,24 +24,24 @@ _RADIUS = 36
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, a question about it and what is true of it.
+    """A picture, a question about it and, where it is known, what is true.
 
     Attributes
     ----------
     image : PIL.Image.Image
-        1344 x 1008 pixels, RGB.
+        RGB.
     question : str
-        Asks for the digit on one of the shapes.
-    answer : str
-        That digit.
-    box : tuple of int
-        Left, top, right and bottom of that shape, in pixels.
+        About the picture.
+    answer : str, optional
+        The true one.
+    box : tuple of int, optional
+        Left, top, right and bottom of what the question is about, in pixels.
     """
 
     image: Image.Image
     question: str
-    answer: str
-    box: tuple[int, int, int, int]
+    answer: str | None = None
+    box: tuple[int, int, int, int] | None = None
 
 
 def draw_scene(seed: int = 0, shapes: int = 14) -> Scene:
@@ -57,7 +57,7 @@ def draw_scene(seed: int = 0, shapes: int = 14) -> Scene:
     Returns
     -------
     Scene
-        The question is about the first shape.
+        1344 x 1008 pixels; the question asks for the digit on one of the shapes.
 
     Examples
     --------
@@ -83,8 +83,9 @@ def draw_scene(seed: int = 0, shapes: int = 14) -> Scene:
 
 
 def _background(random: np.random.Generator) -> Image.Image:
-    """Soft clouds with some grain."""
-    clouds = Image.fromarray(random.integers(96, 176, (6, 8, 3), dtype=np.uint8)).resize(_SIZE, Image.Resampling.BICUBIC)
+    """Pale clouds with some grain."""
+    colours = random.integers(130, 200, (6, 8, 1)) + random.integers(-16, 17, (6, 8, 3))
+    clouds = Image.fromarray(colours.astype(np.uint8)).resize(_SIZE, Image.Resampling.BICUBIC)
     grain = random.normal(0, 7, (_SIZE[1], _SIZE[0], 1))
     return Image.fromarray((np.asarray(clouds) + grain).clip(0, 255).astype(np.uint8))
 
@@ -112,4 +113,4 @@ def _draw_shape(image: Image.Image, colour: str, form: str, centre: tuple[int, i
         draw.polygon([(x + _RADIUS * math.cos(a), y - _RADIUS * math.sin(a)) for a in angles], width=2, **line)
     else:
         draw.ellipse((x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS), width=2, **line)
-    draw.text((x, y), digit, fill="black", anchor="mm", font=ImageFont.load_default(28))
+    draw.text((x, y), digit, fill="black", anchor="mm", font=ImageFont.load_default(34))

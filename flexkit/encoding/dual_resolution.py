@@ -27,9 +27,9 @@ class DualResolutionOutput:
     high_res : torch.Tensor
         ``(batch, zoom_rows * rows * zoom_columns * columns, dim)``: tokens of the high-res view, without
         gradient.
-    grid : tuple[int, int]
+    grid : tuple of int
         Rows and columns of the low-res view.
-    zoom : tuple[int, int]
+    zoom : tuple of int
         High-res cells per low-res cell along rows and columns.
     valid : torch.Tensor
         ``(batch, zoom_rows * rows, zoom_columns * columns)``, bool: False where the high-res view shows
@@ -55,11 +55,11 @@ class DualResolutionEncoder(nn.Module):
         without class tokens, or to maps ``(n, width, rows, columns)``.
     projector : torch.nn.Module, optional
         From the tower's tokens to tokens ``(n, rows * columns, dim)``.
-    zoom : int or tuple[int, int]
+    zoom : int or tuple of int
         Tiles along rows and columns.
     tile_batch : int, optional
         How many tiles go through the tower at once; None for all.
-    grid : tuple[int, int], optional
+    grid : tuple of int, optional
         Rows and columns of the tower's tokens, if they are neither a map nor a square.
 
     Raises
@@ -153,7 +153,7 @@ class DualResolutionEncoder(nn.Module):
         """Tokens of every tile, ``(batch, tiles, rows * columns, dim)``."""
         flat = tiles.flatten(0, 1)
         parts = []
-        for part in flat.split(self.tile_batch or len(flat)):
+        for part in torch.split(flat, self.tile_batch or len(flat)):
             tokens, part_grid = self._encode(part)
             if part_grid != grid:
                 raise ConfigError(f"the tower returned a grid of {part_grid} for tiles, of {grid} for low-res views.")

@@ -16,7 +16,7 @@ def split_tiles(images: Tensor, zoom: int | Pair) -> Tensor:
     ----------
     images : torch.Tensor
         ``(batch, channels, zoom_rows * height, zoom_columns * width)``, any dtype.
-    zoom : int or tuple[int, int]
+    zoom : int or tuple of int
         Tiles along rows and columns.
 
     Returns
@@ -45,9 +45,9 @@ def stitch_tiles(features: Tensor, grid: Pair, zoom: int | Pair) -> Tensor:
     ----------
     features : torch.Tensor
         ``(batch, zoom_rows * zoom_columns, rows * columns, dim)``: tiles, and cells of each, in raster order.
-    grid : tuple[int, int]
+    grid : tuple of int
         Rows and columns of one tile.
-    zoom : int or tuple[int, int]
+    zoom : int or tuple of int
         Tiles along rows and columns.
 
     Returns

@@ -111,7 +111,7 @@ class FlexCall:
         logits = attention_logits(queries, key, scaling=scaling, mask=row_mask, softcap=softcap)
         if self.records or layer in self.patch.sources:
             self.selections[layer] = self._select(layer, logits, sinks, offset)
-        if layer < self.patch.start_layer:
+        if layer < self.patch.start_layer or self.rows.count == 0:
             return base
 
         selection = self.selections[self.patch.source(layer)]

@@ -63,10 +63,11 @@ def expand_inputs(self: nn.Module, expand_size: int = 1, **kwargs: Any) -> Any:
     Generating without a cache runs the whole sequence at every step, so where the prompt ends is noted here.
     """
     high_res = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
+    high_res = {name: value for name, value in high_res.items() if value is not None}
     ids = kwargs.get("input_ids")
     queries = get_patch(self).config.queries
     follows = isinstance(queries, str) and queries == "last" and high_res.get("hd_queries") is None
-    if high_res and follows and ids is not None and kwargs.get("past_key_values") is None:
+    if high_res and follows and ids is not None and ids.shape[1] and kwargs.get("past_key_values") is None:
         high_res["hd_queries"] = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) == ids.shape[1] - 1
     original = inspect.getattr_static(type(self), EXPAND).__get__(self, type(self))
     input_ids, model_kwargs = original(expand_size=expand_size, **kwargs)
@@ -125,8 +126,11 @@ def _prepare(model: nn.Module, patch: Patch, high_res: dict[str, Any], kwargs: d
     queries = high_res.pop("hd_queries", None)
     if high_res:
         image_tokens = patch.geometry.image_tokens(model, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-        # Generate hands the same views in at every step; once read they are in the memory.
-        if memory is None or bool(image_tokens.any()):
+        # Generate hands the same views in at every step; once read they are in the memory. It may also decode a token
+        # that happens to be the image token: an image comes with its low-res view, or with features made of it.
+        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        is_new = encoded is not None or kwargs.get(patch.geometry.inputs[0]) is not None
+        if memory is None or (is_new and bool(image_tokens.any())):
             new = read_images(model, patch, high_res, image_tokens, kwargs, past=past, repeats=repeats)
             memory = new if memory is None else memory.joined(new)
     if memory is None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from flexkit.errors import HighResInputError
 from flexkit.zoom import Pair
 
 __all__ = ["HighResMemory", "ImageSpan", "MemoryLayer", "attach_memory", "cached_memory"]
@@ -34,6 +35,17 @@ class ImageSpan:
     def tokens(self) -> int:
         """Number of high-res tokens."""
         return self.grid[0] * self.zoom[0] * self.grid[1] * self.zoom[1]
+
+    def placed(self, positions: Tensor) -> "ImageSpan":
+        """The same image with its rotary positions; these must not lay out another grid."""
+        if len(positions) == 3 and not torch.equal(positions[1], positions[2]):  # (time, row, column)
+            laid_out = tuple(len(axis.unique()) for axis in positions[1:])
+            if laid_out != self.grid:
+                raise HighResInputError(
+                    f"the rotary positions of an image lay out a grid of {laid_out}, its high-res view is a zoom of "
+                    f"{self.grid}; pass the high-res views in the order of the images."
+                )
+        return replace(self, positions=positions)
 
 
 @dataclass
@@ -75,7 +87,7 @@ class HighResMemory:
     def place(self, position_ids: Tensor, past: int) -> None:
         """Note the rotary positions ``(axes, batch, length)`` of images that entered the sequence after ``past``."""
         self.images = tuple(
-            replace(span, positions=position_ids[:, span.row, span.columns - past]) if span.positions is None else span
+            span.placed(position_ids[:, span.row, span.columns - past]) if span.positions is None else span
             for span in self.images
         )
 

@@ -75,8 +75,9 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
     Examples
     --------
     >>> import flexkit
-    >>> from flexkit.testing import tiny_llava
-    >>> model = flexkit.patch_model(tiny_llava(), flexkit.FlexConfig.training_free())
+    >>> from flexkit.demo import small_llava
+    >>> model, processor = small_llava()
+    >>> model = flexkit.patch_model(model, flexkit.FlexConfig.training_free())
     >>> flexkit.is_patched(model), flexkit.is_patched(flexkit.unpatch_model(model))
     (True, False)
     """

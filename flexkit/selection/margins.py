@@ -17,7 +17,7 @@ def margin_cells(image_sizes: Tensor, grid: tuple[int, int]) -> Tensor:
     ----------
     image_sizes : torch.Tensor
         Shape (images, 2), integer: heights and widths before padding.
-    grid : tuple[int, int]
+    grid : tuple of int
         Rows and columns of the low-res grid.
 
     Returns
@@ -62,7 +62,7 @@ def valid_cells(margins: Tensor, grid: tuple[int, int]) -> Tensor:
     ----------
     margins : torch.Tensor
         Shape (images, 2), integer, as :func:`margin_cells` gives them.
-    grid : tuple[int, int]
+    grid : tuple of int
         Rows and columns of the low-res grid.
 
     Returns

@@ -85,7 +85,7 @@ class Policy(ABC):
         ----------
         scores : torch.Tensor
             Shape (..., rows, columns), floating.
-        size : tuple[int, int]
+        size : tuple of int
             Rows and columns of the high-res grid; not necessarily multiples of the low-res ones.
 
         Returns

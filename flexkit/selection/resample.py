@@ -14,7 +14,7 @@ def resample_nearest(grid: Tensor, size: tuple[int, int]) -> Tensor:
     ----------
     grid : torch.Tensor
         Shape (..., rows, columns), any dtype.
-    size : tuple[int, int]
+    size : tuple of int
         Rows and columns of the result.
 
     Returns

@@ -78,7 +78,7 @@ class AttentionMapSelector(nn.Module):
 
     @property
     def uses_scores(self) -> bool:
-        """Whether a selection depends on the scores: by its policy, or by its budget."""
+        """Whether a selection depends on the scores, by its policy or by its budget."""
         return self.policy.uses_scores or self.budget is not None
 
     def forward(
@@ -96,9 +96,9 @@ class AttentionMapSelector(nn.Module):
         ----------
         attention : torch.Tensor
             Shape (batch, heads, queries, cells), floating.
-        grid : tuple[int, int]
+        grid : tuple of int
             Rows and columns of the low-res grid.
-        zoom : int or tuple[int, int]
+        zoom : int or tuple of int
             High-res tokens to a side of a low-res cell.
         margins : torch.Tensor or None
             Shape (batch, 2), integer, as :func:`margin_cells` gives them.
@@ -119,7 +119,7 @@ class AttentionMapSelector(nn.Module):
         ----------
         attention : torch.Tensor
             Shape (batch, heads, queries, cells), floating; cells in raster order.
-        grid : tuple[int, int]
+        grid : tuple of int
             Rows and columns of the low-res grid.
         margins : torch.Tensor or None
             Shape (batch, 2), integer, as :func:`margin_cells` gives them; scores in the margins become 0.
@@ -157,7 +157,7 @@ class AttentionMapSelector(nn.Module):
         ----------
         scores : torch.Tensor
             Shape (batch, queries, rows, columns), floating.
-        zoom : int or tuple[int, int]
+        zoom : int or tuple of int
             High-res tokens to a side of a low-res cell.
         layer : int or None
             Index of the layer; needed with a :class:`Schedule`.

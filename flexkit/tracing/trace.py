@@ -23,8 +23,8 @@ class Step:
     ----------
     queries : torch.Tensor
         ``(batch, queries)``, int64: positions in the sequence that read high-res keys, in order; -1 where a row has fewer.
-    layers : dict of int to Selection
-        What the map of each layer selected.
+    layers : dict
+        From the index of a layer to what its map selected.
     """
 
     queries: Tensor

@@ -107,9 +107,7 @@ def cases(
         sequence = torch.arange(length, dtype=torch.float64)[None]
         width = draw(st.sampled_from([2, layer.head_dim]))
         rest["rotary"] = rotary_tables(sequence, width, base=50.0)
-        rest["high_res_rotary"] = rotary_tables(
-            fractional_positions(positions.double(), grid, zoom), width, base=50.0
-        )
+        rest["high_res_rotary"] = rotary_tables(fractional_positions(positions.double(), grid, zoom), width, base=50.0)
     mask = masks(length, draw(st.sampled_from(["none", "bool", "lowest", "infinite"])), batch, heads)
     if mask is not None:
         rest["attention_mask"] = mask

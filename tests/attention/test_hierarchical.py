@@ -1,4 +1,3 @@
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -216,7 +215,7 @@ def test_gradients_equal_those_of_the_naive_reference(case: Case) -> None:
 def step_by_step(case: Case, options: dict[str, Any]) -> Tensor:
     """The case's positions one at a time, each with the cached keys and values of those before."""
     length = case.hidden_states.shape[1]
-    past, outputs, row = None, [], 0
+    past, outputs = None, []
     rotary, mask = case.rest.get("rotary"), case.rest.get("attention_mask")
     for i in range(length):
         now: dict[str, Any] = {"past": past, "queries": case.queries[:, i : i + 1]}
@@ -227,13 +226,10 @@ def step_by_step(case: Case, options: dict[str, Any]) -> Tensor:
             now["attention_mask"] = mask[:, :, i : i + 1, : i + 1]
         if i >= case.image_positions.max():
             now |= case.place | {name: value[:, i : i + 1] for name, value in options.items()}
-            high_res = case.high_res
-        else:
-            now, high_res = {key: value for key, value in now.items() if "high" not in key}, None
+        high_res = case.high_res if i >= case.image_positions.max() else None
         output = case.layer(case.hidden_states[:, i : i + 1], high_res, **now)
         past = output.past
         outputs.append(output.hidden_states)
-        row += 1
     return torch.cat(outputs, dim=1)
 
 
@@ -350,9 +346,6 @@ def test_a_row_that_lost_all_its_low_res_keys_reads_high_res_alone() -> None:
     place = {"grid": (1, 2), "image_positions": torch.arange(2)[None]}
     selected = torch.tensor([[True, True]])
     output = layer(hidden, high_res, selected=selected, **place).hidden_states
-    swapped = copy.deepcopy(layer)
-    swapped.is_causal = False
-    swapped.k_proj, swapped.v_proj = layer.k_proj_hd, layer.v_proj_hd
     query = layer.q_proj(hidden)
     key, value = (part(high_res) for part in (layer.k_proj_hd, layer.v_proj_hd))
     split = [part.reshape(1, 2, 2, 4).transpose(1, 2) for part in (query, key, value)]
@@ -493,3 +486,11 @@ def test_inputs_are_checked(
     base = {"hidden_states": torch.zeros(1, 5, DIM), "high_res": torch.zeros(1, 4, DIM)}
     with pytest.raises(error, match=message):
         layer(**{**base, **PLACE, **SELECTED, **inputs})
+
+
+@given(cases(select_from="previous", low_res_keys="keep"))
+def test_a_selection_can_be_read_without_a_grid(case: Case) -> None:
+    selected = random_selection(case)
+    without = case.sharp(selected=selected, grid=None, image_positions=None)
+    assert torch.equal(without.hidden_states, case.sharp(selected=selected).hidden_states)
+    assert without.selected is None and without.map is None

@@ -9,6 +9,7 @@ from torch import Tensor
 import flexkit
 from tests.patching.ways import (
     ROWS,
+    assert_close,
     assert_same_logits,
     every_family,
     families,
@@ -19,7 +20,7 @@ from tests.patching.ways import (
     patched,
     plain,
 )
-from tests.zoo import Row, low_res
+from tests.zoo import IMAGE, Row, low_res
 
 ONE = (Row((None,), 6),)
 
@@ -50,7 +51,7 @@ def test_greedy_is_the_step_by_step_loop(name: str) -> None:
     output = generate(model, inputs)
     assert not torch.equal(output.logits[0][:2], generate(model, low_res(inputs)).logits[0][:2])
     for ours, theirs in zip(output.logits, steps_of(model, inputs, 4), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+        assert_close(ours, theirs)
 
 
 @families
@@ -75,7 +76,7 @@ def test_no_cache_with_beams(name: str) -> None:
     settings = {"num_beams": 3, "num_return_sequences": 2, "output_scores": True}
     cached, uncached = generate(model, inputs, **settings), generate(model, inputs, use_cache=False, **settings)
     assert torch.equal(cached.sequences, uncached.sequences)
-    torch.testing.assert_close(cached.sequences_scores, uncached.sequences_scores, rtol=0, atol=1e-9)
+    assert_close(cached.sequences_scores, uncached.sequences_scores)
 
 
 @families
@@ -87,7 +88,7 @@ def test_no_cache_with_every_position_querying(name: str) -> None:
         if key in inputs:
             more = inputs[key].new_full((1, 2), int(key == "attention_mask"))
             longer[key] = torch.cat([inputs[key], more], dim=1)
-    torch.testing.assert_close(output.logits[-1], logits_of(model, longer)[:, -1], rtol=0, atol=1e-9)
+    assert_close(output.logits[-1], logits_of(model, longer)[:, -1])
 
 
 @families
@@ -111,6 +112,19 @@ def test_sampling_is_reproducible(name: str) -> None:
 
 
 @families
+def test_a_generated_image_token_is_no_image(name: str) -> None:
+    model, inputs = patched(name), inputs_of(name)
+
+    def always_image(ids: Tensor, scores: Tensor) -> Tensor:
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([IMAGE]), 0.0)
+
+    always = tf.LogitsProcessorList([always_image])
+    output, base = (generate(model, given, 3, logits_processor=always) for given in (inputs, low_res(inputs)))
+    assert (new_tokens(output) == IMAGE).all()
+    assert (output.logits[-1] - base.logits[-1])[:2].abs().max() > 1e-3
+
+
+@families
 def test_rows_that_differ_in_their_image_alone(name: str) -> None:
     model, inputs = patched(name), inputs_of(name, (Row((None,), 4), Row((None,), 4)))
     for key in ("input_ids", "pixel_values"):
@@ -118,7 +132,7 @@ def test_rows_that_differ_in_their_image_alone(name: str) -> None:
         inputs[key] = torch.cat([inputs[key][:half]] * 2)
     base = generate(model, low_res(inputs), 1).logits[0]
     ours = generate(model, inputs, 1).logits[0]
-    torch.testing.assert_close(base[0], base[1], rtol=0, atol=1e-9)
+    assert_close(base[0], base[1])
     assert (ours[0] - ours[1]).abs().max() > 1e-3
 
 
@@ -159,7 +173,7 @@ def test_conversation_goes_on_in_the_kept_cache(name: str, again: str) -> None:
             more = inputs[key].new_full((1, queries.shape[1] - start), int(key == "attention_mask"))
             longer[key] = torch.cat([inputs[key], more], dim=1)
     afresh = logits_of(model, longer, hd_queries=queries)[0, said.shape[1] - 1 : -1]
-    torch.testing.assert_close(torch.cat(second.logits), afresh, rtol=0, atol=1e-9)
+    assert_close(torch.cat(second.logits), afresh)
     with flexkit.disabled(model):
         base = logits_of(model, longer)[0, said.shape[1] - 1 : -1]
     assert (base - afresh).abs().max() > 1e-3
@@ -214,16 +228,16 @@ def test_tuples_hidden_states_and_attentions(name: str) -> None:
     wanted = {"output_attentions": True, "output_hidden_states": True}
     with torch.no_grad():
         base = model(**low_res(inputs), **wanted)
-        flexkit.patch_model(model, flexkit.FlexConfig(start_layer=2, zoom=2, policy=flexkit.TopK(3)), trained=True)
+        flexkit.patch_model(model, flexkit.FlexConfig(start_layer=1, zoom=2, policy=flexkit.TopK(3)), trained=True)
         ours = model(**inputs, **wanted)
         as_tuple = model(**inputs, return_dict=False)
     assert torch.equal(as_tuple[0], ours.logits)
     assert len(ours.attentions) == len(base.attentions) == 4
     assert len(ours.hidden_states) == len(base.hidden_states) == 5
-    for layer in range(3):
+    for layer in range(2):
         assert torch.equal(ours.hidden_states[layer], base.hidden_states[layer])
         assert torch.equal(ours.attentions[layer], base.attentions[layer])
-    for layer in (3, 4):
+    for layer in (2, 3, 4):
         assert torch.equal(ours.hidden_states[layer][:, :-1], base.hidden_states[layer][:, :-1])
         assert not torch.equal(ours.hidden_states[layer][:, -1], base.hidden_states[layer][:, -1])
 
@@ -232,12 +246,15 @@ def test_tuples_hidden_states_and_attentions(name: str) -> None:
 def test_eager_and_sdpa_agree(name: str) -> None:
     model, inputs = patched(name), inputs_of(name, (Row((None,), 5), Row((None,), 5)))
     sdpa = generate(model, inputs)
+    exact = logits_of(model, inputs)
     model.set_attn_implementation("eager")
-    assert_same_logits(generate(model, inputs), sdpa)
+    # The eager kernel's own softmax is in float32.
+    torch.testing.assert_close(logits_of(model, inputs), exact, rtol=0, atol=2e-5)
+    assert torch.equal(generate(model, inputs).sequences, sdpa.sequences)
 
 
 @families
-@pytest.mark.parametrize("keep", [1, 3, torch.tensor([-1, -3]), torch.tensor([9, 14])], ids=str)
+@pytest.mark.parametrize("keep", [1, 3, torch.tensor([-1, -3]), torch.tensor([9, 12])], ids=str)
 def test_positions_whose_logits_are_kept_query(name: str, keep: int | Tensor) -> None:
     model, inputs = patched(name), inputs_of(name, (Row((None,), 7), Row((None,), 7)))
     length = inputs["input_ids"].shape[1]
@@ -248,7 +265,7 @@ def test_positions_whose_logits_are_kept_query(name: str, keep: int | Tensor) ->
         kept = logits_of(model, inputs, logits_to_keep=keep)
     assert trace.steps[0].queries.tolist() == [sorted(positions.tolist())] * 2
     named = logits_of(model, inputs, hd_queries=queries)[:, positions]
-    torch.testing.assert_close(kept, named, rtol=0, atol=1e-9)
+    assert_close(kept, named)
 
 
 @families
@@ -294,4 +311,6 @@ def test_a_copied_cache_goes_on_alike(name: str) -> None:
         first = model(input_ids=token, past_key_values=kept).logits
         assert torch.equal(model(input_ids=token, past_key_values=copied).logits, first)
         with flexkit.disabled(model):
-            assert not torch.equal(model(input_ids=token, past_key_values=model(**inputs).past_key_values).logits, first)
+            assert not torch.equal(
+                model(input_ids=token, past_key_values=model(**inputs).past_key_values).logits, first
+            )

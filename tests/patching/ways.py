@@ -60,11 +60,17 @@ def new_tokens(output: Any) -> Tensor:
     return output.sequences[:, -len(output.logits) :]
 
 
-def assert_same_logits(output: Any, reference: Any, tolerance: float = 1e-9) -> None:
+def assert_close(ours: Any, theirs: Any) -> None:
+    """Equal but for the order of summation; generate hands float64 logits out as float32."""
+    tolerance = 1e-5 if torch.float32 in (ours.dtype, theirs.dtype) else 1e-9
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance, check_dtype=False)
+
+
+def assert_same_logits(output: Any, reference: Any) -> None:
     """Both generations took the same steps with the same logits."""
     assert torch.equal(new_tokens(output), new_tokens(reference))
     for ours, theirs in zip(output.logits, reference.logits, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+        assert_close(ours, theirs)
 
 
 def row_of(name: str, inputs: dict[str, Tensor], row: int, rows: Iterable[Row] = ROWS) -> dict[str, Tensor]:
@@ -84,6 +90,14 @@ def row_of(name: str, inputs: dict[str, Tensor], row: int, rows: Iterable[Row] =
         else:
             alone[key] = value[images]
     return alone
+
+
+def decoding(tokens: Tensor, mask: Tensor, deltas: Tensor | None) -> dict[str, Tensor]:
+    """Inputs that decode one token a row; ``mask`` covers it, ``deltas`` are Qwen's shifts of the rows' positions."""
+    places = torch.full_like(tokens, mask.shape[1] - 1)
+    if deltas is not None:
+        places = (places + deltas).expand(3, -1, -1)
+    return {"input_ids": tokens, "attention_mask": mask, "position_ids": places}
 
 
 @contextmanager
