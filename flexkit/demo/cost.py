@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers.cache_utils import Cache
 
@@ -72,18 +71,12 @@ def kept_bytes(cache: Cache) -> int:
     cache : transformers.Cache
         After the generation.
     """
-    kept = [
-        tensor for layer in cache.layers for name in ("keys", "values") if (tensor := _tensor(layer, name)) is not None
-    ]
+    pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
     memory = cached_memory(cache)
     if memory is not None:
-        kept += [memory.features, *(tensor for pair in memory.projected.values() for tensor in pair)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
-
-
-def _tensor(layer: Any, name: str) -> Tensor | None:
-    value = getattr(layer, name, None)
-    return value if isinstance(value, Tensor) else None
+        pairs += [(memory.features, None), *memory.projected.values()]
+    tensors = [tensor for pair in pairs for tensor in pair if tensor is not None]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:

@@ -83,8 +83,8 @@ def draw_box(square: Image.Image, box: Box) -> Image.Image:
     framed = square.copy()
     left, top, right, bottom = (round(share * (side - 1)) for share, side in zip(box, 2 * square.size, strict=True))
     draw = ImageDraw.Draw(framed)
-    for grow, colour, width in ((2, "black", 7), (0, "white", 3)):
-        draw.rectangle((left - grow, top - grow, right + grow, bottom + grow), outline=colour, width=width)
+    for inset, colour, width in ((0, "black", 7), (2, "white", 3)):
+        draw.rectangle((left + inset, top + inset, right - inset, bottom - inset), outline=colour, width=width)
     return framed
 
 

@@ -63,7 +63,7 @@ def run(
     print(INTRODUCTION)
     source = "drawn" if image is None else str(image)
     print(f"Picture   {source}, {scene.image.width} x {scene.image.height} pixels")
-    print(f"Question  {scene.question}", flush=True)
+    print(f"Question  {' '.join(scene.question.split())}", flush=True)
     with _one_thread():
         answer = ask(scene.image, scene.question, new_tokens, seed)
         told = repr(answer.text) + (f"  (true: {scene.answer!r})" if scene.answer else "")

@@ -109,6 +109,8 @@ class FlexConfig:
             raise ConfigError(f"replace_dilation must be an int of at least 0, got {self.replace_dilation!r}.")
         if self.start_layer is not None and not _is_int(self.start_layer):
             raise ConfigError(f"start_layer must be an int or None, got {self.start_layer!r}.")
+        if self.heads is not None and not isinstance(self.heads, Sequence):
+            raise ConfigError(f"heads must be a sequence of ints or None, got {self.heads!r}.")
         if self.zoom is not None:
             zoom_pair(self.zoom)
         if self.policy is not None and not isinstance(self.policy, Schedule):

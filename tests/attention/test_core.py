@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import flexkit.attention.base
 from flexkit.attention import (
     attend,
     attention_logits,
@@ -20,6 +21,7 @@ from flexkit.attention import (
 )
 from tests.attention import reference
 
+SEEDS = st.integers(0, 2**31).map(torch.manual_seed)
 CLOSE = {"rtol": 1e-10, "atol": 1e-11}
 HEADS = st.sampled_from([(2, 2), (4, 2), (3, 1)])
 COUNTS = st.integers(0, 5)
@@ -52,9 +54,10 @@ def naive(logits: Tensor, value: Tensor, sinks: Tensor | None) -> tuple[Tensor, 
     st.sampled_from([None, 0.7]),
     st.sampled_from([0.0, -2.0]),
     st.sampled_from(["none", "bool", "lowest", "infinite"]),
+    SEEDS,
 )
 def test_logits_one_by_one(
-    heads: tuple[int, int], queries: int, keys: int, softcap: float | None, bias: float, kind: str
+    heads: tuple[int, int], queries: int, keys: int, softcap: float | None, bias: float, kind: str, seed: object
 ) -> None:
     query, key = normal(2, heads[0], queries, 4), normal(2, heads[1], keys, 4)
     seen, added = torch.rand(2, 1, queries, keys) < 0.7, normal(2, 1, queries, keys)
@@ -74,9 +77,9 @@ def test_logits_one_by_one(
         assert logits[b, h, q, k].item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
 
 
-@given(HEADS, COUNTS, COUNTS, st.booleans(), st.sampled_from([1.0, 0.5, 0.0]))
+@given(HEADS, COUNTS, COUNTS, st.booleans(), st.sampled_from([1.0, 0.5, 0.0]), SEEDS)
 def test_softmax_of_masked_rows(
-    heads: tuple[int, int], queries: int, keys: int, with_sinks: bool, share: float
+    heads: tuple[int, int], queries: int, keys: int, with_sinks: bool, share: float, seed: object
 ) -> None:
     logits = 5 * normal(2, heads[0], queries, keys)
     logits = logits.masked_fill(torch.rand(logits.shape) >= share, -math.inf)
@@ -89,9 +92,9 @@ def test_softmax_of_masked_rows(
     torch.testing.assert_close(attention_map(logits, sinks), weights, **CLOSE)
 
 
-@given(HEADS, COUNTS, COUNTS, COUNTS, st.booleans(), st.booleans())
+@given(HEADS, COUNTS, COUNTS, COUNTS, st.booleans(), st.booleans(), SEEDS)
 def test_merging_is_one_softmax_over_both_sets_of_keys(
-    heads: tuple[int, int], queries: int, keys: int, tokens: int, with_sinks: bool, replaces: bool
+    heads: tuple[int, int], queries: int, keys: int, tokens: int, with_sinks: bool, replaces: bool, seed: object
 ) -> None:
     low, high = 3 * normal(2, heads[0], queries, keys), 3 * normal(2, heads[0], queries, tokens)
     low = low.masked_fill(torch.rand(low.shape) < 0.3, -math.inf)
@@ -204,12 +207,33 @@ def test_base_attention_equals_attention_from_logits(special: dict[str, object],
         assert not output[:, :, 3].any()
 
 
+@pytest.mark.parametrize("additive", [True, False])
+def test_rows_without_keys_are_zero_whatever_the_kernel_says(monkeypatch: pytest.MonkeyPatch, additive: bool) -> None:
+    def kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *_: object) -> Tensor:
+        logits = query @ key.transpose(-1, -2)
+        logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
+        return logits.softmax(-1) @ value
+
+    monkeypatch.setattr(flexkit.attention.base, "_fused", kernel)
+    query, key, value = (normal(1, 2, 3, 4).requires_grad_() for _ in range(3))
+    mask = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])[None, None]
+    if additive:
+        mask = torch.zeros(1, 1, 3, 3).double().masked_fill(~mask, -math.inf)
+    output = base_attention(query, key, value, scaling=1.0, mask=mask)
+    assert not output[:, :, 1].any() and output[:, :, [0, 2]].all()
+    gradients = torch.autograd.grad(output.sum(), (query, key, value))
+    assert all(gradient.isfinite().all() for gradient in gradients) and not gradients[0][:, :, 1].any()
+
+
 @given(
     st.tuples(st.integers(1, 4), st.integers(1, 4)),
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.integers(0, 5),
+    SEEDS,
 )
-def test_replaced_keys_are_those_of_selected_cells(grid: tuple[int, int], zoom: tuple[int, int], reach: int) -> None:
+def test_replaced_keys_are_those_of_selected_cells(
+    grid: tuple[int, int], zoom: tuple[int, int], reach: int, seed: object
+) -> None:
     cells, tokens = math.prod(grid), math.prod(grid) * math.prod(zoom)
     selected = torch.rand(2, 3, tokens) < 0.1
     positions = torch.stack([torch.randperm(cells + 2)[:cells] for _ in range(2)])

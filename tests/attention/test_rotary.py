@@ -9,6 +9,7 @@ from torch import Tensor
 from flexkit.attention import fractional_positions, interpolate_table, rotary_tables, rotate
 from flexkit.errors import ConfigError
 
+SEEDS = st.integers(0, 2**31).map(torch.manual_seed)
 GRIDS = st.tuples(st.integers(1, 5), st.integers(1, 5))
 ZOOMS = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
@@ -39,8 +40,8 @@ def bicubic(image: Tensor, zoom: tuple[int, int]) -> Tensor:
     return enlarged
 
 
-@given(GRIDS, ZOOMS)
-def test_tables_are_interpolated_bicubically(grid: tuple[int, int], zoom: tuple[int, int]) -> None:
+@given(GRIDS, ZOOMS, SEEDS)
+def test_tables_are_interpolated_bicubically(grid: tuple[int, int], zoom: tuple[int, int], seed: object) -> None:
     table = torch.randn(2, grid[0] * grid[1], 3, dtype=torch.float64)
     enlarged = interpolate_table(table, grid, zoom)
     for b in range(2):
@@ -59,8 +60,10 @@ def test_interpolated_tables_are_no_rotation_and_keep_dtype_and_axes() -> None:
     assert half.shape == (2, 1, 12, 4) and half.dtype == torch.bfloat16
 
 
-@given(GRIDS, ZOOMS, st.integers(0, 1000))
-def test_raster_positions_between_cells_are_exact(grid: tuple[int, int], zoom: tuple[int, int], start: int) -> None:
+@given(GRIDS, ZOOMS, st.integers(0, 1000), SEEDS)
+def test_raster_positions_between_cells_are_exact(
+    grid: tuple[int, int], zoom: tuple[int, int], start: int, seed: object
+) -> None:
     rows, columns = grid
     positions = start + torch.arange(rows * columns)
     ours = fractional_positions(positions, grid, zoom).reshape(rows * zoom[0], columns * zoom[1])
@@ -71,8 +74,10 @@ def test_raster_positions_between_cells_are_exact(grid: tuple[int, int], zoom: t
             assert ours[i, j].item() == pytest.approx(start + down * columns + across, abs=1e-3)
 
 
-@given(GRIDS, ZOOMS)
-def test_axes_of_positions_are_refined_each_on_its_own(grid: tuple[int, int], zoom: tuple[int, int]) -> None:
+@given(GRIDS, ZOOMS, SEEDS)
+def test_axes_of_positions_are_refined_each_on_its_own(
+    grid: tuple[int, int], zoom: tuple[int, int], seed: object
+) -> None:
     time = torch.full(grid, 7.0, dtype=torch.float64)
     row = torch.arange(grid[0], dtype=torch.float64)[:, None].expand(grid)
     column = torch.arange(grid[1], dtype=torch.float64).expand(grid)
@@ -94,8 +99,8 @@ def test_an_odd_zoom_keeps_the_positions_of_the_cells_at_their_centres() -> None
     assert fine[1, :3].tolist() == pytest.approx([3 - 1 / 3, 3, 3 + 1 / 3])
 
 
-@given(st.integers(1, 4), st.floats(2, 1e4), st.integers(0, 1))
-def test_rotation_is_a_complex_product(half: int, base: float, plain: int) -> None:
+@given(st.integers(1, 4), st.floats(2, 1e4), st.integers(0, 1), SEEDS)
+def test_rotation_is_a_complex_product(half: int, base: float, plain: int, seed: object) -> None:
     states = torch.randn(2, 3, 5, 2 * half + plain, dtype=torch.float64)
     positions = 10 * torch.randn(2, 5, dtype=torch.float64)
     turned = rotate(states, *rotary_tables(positions, 2 * half, base=base))

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from flexkit.attention import QueryRows
 
+SEEDS = st.integers(0, 2**31).map(torch.manual_seed)
 MASKS = st.tuples(st.integers(1, 3), st.integers(1, 6)).flatmap(
     lambda shape: st.lists(
         st.lists(st.booleans(), min_size=shape[1], max_size=shape[1]), min_size=shape[0], max_size=shape[0]
@@ -12,8 +13,10 @@ MASKS = st.tuples(st.integers(1, 3), st.integers(1, 6)).flatmap(
 )
 
 
-@given(MASKS, st.sampled_from([(), (2,), (2, 3)]))
-def test_gather_takes_the_querying_positions_in_order(mask: list[list[bool]], rest: tuple[int, ...]) -> None:
+@given(MASKS, st.sampled_from([(), (2,), (2, 3)]), SEEDS)
+def test_gather_takes_the_querying_positions_in_order(
+    mask: list[list[bool]], rest: tuple[int, ...], seed: object
+) -> None:
     rows = QueryRows(torch.tensor(mask))
     states = torch.randn(len(mask), len(mask[0]), *rest)
     gathered = rows.gather(states)
@@ -25,8 +28,10 @@ def test_gather_takes_the_querying_positions_in_order(mask: list[list[bool]], re
         assert torch.equal(gathered[b, : len(positions)], states[b, positions])
 
 
-@given(MASKS, st.sampled_from([(), (2,), (2, 3)]))
-def test_scatter_puts_rows_back_and_leaves_the_rest(mask: list[list[bool]], rest: tuple[int, ...]) -> None:
+@given(MASKS, st.sampled_from([(), (2,), (2, 3)]), SEEDS)
+def test_scatter_puts_rows_back_and_leaves_the_rest(
+    mask: list[list[bool]], rest: tuple[int, ...], seed: object
+) -> None:
     rows = QueryRows(torch.tensor(mask))
     states = torch.randn(len(mask), len(mask[0]), *rest)
     new = torch.randn(len(mask), rows.count, *rest)

@@ -16,11 +16,8 @@ RED = Image.new("RGB", (6, 4), (200, 30, 30))
 @pytest.mark.parametrize("size", [(1, 1), (300, 1), (1, 300), (7, 5)])
 def test_any_mode_and_size(tmp_path: Path, mode: str, size: tuple[int, int]) -> None:
     path = tmp_path / "picture.tiff"
-    image = RED.resize(size).convert("LA").convert("PA") if mode == "PA" else RED.resize(size).convert(mode)
-    try:
-        image.save(path)
-    except (OSError, KeyError):
-        pytest.skip(f"no file format here stores {mode}")
+    image = RED.resize(size).convert("LA" if mode == "PA" else mode).convert(mode)
+    image.save(path)
     read = read_picture(path)
     assert read.mode == "RGB" and read.size == size
     expected = np.asarray(image.convert("RGB"), dtype=int)
