@@ -1,5 +1,6 @@
 """What one forward call of a patched model carries through its layers, and what a layer does with it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,12 +12,13 @@ from flexkit.attention.core import attention_logits, attention_map
 from flexkit.attention.joint import joint_attention
 from flexkit.attention.rotary import rotate
 from flexkit.attention.rows import QueryRows
+from flexkit.errors import PatchError
 from flexkit.patching.decoder import DecoderLayer
 from flexkit.patching.masks import rows_of_mask
 from flexkit.patching.memory import HighResMemory
 from flexkit.patching.positions import high_res_tables
 from flexkit.patching.selections import ImageGroup, Selection, group_images, select_tokens
-from flexkit.patching.state import Patch
+from flexkit.patching.state import ADDED, Patch
 
 __all__ = ["FlexCall"]
 
@@ -114,7 +116,9 @@ class FlexCall:
         if layer < self.patch.start_layer or self.rows.count == 0:
             return base
 
-        selection = self.selections[self.patch.source(layer)]
+        source = self.patch.source(layer)
+        self.check_visited([source])
+        selection = self.selections[source]
         selected = selection.tokens(self.memory) & self.rows.valid[..., None]
         high_res_key, high_res_value = self._keys_values(layer)
         high_res_logits = attention_logits(
@@ -139,6 +143,15 @@ class FlexCall:
             merged = torch.lerp(plain, merged, self.patch.config.alpha)
         return self.rows.scatter(merged.transpose(1, 2), base)
 
+    def check_visited(self, layers: Iterable[int]) -> None:
+        """Raise :class:`~flexkit.errors.PatchError` if the attention of one of these layers has not called."""
+        unseen = sorted(set(layers) - self.visited)
+        if unseen:
+            raise PatchError(
+                f"the attention of layers {unseen} did not run through flexkit: the model dropped the keyword argument "
+                "that carries the call, or its attention no longer comes from transformers' AttentionInterface."
+            )
+
     @cached_property
     def groups(self) -> tuple[ImageGroup, ...]:
         """The images by grid."""
@@ -159,6 +172,7 @@ class FlexCall:
                 attention_map(logits, None if sinks is None else sinks.detach()),
                 offset,
                 (logits > -torch.inf).any(1),
+                self.rows.index + self.past,
                 self.selections.get(layer - 1),
                 layer=layer if self.patch.config.select_from == "same" else layer + 1,
                 shared_from=self._shared_from,
@@ -175,7 +189,7 @@ class FlexCall:
             features = layer.input_norm(features)
         key, value = (
             rearrange(project(features), "b n (h d) -> b h n d", d=attention.head_dim)
-            for project in (attention.k_proj_hd, attention.v_proj_hd)
+            for project in (getattr(attention, name) for name in ADDED)
         )
         if isinstance(getattr(attention, "k_norm", None), nn.Module):
             key = attention.k_norm(key)  # type: ignore[operator]

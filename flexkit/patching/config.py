@@ -54,7 +54,7 @@ class FlexConfig:
         Entropy in nats: a querying row whose low-res answer is more certain than this stays low-res. Costs a second
         pass where it opens; used in eval mode only.
     positions : {"interpolated", "fractional"}
-        Rotary positions of high-res keys: interpolated tables (the published way) or a rotation at fractional positions.
+        Rotary positions of high-res keys: interpolated tables (as published) or a rotation at fractional positions.
     share_selection : bool, optional
         One selection for all querying rows, from the last one's map. By default only with ``queries="all"``.
     reduce : {"sum", "mean", "max"}

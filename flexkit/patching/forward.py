@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from flexkit.attention.rows import QueryRows
-from flexkit.errors import ConfigError, HighResInputError, PatchError
+from flexkit.errors import ConfigError, HighResInputError
 from flexkit.patching.attention import CALL
 from flexkit.patching.call import FlexCall
 from flexkit.patching.gate import restore, snapshot, uncertain_positions
@@ -95,7 +95,7 @@ def _forward(model: nn.Module, kwargs: dict[str, Any]) -> Any:
         output = base(**kwargs, **{CALL: call})
     else:
         call, output = _gated(base, call, patch.config.gate, kwargs)
-    _check_visited(call)
+    call.check_visited(call.patch.layers)
     cache = _cache_of(output, kwargs)
     if cache is not None:
         attach_memory(cache, call.memory)
@@ -137,8 +137,8 @@ def _prepare(model: nn.Module, patch: Patch, high_res: dict[str, Any], kwargs: d
         raise HighResInputError("hd_queries were given without a high-res view.")
     if memory.batch != batch:
         raise HighResInputError(
-            f"the KV cache holds high-res tokens of {memory.batch} rows, the inputs have {batch}; change the batch of a cache "
-            "with its own methods (batch_repeat_interleave, batch_select_indices)."
+            f"the KV cache holds high-res tokens of {memory.batch} rows, the inputs have {batch}; change the batch of "
+            "a cache with its own methods (batch_repeat_interleave, batch_select_indices)."
         )
     rows = query_rows(patch.config, kwargs, memory, queries, past=past, length=length, repeats=repeats)
     return FlexCall(patch, memory, rows, past, keep_projected=not model.training, records=bool(patch.recorders))
@@ -172,12 +172,3 @@ def _cache_of(output: Any, kwargs: dict[str, Any]) -> Cache | None:
     values = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
     found = (value for value in (*values, kwargs.get("past_key_values")) if isinstance(value, Cache))
     return next(found, None)
-
-
-def _check_visited(call: FlexCall) -> None:
-    unseen = sorted(set(call.patch.layers) - call.visited)
-    if unseen:
-        raise PatchError(
-            f"the attention of layers {unseen} did not run through flexkit: the model dropped the keyword argument that "
-            "carries the call, or its attention no longer comes from transformers' AttentionInterface."
-        )

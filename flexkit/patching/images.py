@@ -87,8 +87,8 @@ def _margins(image_sizes: Tensor | None, grids: Sequence[Pair]) -> Tensor:
         return torch.zeros(len(grids), 2, dtype=torch.long)
     if image_sizes.shape != (len(grids), 2):
         raise HighResInputError(
-            f"hd_image_sizes has shape {tuple(image_sizes.shape)}; expected ({len(grids)}, 2): the (height, width) of each "
-            "original image."
+            f"hd_image_sizes has shape {tuple(image_sizes.shape)}; expected ({len(grids)}, 2): the (height, width) "
+            "of each original image."
         )
     return torch.cat([margin_cells(size[None].cpu(), grid) for size, grid in zip(image_sizes, grids, strict=True)])
 
@@ -104,8 +104,8 @@ def _spans(image_tokens: Tensor, grids: Sequence[Pair], zoom: Pair, margins: Ten
             index = len(spans)
             if index == len(grids) or cells[index] > len(left):
                 raise HighResInputError(
-                    f"the prompt holds {held} image tokens in its rows; the {len(grids)} high-res views fit images of {cells} "
-                    "tokens, in this order. Pass one high-res view for each image of the prompt, in the prompt's order."
+                    f"the prompt holds {held} image tokens in its rows; the {len(grids)} high-res views fit images of "
+                    f"{cells} tokens, in this order. Pass one high-res view for each image of the prompt, in its order."
                 )
             margin = margins[index].to(left.device)
             spans.append(ImageSpan(row, left[: cells[index]], grids[index], zoom, 0, margin))

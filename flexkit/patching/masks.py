@@ -17,8 +17,8 @@ def rows_of_mask(
     Parameters
     ----------
     mask : torch.Tensor, optional
-        None (the kernel is causal by itself), a padding mask ``(batch, keys)`` (FlashAttention: causal by itself too), or
-        ``(batch or 1, heads or 1, length, keys)``, bool or additive.
+        None (the kernel is causal by itself), a padding mask ``(batch, keys)`` (FlashAttention, causal by itself
+        too), or ``(batch or 1, heads or 1, length, keys)``, bool or additive.
     rows : QueryRows
         The querying rows.
     keys : int

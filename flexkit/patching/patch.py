@@ -110,8 +110,8 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
     )
     if config.select_from == "previous" and not trained:
         warnings.warn(
-            "the added projections are untrained copies: what the model reads through them will not help it much before "
-            "they are trained or loaded (flexkit.load_flex). Without training, use FlexConfig.training_free().",
+            "the added projections are untrained copies: what the model reads through them will not help it much "
+            "before they are trained or loaded (flexkit.load_flex). Without training, use FlexConfig.training_free().",
             UntrainedProjectionsWarning,
             stacklevel=2,
         )
@@ -219,8 +219,8 @@ def _resolved(config: FlexConfig, geometry: Geometry, layers: list[DecoderLayer]
     start = config.start_layer
     if not isinstance(start, int) or not lowest <= start < len(layers):
         raise ConfigError(
-            f"start_layer must be an int from {lowest} to {len(layers) - 1} for the {len(layers)} layers of this model, "
-            f"got {start!r}." + (" The map that layer 0 would need comes from no layer." if start == 0 else "")
+            f"start_layer must be an int from {lowest} to {len(layers) - 1} for the {len(layers)} layers of this "
+            f"model, got {start!r}." + (" The map that layer 0 would need comes from no layer." if start == 0 else "")
         )
     return config
 

@@ -80,7 +80,7 @@ class Selection:
         return selected.transpose(1, 2)
 
     def low_res_keys(self, batch: int, length: int, offset: int, dilation: int) -> Tensor:
-        """``(batch, queries, length)``, bool: keys of the selected cells, in a key sequence that starts at ``offset``."""
+        """``(batch, queries, length)``, bool: keys of the selected cells, in a sequence that starts at ``offset``."""
         queries = self.masks[0].shape[1]
         # One column more takes the cells that have left the key sequence.
         hidden = self.masks[0].new_zeros(batch, length + 1, queries)
@@ -99,6 +99,7 @@ def select_tokens(
     attention: Tensor,
     offset: int,
     visible: Tensor,
+    positions: Tensor,
     before: Selection | None,
     *,
     layer: int,
@@ -107,7 +108,7 @@ def select_tokens(
     """Select by the maps of one layer.
 
     A map counts only where its row sees the whole image: a row in front of an image, or a window that has left the
-    image behind, keeps what was selected ``before``.
+    image behind, keeps what was selected ``before``. Where no map is read, a row selects in the images before it.
 
     Parameters
     ----------
@@ -121,6 +122,8 @@ def select_tokens(
         Position in the sequence of the first key.
     visible : torch.Tensor
         ``(batch, queries, keys)``, bool: the keys that a querying row sees.
+    positions : torch.Tensor
+        ``(batch, queries)``: positions of the querying rows in the sequence.
     before : Selection, optional
         The selection of the layer before.
     layer : int
@@ -142,6 +145,9 @@ def select_tokens(
             complete = visible[rows, :, columns].all(1) & inside[:, None]
             older = before.masks[index] if before is not None else torch.zeros_like(mask)
             mask = torch.where(complete[:, :, None, None], mask, older)
+        else:
+            behind = positions[group.rows] >= group.columns.amax(-1, keepdim=True)
+            mask = mask & behind[:, :, None, None]
         if shared_from is not None:
             source = shared_from[group.rows].view(-1, 1, 1, 1).expand(-1, mask.shape[1], *mask.shape[2:])
             mask = mask.gather(1, source)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +23,7 @@ class Step:
     Attributes
     ----------
     queries : torch.Tensor
-        ``(batch, queries)``, int64: positions in the sequence that read high-res keys, in order; -1 where a row has fewer.
+        ``(batch, queries)``, int64: the positions that read high-res keys, in order; -1 where a row has fewer.
     layers : dict
         From the index of a layer to what its map selected.
     """
@@ -86,7 +87,7 @@ class Trace:
         ConfigError
             If there is no such step or layer.
         """
-        return self._stacked(step, layer, "masks", image, query)
+        return _padded(self._maps(step, layer, "masks", image, query))
 
     def scores(self, step: int, layer: int, *, image: int = 0, query: int = -1) -> Tensor:
         """The map that a layer selected by.
@@ -101,7 +102,7 @@ class Trace:
         torch.Tensor
             ``(batch, rows, columns)``, floating, on the low-res grid; 0 in padded margins.
         """
-        return self._stacked(step, layer, "scores", image, query)
+        return _padded(self._maps(step, layer, "scores", image, query))
 
     def selected_fraction(self, step: int, layer: int, *, image: int = 0, query: int = -1) -> Tensor:
         """Share of the high-res tokens that was selected.
@@ -116,26 +117,29 @@ class Trace:
         torch.Tensor
             ``(batch,)``, float32, between 0 and 1.
         """
-        return self.mask(step, layer, image=image, query=query).float().mean((1, 2))
+        return torch.stack([mask.float().mean() for mask in self._maps(step, layer, "masks", image, query)])
 
-    def _stacked(self, step: int, layer: int, kind: str, image: int, query: int) -> Tensor:
+    def _maps(self, step: int, layer: int, kind: str, image: int, query: int) -> list[Tensor]:
+        """The map of one image and query in each batch row; zeros where there is none."""
         try:
             recorded = self.steps[step]
             selection = recorded.layers[layer]
         except (IndexError, KeyError):
             raise ConfigError(
-                f"there is no step {step} with layer {layer}; recorded are {len(self.steps)} steps of layers {self.layers}."
+                f"there is no step {step} with layer {layer}; recorded are {len(self.steps)} steps, of layers "
+                f"{self.layers}."
             ) from None
         batch = len(recorded.queries)
         counts = (recorded.queries >= 0).sum(-1).tolist()
-        maps: list[Tensor | None] = [None] * batch
+        stacks: Sequence[Tensor] = getattr(selection, kind)
+        maps = [stacks[0].new_zeros(stacks[0].shape[-2:])] * batch
         seen = [0] * batch
-        for row, stack in _by_sequence(selection, getattr(selection, kind)):
+        for row, stack in _by_sequence(selection, stacks):
             slot = query if query >= 0 else counts[row] + query
             if seen[row] == image and 0 <= slot < counts[row]:
                 maps[row] = stack[slot]
             seen[row] += 1
-        return _padded(maps, getattr(selection, kind)[0])
+        return maps
 
 
 @contextmanager
@@ -180,12 +184,7 @@ def _by_sequence(selection: Selection, stacks: Sequence[Tensor]) -> list[tuple[i
     return [(row, stack) for row, _, stack in sorted(found, key=lambda entry: entry[:2])]
 
 
-def _padded(maps: Sequence[Tensor | None], like: Tensor) -> Tensor:
-    """Stack maps of different sizes, zero where one is missing."""
-    sizes = [chosen.shape[-2:] for chosen in maps if chosen is not None] or [like.shape[-2:]]
-    rows, columns = (max(size[axis] for size in sizes) for axis in range(2))
-    stacked = like.new_zeros(len(maps), rows, columns)
-    for row, chosen in enumerate(maps):
-        if chosen is not None:
-            stacked[row] = F.pad(chosen, (0, columns - chosen.shape[1], 0, rows - chosen.shape[0]))
-    return stacked
+def _padded(maps: Sequence[Tensor]) -> Tensor:
+    """Stack maps of different sizes, smaller ones with zeros after them."""
+    rows, columns = (max(shown.shape[axis] for shown in maps) for axis in range(2))
+    return torch.stack([F.pad(shown, (0, columns - shown.shape[1], 0, rows - shown.shape[0])) for shown in maps])

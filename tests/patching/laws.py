@@ -24,7 +24,12 @@ POLICIES = (
     Center(2),
     Everything(),
 )
-EMPTY = (Nothing(), TopK(3) & Nothing(), TopK(2) & ~TopK(3), lambda scores: scores > scores.amax((-2, -1), keepdim=True))
+EMPTY = (
+    Nothing(),
+    TopK(3) & Nothing(),
+    TopK(2) & ~TopK(3),
+    lambda scores: scores > scores.amax((-2, -1), keepdim=True),
+)
 """Policies that select nothing: by name, by composition with and without scores, by the scores."""
 
 
@@ -104,7 +109,12 @@ def position_ids(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 def keys_values(cache: Any) -> list[Tensor]:
     """All keys and values of the decoder layers in a cache."""
-    return [states for layer in cache.layers if getattr(layer, "keys", None) is not None for states in (layer.keys, layer.values)]
+    return [
+        states
+        for layer in cache.layers
+        if getattr(layer, "keys", None) is not None
+        for states in (layer.keys, layer.values)
+    ]
 
 
 def last_attended(inputs: dict[str, Tensor]) -> Tensor:

@@ -144,7 +144,7 @@ START_OUT_OF_RANGE = [
 @pytest.mark.parametrize(("start_layer", "settings"), START_OUT_OF_RANGE)
 def test_start_layer_out_of_range(start_layer: int, settings: dict[str, Any]) -> None:
     model = plain("llava")
-    with pytest.raises(ConfigError, match="start_layer must be an int from [01] to 3"):
+    with pytest.raises(ConfigError, match=r"start_layer must be an int from [01] to 3"):
         flexkit.patch_model(model, FlexConfig(start_layer=start_layer, **settings))
     assert not flexkit.is_patched(model)
     assert not any(module._forward_pre_hooks for module in model.modules())

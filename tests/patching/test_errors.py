@@ -97,7 +97,7 @@ def test_no_decoder_to_be_found() -> None:
 @families
 def test_patched_twice(name: str) -> None:
     model, inputs = patched(name), inputs_of(name)
-    with unharmed(model, inputs), pytest.raises(PatchError, match="patched already; call flexkit.unpatch_model"):
+    with unharmed(model, inputs), pytest.raises(PatchError, match=r"patched already; call flexkit.unpatch_model"):
         flexkit.patch_model(model)
 
 
@@ -267,7 +267,7 @@ GRIDS = {
     "too few": (torch.tensor([[1, 12, 12]] * 2), "does not add up"),
     "too many": (torch.tensor([[1, 12, 12]] * 4), "does not add up"),
     "frames": (torch.tensor([[2, 6, 12]] * 3), "expected one frame"),
-    "no multiple": (torch.tensor([[1, 6, 24]] * 3), "rows a multiple of 4"),
+    "no multiple": (torch.tensor([[1, 6, 24]] * 3), "rows .* 4"),
     "negative": (torch.tensor([[1, -12, -12]] * 3), "positive integers"),
     "zero": (torch.tensor([[1, 12, 12]] * 3 + [[1, 0, 8]]), "positive integers"),
     "floats": (torch.tensor([[1.0, 12.0, 12.0]] * 3), "positive integers"),
@@ -313,7 +313,7 @@ POLICIES = {
 @pytest.mark.parametrize("kind", POLICIES)
 def test_a_policy_that_returns_no_mask(name: str, kind: str) -> None:
     model, inputs = patched(name, policy=POLICIES[kind]), inputs_of(name)
-    with unharmed(model, low_res(inputs)), pytest.raises(PolicyError, match="expected a torch.bool tensor of shape"):
+    with unharmed(model, low_res(inputs)), pytest.raises(PolicyError, match=r"expected a torch.bool tensor of shape"):
         logits_of(model, inputs)
 
 
@@ -349,7 +349,7 @@ def test_flex_attention_blocks_cannot_be_read() -> None:
     from flexkit.attention.rows import QueryRows
     from flexkit.patching.masks import rows_of_mask
 
-    with pytest.raises(UnsupportedModelError, match="BlockMask.*attn_implementation='sdpa'"):
+    with pytest.raises(UnsupportedModelError, match=r"BlockMask.*attn_implementation='sdpa'"):
         rows_of_mask(
             BlockMask(),  # type: ignore[arg-type]
             QueryRows(torch.ones(1, 2, dtype=torch.bool)),

@@ -7,6 +7,7 @@ import transformers as tf
 from torch import Tensor
 
 import flexkit
+from flexkit.patching import get_patch
 from tests.patching.ways import (
     ROWS,
     assert_close,
@@ -55,7 +56,7 @@ def test_greedy_is_the_step_by_step_loop(name: str) -> None:
 
 
 @families
-@pytest.mark.parametrize("way", ["no cache", "static", "own cache", "lazy cache", "positional views", "repeated"])
+@pytest.mark.parametrize("way", ["no cache", "static", "own cache", "lazy cache", "empty views"])
 def test_caches_do_not_matter(name: str, way: str) -> None:
     model, inputs = patched(name), inputs_of(name)
     reference = generate(model, inputs)
@@ -64,10 +65,15 @@ def test_caches_do_not_matter(name: str, way: str) -> None:
         "static": {"cache_implementation": "static"},
         "own cache": {"past_key_values": tf.DynamicCache(config=model.config.get_text_config())},
         "lazy cache": {"past_key_values": tf.DynamicCache()},
-        "positional views": {"hd_image_sizes": None},
-        "repeated": {},
+        "empty views": {"hd_image_sizes": None},
     }
     assert_same_logits(generate(model, inputs, **ways[way]), reference)
+
+
+@families
+def test_words_only(name: str) -> None:
+    model, inputs = patched(name), inputs_of(name, (Row(()), Row((), 2)))
+    assert_same_logits(generate(model, inputs, hd_image_sizes=None, hd_queries=None), generate(plain(name), inputs))
 
 
 @families
@@ -179,6 +185,32 @@ def test_conversation_goes_on_in_the_kept_cache(name: str, again: str) -> None:
     assert (base - afresh).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(("name", "given"), [("llava", "all ids"), ("llava", "new ids"), ("gemma3", "all ids")])
+def test_a_second_turn_brings_a_second_image(name: str, given: str) -> None:
+    """Where the base model can: Gemma 3 given new ids alone answers otherwise, Qwen2.5-VL misses the earlier grids."""
+    model, inputs, later = patched(name), inputs_of(name, ONE), inputs_of(name, ONE, seed=5)
+    first = generate(model, inputs, 3)
+    said = torch.cat([first.sequences, later["input_ids"]], dim=1)
+    held, start, length = first.past_key_values.get_seq_length(), inputs["input_ids"].shape[1], said.shape[1]
+    ids = said if given == "all ids" else said[:, held:]
+    turn = dict(later, input_ids=ids, attention_mask=torch.ones_like(said))
+    if "token_type_ids" in later:
+        turn["token_type_ids"] = (ids == IMAGE).long()
+    second = generate(model, turn, 3, past_key_values=first.past_key_values)
+
+    longer = {key: torch.cat([inputs[key], later[key]]) for key in inputs if key.endswith("pixel_values")}
+    longer |= {"input_ids": second.sequences, "attention_mask": torch.ones_like(second.sequences)}
+    if given == "new ids":
+        longer["input_ids"] = torch.cat([said[:, :held], second.sequences], dim=1)
+        longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    if "token_type_ids" in later:
+        longer["token_type_ids"] = (longer["input_ids"] == IMAGE).long()
+    queries = torch.zeros_like(longer["input_ids"], dtype=torch.bool)
+    queries[:, start - 1 : held] = queries[:, length - 1 :] = True
+    afresh = logits_of(model, longer, hd_queries=queries)[0, length - 1 : -1]
+    assert_close(torch.cat(second.logits), afresh)
+
+
 @pytest.mark.parametrize("name", ["llava", "gemma3"])
 def test_embeddings_instead_of_ids(name: str) -> None:
     model, inputs = patched(name), inputs_of(name)
@@ -284,7 +316,7 @@ def test_settings_name_the_queries_of_one_prompt(name: str) -> None:
 def test_presets_run_everywhere(name: str, preset: str) -> None:
     config = getattr(flexkit.FlexConfig, preset)(**({"gate": None} if preset == "training_free" else {}))
     model = patched(name, config)
-    zoom = model_zoom(model)
+    zoom = get_patch(model).config.zoom_pair
     rows = tuple(Row(row.images, row.words + 2) for row in ROWS)
     inputs = inputs_of(name, rows, zoom=zoom)
     output = generate(model, inputs, 3)
@@ -292,13 +324,6 @@ def test_presets_run_everywhere(name: str, preset: str) -> None:
     assert all(bool(step.isfinite().all()) for step in output.logits)
     assert torch.equal(output.sequences[2], base.sequences[2])
     assert (logits_of(model, inputs)[:2, -1] - base.logits[0][:2]).abs().max() > 1e-3
-
-
-def model_zoom(model: tf.PreTrainedModel) -> tuple[int, int]:
-    """The zoom that a patched model took for its own."""
-    from flexkit.patching import get_patch
-
-    return get_patch(model).config.zoom_pair
 
 
 @families

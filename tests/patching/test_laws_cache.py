@@ -17,7 +17,12 @@ from tests.patching.laws import batches, last_attended, model_of, patched, posit
 from tests.zoo import FAMILIES, MAIN, Row, prompt
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
-last = settings_of(queries=st.just("last"), zoom=st.sampled_from([(1, 2), (2, 2), (2, 1)]))
+# One selection for all rows is shared within a call, so a result with it does depend on the calls.
+last = settings_of(
+    queries=st.just("last"),
+    share_selection=st.sampled_from([None, False]),
+    zoom=st.sampled_from([(1, 2), (2, 2), (2, 1)]),
+)
 TURN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
@@ -73,43 +78,33 @@ def test_decoding_equals_recomputing(
             begin = stop
         queries = torch.zeros_like(whole["input_ids"], dtype=torch.bool)
         queries[:, [stop - 1 for stop in stops]] = True
-        # One selection for all rows is what a call shares, so it cannot be drawn here.
         expected = model(**whole, hd_queries=queries).logits
-    if not config["share_selection"]:
-        torch.testing.assert_close(torch.stack(found, 1), expected[:, [stop - 1 for stop in stops]], **EXACT)
+    torch.testing.assert_close(torch.stack(found, 1), expected[:, [stop - 1 for stop in stops]], **EXACT)
 
 
-@pytest.mark.parametrize("name", MAIN)
-@settings(max_examples=6)
-@given(data=st.data(), config=last, kind=st.sampled_from(["dynamic", "static"]))
+# On a kept cache gemma3 itself masks the block of a second image otherwise than in one call.
+@pytest.mark.parametrize("name", ["llava", "llava-mistral", "qwen2_5_vl"])
+@settings(max_examples=8)
+@given(config=last, kind=st.sampled_from(["dynamic", "static"]), words=st.integers(1, 12))
 @torch.no_grad()
-def test_second_image_on_a_kept_cache(name: str, data: st.DataObject, config: dict[str, Any], kind: str) -> None:
-    config["share_selection"] = False
+def test_second_image_on_a_kept_cache(name: str, config: dict[str, Any], kind: str, words: int) -> None:
     model = model_of(name)
-    grids = [(1, 3), (2, 2)] if FAMILIES[name].any_grid else [None, None]
-    whole = prompt(FAMILIES[name], [Row(images=tuple(grids), words=3)], zoom=config["zoom"])
-    whole = with_positions(model, whole)
+    grids = ((1, 3), (2, 2)) if FAMILIES[name].any_grid else (None, None)
+    whole = with_positions(model, prompt(FAMILIES[name], [Row(images=grids, words=words)], zoom=config["zoom"]))
     length = whole["input_ids"].shape[1]
-    cut = int((whole["input_ids"] == 92).nonzero()[1, 1])  # the second image opens here
+    second = int((whole["input_ids"] == 92).nonzero()[1, 1])
+    ends = [second - 1, length - 1]
     queries = torch.zeros(1, length, dtype=torch.bool)
-    queries[:, [cut - 1, length - 1]] = True
-    first = row_images(whole, 0)
-    second = row_images(whole, 1)
-    if name == "gemma3":  # transformers blocks by token types, which it can no longer see on a kept cache
-        assert FAMILIES[name].grid == (2, 2)
+    queries[:, ends] = True
     with patched(model, **config):
         cache = cache_of(model, kind)
-        one = model(**turn(whole, 0, cut), **first, past_key_values=cache).logits[:, -1]
-        two = model(**turn(whole, cut, length), **second, past_key_values=cache).logits[:, -1]
-        expected = model(**whole, hd_queries=queries).logits
-        with flexkit.disabled(model):
-            base_cache = cache_of(model, kind)
-            model(**turn(whole, 0, cut), **first, past_key_values=base_cache)
-            base = model(**turn(whole, cut, length), **second, past_key_values=base_cache).logits[:, -1]
-            base_agrees = torch.allclose(base, model(**whole).logits[:, -1], **EXACT)
-    torch.testing.assert_close(one, expected[:, cut - 1], **EXACT)
-    assert base_agrees
-    torch.testing.assert_close(two, expected[:, -1], **EXACT)
+        turns = [(0, second, row_images(whole, 0)), (second, length, row_images(whole, 1))]
+        found = [
+            model(**turn(whole, begin, stop), **views, past_key_values=cache).logits[:, -1]
+            for begin, stop, views in turns
+        ]
+        expected = model(**whole, hd_queries=queries).logits[:, ends]
+    torch.testing.assert_close(torch.stack(found, 1), expected, **EXACT)
 
 
 def row_images(inputs: dict[str, Tensor], index: int) -> dict[str, Tensor]:
@@ -153,6 +148,8 @@ def test_the_last_attended_position_queries(name: str) -> None:
             with flexkit.disabled(model):
                 base = model(**inputs).logits
             changed = (model(**inputs).logits != base).any(-1)
+        # Padding behind it may see it, and is never asked for.
+        changed &= inputs["attention_mask"].bool()
         assert torch.equal(changed, last_attended(inputs) & torch.tensor([[True], [True], [False]]))
 
 

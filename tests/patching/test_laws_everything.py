@@ -23,7 +23,7 @@ from tests.patching.reference import (
     recording,
     tables_of,
 )
-from tests.zoo import FAMILIES, MAIN, low_res, prompt
+from tests.zoo import FAMILIES, IMAGE, low_res, prompt
 
 Projections = dict[int, tuple[Any, Any]]
 
@@ -80,9 +80,7 @@ def tolerance_of(config: dict[str, Any], exact: float, *, rounded: float) -> flo
 @pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=10)
 @given(data=st.data(), padding=st.sampled_from(["left", "right"]), config=settings_of())
-def test_layers_are_naive_joint_attention(
-    name: str, data: st.DataObject, padding: str, config: dict[str, Any]
-) -> None:
+def test_layers_are_naive_joint_attention(name: str, data: st.DataObject, padding: str, config: dict[str, Any]) -> None:
     model = model_of(name, implementation="spying")
     zoom = config["zoom"]
     inputs = prompt(FAMILIES[name], data.draw(batches(name, max_rows=2, max_words=12)), zoom=zoom, padding=padding)
@@ -125,26 +123,45 @@ def test_layers_are_naive_joint_attention(
 
 
 def rectangular_mask(
-    inputs: dict[str, Tensor], lengths: list[int], *, window: int | None, bidirectional: bool, replace: bool, bias: float
+    inputs: dict[str, Tensor],
+    images: list[Image],
+    *,
+    window: int | None,
+    bidirectional: bool,
+    shared: bool,
+    replace: bool,
+    bias: float,
 ) -> Tensor:
     """``(batch, 1, length, tokens + length)``, additive: high-res keys first, as they stand in a pre-filled cache."""
     ids, attended = inputs["input_ids"], inputs["attention_mask"].bool()
     batch, length = ids.shape
-    tokens = max(lengths)
-    is_image = ids == 90
+    tokens = max(tokens_of(images, row) for row in range(batch))
+    is_image = ids == IMAGE
     mask = torch.full((batch, 1, length, tokens + length), -torch.inf, dtype=torch.float64)
     for row in range(batch):
         for q in range(length):
             for k in range(length):
                 near = k <= q and (window is None or q - k < window)
                 same_image = bool(is_image[row, min(q, k) : max(q, k) + 1].all()) and bidirectional
-                given_up = replace and lengths[row] and bool(is_image[row, k])
-                if (near or same_image) and attended[row, k] and not given_up:
+                if (near or same_image) and attended[row, k]:
                     mask[row, 0, q, tokens + k] = 0.0
-            mask[row, 0, q, : lengths[row]] = bias
+            start = 0
+            for image in images:
+                if image.row == row:
+                    stop = start + len(image.features)
+                    # The last row reads all images, and the others with it if they share its selection.
+                    if shared or q >= int(image.columns.max()):
+                        mask[row, 0, q, start:stop] = bias
+                        if replace:
+                            mask[row, 0, q, tokens + image.columns] = -torch.inf
+                    start = stop
             if not attended[row, q]:
                 mask[row, 0, q, tokens + q] = 0.0  # a row of padding must see something, or it is NaN
     return mask
+
+
+def tokens_of(images: list[Image], row: int) -> int:
+    return sum(len(image.features) for image in images if image.row == row)
 
 
 full = settings_of(
@@ -175,24 +192,30 @@ def test_everything_is_a_cache_filled_beforehand(
 
     images = images_of(model, inputs, zoom)
     cache = DynamicCache()  # without a config: sliding layers keep all keys
-    lengths = [sum(len(image.features) for image in images if image.row == row) for row in range(len(found))]
     for layer in sorted(added):
         projected = keys_values_of(model, layer, images, added, record, config)
         padded = []
         for part in range(2):
             by_row = [
-                torch.cat([projected[0][part][:, :0], *(kv[part] for image, kv in zip(images, projected, strict=True) if image.row == row)], 1)
+                torch.cat(
+                    [
+                        projected[0][part][:, :0],
+                        *(kv[part] for image, kv in zip(images, projected, strict=True) if image.row == row),
+                    ],
+                    1,
+                )
                 for row in range(len(found))
             ]
             padded.append(pad_sequence([states.transpose(0, 1) for states in by_row], batch_first=True).transpose(1, 2))
         cache.update(*padded, layer)
 
     replace = config["low_res_keys"] == "replace"
-    common = {"replace": replace, "bias": config["logit_bias"]}
+    shared = config["share_selection"] is not False
+    common = {"shared": shared, "replace": replace, "bias": config["logit_bias"]}
     window = {"gemma3": 8, "llava-mistral": 16}.get(name)
-    sliding = rectangular_mask(inputs, lengths, window=window, bidirectional=name == "gemma3", **common)
+    sliding = rectangular_mask(inputs, images, window=window, bidirectional=name == "gemma3", **common)
     if name == "gemma3":
-        plain = rectangular_mask(inputs, lengths, window=None, bidirectional=True, **common)
+        plain = rectangular_mask(inputs, images, window=None, bidirectional=True, **common)
         mask: Any = {"full_attention": plain, "sliding_attention": sliding}
     else:
         mask = sliding
@@ -203,4 +226,5 @@ def test_everything_is_a_cache_filled_beforehand(
     tolerance = tolerance_of(config, 1e-8, rounded=1e-2)
     torch.testing.assert_close(found[attended], expected[attended], rtol=tolerance, atol=tolerance)
     changed = (found - base).abs().amax(-1) > 1e-6
-    assert torch.equal(changed & attended, attended & torch.tensor(lengths).bool()[:, None])
+    with_images = torch.tensor([any(image.row == row for image in images) for row in range(len(found))])
+    assert torch.equal((changed & attended).any(-1), with_images)

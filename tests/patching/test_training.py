@@ -180,7 +180,7 @@ def test_a_few_steps_lower_the_loss_and_leave_the_base(name: str) -> None:
         loss = model(**inputs).loss
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0]
     after = model.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())

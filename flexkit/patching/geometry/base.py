@@ -43,7 +43,9 @@ class Geometry(ABC):
         """
 
     @abstractmethod
-    def encode(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair) -> list[Tensor]:
+    def encode(
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
+    ) -> list[Tensor]:
         """High-res features of every image, ``(tokens, dim)`` in raster order of its high-res grid."""
 
     def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:

@@ -37,7 +37,7 @@ class DynamicGrid(Geometry):
         merge: int = model.config.vision_config.spatial_merge_size
         if grids.ndim != 2 or grids.shape[-1] != 3 or grids.is_floating_point() or bool((grids < 1).any()):
             raise HighResInputError(
-                f"hd_image_grid_thw is {grids.tolist()}; expected positive integers (time, rows, columns) of each image."
+                f"hd_image_grid_thw is {grids.tolist()}; expected three positive integers an image: time, rows, columns."
             )
         if patches.ndim != 2 or int(grids.prod(-1).sum()) != len(patches):
             raise HighResInputError(
@@ -65,5 +65,7 @@ class DynamicGrid(Geometry):
                 f"image_grid_thw gives low-res grids {held}; hd_image_grid_thw is a zoom of {list(grids)}."
             )
 
-    def encode(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair) -> list[Tensor]:
+    def encode(
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
+    ) -> list[Tensor]:
         return image_features(model, **{name: inputs[name] for name in self.inputs})

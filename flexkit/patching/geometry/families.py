@@ -37,8 +37,8 @@ def find_geometry(model: PreTrainedModel) -> Geometry:
     model_type = getattr(config, "model_type", None)
     if model_type not in FAMILIES:
         raise UnsupportedModelError(
-            f"{type(model).__name__} (model type {model_type!r}) cannot be patched: the geometry of its image tokens is "
-            f"not known. Known model types: {', '.join(sorted(FAMILIES))}."
+            f"{type(model).__name__} (model type {model_type!r}) cannot be patched: the geometry of its image tokens "
+            f"is not known. Known model types: {', '.join(sorted(FAMILIES))}."
         )
     geometry = FAMILIES[model_type]
     geometry.check_model(model)

@@ -39,7 +39,7 @@ class FixedGrid(Geometry):
             raise UnsupportedModelError(
                 f"the vision tower of {type(model).__name__} ({type(vision).__name__}) has no single `image_size`."
             )
-        if vision.model_type == "pixtral":
+        if getattr(vision, "model_type", None) == "pixtral":
             raise UnsupportedModelError(
                 "a Pixtral tower takes images of any size; this family is read as one fixed size."
             )
@@ -48,7 +48,7 @@ class FixedGrid(Geometry):
     def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
         pixels = inputs["pixel_values"]
         size = model.config.vision_config.image_size
-        channels = getattr(model.config.vision_config, "num_channels", 3)  # type: ignore[union-attr]
+        channels = getattr(model.config.vision_config, "num_channels", 3)
         expected = (channels, zoom[0] * size, zoom[1] * size)
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected:
             raise HighResInputError(
@@ -58,7 +58,9 @@ class FixedGrid(Geometry):
         side = self._side(model)
         return [(side, side)] * len(pixels)
 
-    def encode(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair) -> list[Tensor]:
+    def encode(
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
+    ) -> list[Tensor]:
         features = []
         for image, grid in zip(inputs["pixel_values"], grids, strict=True):
             tiles = split_tiles(image[None], zoom)[0]
