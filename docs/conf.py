@@ -41,6 +41,7 @@ nitpick_ignore = [("py:class", "optional")]
 
 doctest_global_setup = """
 import torch, flexkit
+from torch import nn
 from flexkit import *
 from flexkit.attention import *
 from flexkit.encoding import *

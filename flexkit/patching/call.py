@@ -194,4 +194,5 @@ class FlexCall:
         if isinstance(getattr(attention, "k_norm", None), nn.Module):
             key = attention.k_norm(key)  # type: ignore[operator]
         cos, sin = high_res_tables(self.patch.decoder, layer, self.memory, self.patch.config.positions)
-        return rotate(key, cos, sin), value
+        # Tiles may overflow half precision where the low-res view does not; infinity times a weight of 0 is no 0.
+        return rotate(key, cos, sin).nan_to_num(), value.nan_to_num()
