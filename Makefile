@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 test: $(STAMP)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses=8 $(COVERAGE) $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses=8 --dist worksteal $(COVERAGE) $(ARGS)
 
 demo: $(STAMP)
 	@$(PY) -m flexkit demo $${IMAGE:+--image "$$IMAGE"} $${QUESTION:+--question "$$QUESTION"}

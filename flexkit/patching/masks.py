@@ -44,6 +44,4 @@ def rows_of_mask(
         mask = mask.expand(len(rows.index), -1, -1, -1).transpose(1, 2)
         return rows.gather(mask).transpose(1, 2)
     padding = None if mask is None else mask[:, None, None, :keys].bool()
-    # Models without a mask have no window to mind: transformers makes one where a window bites.
-    window = sliding_window if mask is not None else None
-    return key_mask(rows.index + past, keys, is_causal=is_causal, sliding_window=window, mask=padding)
+    return key_mask(rows.index + past, keys, is_causal=is_causal, sliding_window=sliding_window, mask=padding)

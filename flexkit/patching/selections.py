@@ -108,7 +108,8 @@ def select_tokens(
     """Select by the maps of one layer.
 
     A map counts only where its row sees the whole image: a row in front of an image, or a window that has left the
-    image behind, keeps what was selected ``before``. Where no map is read, a row selects in the images before it.
+    image behind, keeps what was selected ``before``. Where no map is read, a row selects in the images that it sees
+    or has behind it.
 
     Parameters
     ----------
@@ -141,13 +142,13 @@ def select_tokens(
             rearrange(attention[rows, :, :, columns], "i n h q -> i h q n"), group.grid, group.margins
         )
         mask = selector.select(scores, group.zoom, layer=layer)
+        complete = visible[rows, :, columns].all(1) & inside[:, None]
         if selector.uses_scores:
-            complete = visible[rows, :, columns].all(1) & inside[:, None]
             older = before.masks[index] if before is not None else torch.zeros_like(mask)
             mask = torch.where(complete[:, :, None, None], mask, older)
         else:
             behind = positions[group.rows] >= group.columns.amax(-1, keepdim=True)
-            mask = mask & behind[:, :, None, None]
+            mask = mask & (complete | behind)[:, :, None, None]
         if shared_from is not None:
             source = shared_from[group.rows].view(-1, 1, 1, 1).expand(-1, mask.shape[1], *mask.shape[2:])
             mask = mask.gather(1, source)

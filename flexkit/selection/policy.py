@@ -224,6 +224,4 @@ def _check_scores(policy: Policy, scores: object) -> None:
         got = f"a {scores.dtype} tensor of shape {tuple(scores.shape)}"
     else:
         return
-    raise PolicyError(
-        f"{policy!r} was given {got}, expected floating scores (..., rows, columns) of at least one cell"
-    )
+    raise PolicyError(f"{policy!r} was given {got}, expected floating scores (..., rows, columns) of at least one cell")

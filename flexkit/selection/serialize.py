@@ -110,10 +110,7 @@ def policy_from_dict(description: Mapping[str, Any]) -> Policy | Schedule:
             f"the policy {named!r} is not one of flexkit's own ({', '.join(_BUILT_IN)}) and cannot be "
             "rebuilt from its description: make it yourself and pass policy=..."
         )
-    parts = {
-        key: policy_from_dict(value) if isinstance(value, Mapping) else value
-        for key, value in parameters.items()
-    }
+    parts = {key: policy_from_dict(value) if isinstance(value, Mapping) else value for key, value in parameters.items()}
     try:
         policy: Policy = _BUILT_IN[name](**parts)
     except TypeError as error:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import flexkit
 from flexkit import Border, Center, Everything, FlexConfig, Nothing, Random, Threshold, TopK, TopP
-from tests.zoo import FAMILIES, IMAGE, Row
+from tests.zoo import FAMILIES, Row
 
 ZOOMS = ((1, 1), (2, 2), (1, 2), (2, 1), (3, 3))
 POLICIES = (
@@ -149,8 +149,3 @@ def row_alone(inputs: dict[str, Tensor], row: int, images: list[int]) -> dict[st
     if not images[row]:
         alone = {name: value for name, value in alone.items() if "pixel" not in name and "grid" not in name}
     return alone
-
-
-def is_image(inputs: dict[str, Tensor]) -> Tensor:
-    """``(batch, length)``, bool: the image tokens."""
-    return inputs["input_ids"] == IMAGE

@@ -241,3 +241,21 @@ def attention_of_row(
         weights = torch.softmax(torch.stack(logits), dim=0)
         outputs.append(weights @ torch.stack(values))
     return torch.stack(outputs)
+
+
+def _windowed_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Masks like FlashAttention: by itself, from a padding mask ``(batch, keys)`` or None, and a window."""
+    if not hasattr(module, "layer_idx"):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    window = kwargs.pop("sliding_window", None) or key.shape[2]
+    distance = torch.arange(query.shape[2])[:, None] - torch.arange(key.shape[2])
+    visible = ((distance >= 0) & (distance < window))[None, None]
+    if attention_mask is not None:
+        visible = visible & attention_mask[:, None, None].bool() | torch.eye(key.shape[2], dtype=torch.bool)
+    return sdpa_attention_forward(module, query, key, value, visible, **kwargs)
+
+
+AttentionInterface.register("windowed", _windowed_attention)
+AttentionMaskInterface.register("windowed", ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"])

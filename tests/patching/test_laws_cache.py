@@ -215,3 +215,24 @@ def test_going_on_twice_from_one_cache(name: str) -> None:
             queries = torch.arange(length + 2)[None] >= length - 1
             expected = model(**whole, hd_queries=queries).logits[:, -2:]
             torch.testing.assert_close(torch.stack(found, 1), expected, **EXACT)
+
+
+@pytest.mark.parametrize("name", MAIN)
+@torch.no_grad()
+def test_positions_after_the_named_ones_query(name: str) -> None:
+    model = model_of(name)
+    inputs = prompt(FAMILIES[name], [Row(words=5), Row(words=3)])
+    named = inputs["attention_mask"].bool() & (torch.arange(inputs["input_ids"].shape[1]) % 2 == 1)
+    with patched(model, zoom=2, policy=flexkit.TopK(2)):
+        output = model.generate(
+            **inputs,
+            hd_queries=named,
+            max_new_tokens=4,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        words = output.sequences[:, named.shape[1] :]
+        queries = torch.cat([named, torch.ones_like(words, dtype=torch.bool)], dim=1)
+        expected = model(**followed_by(model, inputs, words), hd_queries=queries).logits[:, -5:-1]
+    torch.testing.assert_close(torch.stack(output.logits, 1), expected.float(), rtol=1e-5, atol=1e-5)

@@ -23,7 +23,7 @@ from tests.patching.reference import (
     recording,
     tables_of,
 )
-from tests.zoo import FAMILIES, IMAGE, low_res, prompt
+from tests.zoo import FAMILIES, IMAGE, PAD, Row, low_res, prompt
 
 Projections = dict[int, tuple[Any, Any]]
 
@@ -150,7 +150,7 @@ def rectangular_mask(
                 if image.row == row:
                     stop = start + len(image.features)
                     # The last row reads all images, and the others with it if they share its selection.
-                    if shared or q >= int(image.columns.max()):
+                    if shared or q >= int(image.columns[0 if bidirectional else -1]):
                         mask[row, 0, q, start:stop] = bias
                         if replace:
                             mask[row, 0, q, tokens + image.columns] = -torch.inf
@@ -228,3 +228,22 @@ def test_everything_is_a_cache_filled_beforehand(
     changed = (found - base).abs().amax(-1) > 1e-6
     with_images = torch.tensor([any(image.row == row for image in images) for row in range(len(found))])
     assert torch.equal((changed & attended).any(-1), with_images)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("name", ["gemma3", "llava-mistral"])
+def test_kernels_that_mask_by_themselves(name: str, padded: bool) -> None:
+    """FlashAttention is given a padding mask or None, and told the window."""
+    model = model_of(name)
+    inputs = prompt(FAMILIES[name], [Row(words=12), Row(words=20 if padded else 12)])
+    del inputs["attention_mask"]
+    inputs.pop("token_type_ids", None)
+    attended = torch.ones_like(inputs["input_ids"]).bool() if not padded else inputs["input_ids"] != PAD
+    with patched(model, zoom=2, policy=flexkit.Threshold(0.2), queries="all", share_selection=False), torch.no_grad():
+        expected = model(**inputs, attention_mask=attended.long()).logits
+        model.set_attn_implementation("windowed")
+        try:
+            found = model(**inputs, attention_mask=attended.long()).logits
+        finally:
+            model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(found[attended], expected[attended], rtol=1e-9, atol=1e-9)

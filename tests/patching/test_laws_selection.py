@@ -42,7 +42,7 @@ def test_selections_grow(name: str, data: st.DataObject, kind: str, config: dict
     grown = [first_masks(model, inputs, config | {"policy": policy}) for policy in GROWING[kind]]
     for smaller, larger in pairwise(grown):
         assert all(bool((more | ~less).all()) for less, more in zip(smaller, larger, strict=True))
-    if name != "gemma3":  # its windows may have left the image behind
+    if name == "llava":  # windows of gemma3 may have left the image behind; a grid may be a single cell in qwen2_5_vl
         assert any(mask.any() for mask in grown[-1])
 
 

@@ -40,9 +40,7 @@ def cells_of(k: int | float, cells: int) -> int:
 def top_k(grid: Grid, k: int | float) -> Grid:
     rows, columns = shape_of(grid)
     places = [(i, j) for i in range(rows) for j in range(columns)]
-    rank = {
-        place: (math.isnan(grid[place[0]][place[1]]), -grid[place[0]][place[1]], place) for place in places
-    }
+    rank = {place: (math.isnan(grid[place[0]][place[1]]), -grid[place[0]][place[1]], place) for place in places}
     order = sorted((p for p in places if not rank[p][0]), key=lambda p: rank[p][1:])
     order += [p for p in places if rank[p][0]]
     chosen = set(order[: cells_of(k, len(places))])
@@ -54,10 +52,7 @@ def threshold(grid: Grid, value: float) -> Grid:
     if not numbers or min(numbers) == max(numbers):
         return [[False for _ in row] for row in grid]
     low, high = min(numbers), max(numbers)
-    return [
-        [not math.isnan(x) and (Fraction(x) - low) / (high - low) > Fraction(value) for x in row]
-        for row in grid
-    ]
+    return [[not math.isnan(x) and (Fraction(x) - low) / (high - low) > Fraction(value) for x in row] for row in grid]
 
 
 def top_p(grid: Grid, p: float) -> Grid:
@@ -65,9 +60,7 @@ def top_p(grid: Grid, p: float) -> Grid:
     total = sum(Fraction(x) for row in grid for x in row)
     chosen: set[tuple[int, int]] = set()
     held = Fraction(0)
-    for i, j in sorted(
-        ((i, j) for i in range(rows) for j in range(columns)), key=lambda q: (-grid[q[0]][q[1]], q)
-    ):
+    for i, j in sorted(((i, j) for i in range(rows) for j in range(columns)), key=lambda q: (-grid[q[0]][q[1]], q)):
         if held < Fraction(p) * total:
             chosen.add((i, j))
             held += Fraction(grid[i][j])
@@ -99,10 +92,7 @@ def pool(mask: Grid, size: int) -> Grid:
         return range(index * cells // blocks, math.ceil(Fraction((index + 1) * cells, blocks)))
 
     return [
-        [
-            any(mask[i][j] for i in block(p, down, rows) for j in block(q, across, columns))
-            for q in range(across)
-        ]
+        [any(mask[i][j] for i in block(p, down, rows) for j in block(q, across, columns)) for q in range(across)]
         for p in range(down)
     ]
 
@@ -122,8 +112,7 @@ def dilate(mask: Grid, cells: int) -> Grid:
     rows, columns = shape_of(mask)
     kept = [(i, j) for i in range(rows) for j in range(columns) if mask[i][j]]
     return [
-        [any(abs(i - a) <= cells and abs(j - b) <= cells for a, b in kept) for j in range(columns)]
-        for i in range(rows)
+        [any(abs(i - a) <= cells and abs(j - b) <= cells for a, b in kept) for j in range(columns)] for i in range(rows)
     ]
 
 

@@ -45,9 +45,7 @@ POLICIES = st.recursive(
 
 
 def same(one: Policy, other: Policy, scores: Tensor, size: tuple[int, int]) -> bool:
-    return torch.equal(one(scores), other(scores)) and torch.equal(
-        one.select(scores, size), other.select(scores, size)
-    )
+    return torch.equal(one(scores), other(scores)) and torch.equal(one.select(scores, size), other.select(scores, size))
 
 
 @given(POLICIES, POLICIES, maps(), SIZES)
@@ -95,9 +93,7 @@ def test_pooling_on_the_low_res_grid(policy: Policy, scores: Tensor, size: int) 
 
 
 @given(POLICIES, maps(), st.integers(1, 9), SIZES)
-def test_pooling_to_the_high_res_grid(
-    policy: Policy, scores: Tensor, blocks: int, size: tuple[int, int]
-) -> None:
+def test_pooling_to_the_high_res_grid(policy: Policy, scores: Tensor, blocks: int, size: tuple[int, int]) -> None:
     expected = each_map(lambda kept: reference.nearest(reference.pool(kept, blocks), size), policy(scores))
     assert torch.equal(policy.pooled(blocks).select(scores, size), expected)
 
@@ -143,10 +139,7 @@ def test_operators_take_functions_on_either_side() -> None:
     assert (TopK(1) & positive)(scores).tolist() == [[False, False, True]]
     assert (positive | TopK(1))(scores).tolist() == [[False, True, True]]
     assert (TopK(3) | positive)(scores).all()
-    assert (
-        repr(positive & TopK(1))
-        == f"Intersection(left=FunctionPolicy({positive.__qualname__}), right=TopK(k=1))"
-    )
+    assert repr(positive & TopK(1)) == f"Intersection(left=FunctionPolicy({positive.__qualname__}), right=TopK(k=1))"
     assert Complement(positive)(scores).tolist() == [[True, False, False]]  # type: ignore[arg-type]
     assert Pooled(positive, 1)(scores).all()  # type: ignore[arg-type]
     assert Dilated(positive, 1)(scores).all()  # type: ignore[arg-type]

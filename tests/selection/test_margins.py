@@ -50,9 +50,7 @@ def test_valid_cells_cell_by_cell(sizes: list[tuple[int, int]], grid: tuple[int,
     assert valid_cells(margins, grid).tolist() == expected
 
 
-@pytest.mark.parametrize(
-    "wrong", [torch.ones(2), torch.ones(1, 3).long(), torch.ones(1, 2), torch.ones(1, 2).bool()]
-)
+@pytest.mark.parametrize("wrong", [torch.ones(2), torch.ones(1, 3).long(), torch.ones(1, 2), torch.ones(1, 2).bool()])
 def test_wrong_tensors(wrong: torch.Tensor) -> None:
     with pytest.raises(HighResInputError, match=r"\(height, width\) of each original image"):
         margin_cells(wrong, (3, 3))

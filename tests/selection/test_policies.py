@@ -102,9 +102,7 @@ def test_center_follows_the_proportions_of_the_grid() -> None:
 
 
 @given(maps(WILD), POLICIES, DTYPES)
-def test_a_batch_selects_what_its_maps_select_alone(
-    scores: Tensor, policy: Policy, dtype: torch.dtype
-) -> None:
+def test_a_batch_selects_what_its_maps_select_alone(scores: Tensor, policy: Policy, dtype: torch.dtype) -> None:
     scores = scores.to(dtype)
     alone = torch.stack([policy(one) for one in scores])
     assert torch.equal(policy(scores), alone)
@@ -117,9 +115,7 @@ def test_no_maps_at_all(policy: Policy, dtype: torch.dtype) -> None:
 
 
 @given(maps(), DTYPES, COUNTS, SIXTEENTHS)
-def test_half_precisions_select_like_float32(
-    scores: Tensor, dtype: torch.dtype, k: int | float, value: float
-) -> None:
+def test_half_precisions_select_like_float32(scores: Tensor, dtype: torch.dtype, k: int | float, value: float) -> None:
     for policy in (TopK(k), Threshold(value)):
         assert torch.equal(policy(scores.to(dtype)), policy(scores))
 
@@ -148,16 +144,12 @@ def test_a_larger_p_selects_a_superset(scores: Tensor, one: float, other: float)
 
 
 @given(maps(), SIXTEENTHS, st.sampled_from([0.25, 2.0, 8.0]), st.integers(-4, 4))
-def test_threshold_does_not_see_scale_or_offset(
-    scores: Tensor, value: float, scale: float, offset: int
-) -> None:
+def test_threshold_does_not_see_scale_or_offset(scores: Tensor, value: float, scale: float, offset: int) -> None:
     assert torch.equal(Threshold(value)(scores), Threshold(value)(scores * scale + offset))
 
 
 @given(st.sampled_from([0.0, -1.0, 0.1, 6e4, math.inf, -math.inf, math.nan]), SIXTEENTHS, DTYPES)
-def test_threshold_selects_nothing_of_a_constant_map(
-    value: float, threshold: float, dtype: torch.dtype
-) -> None:
+def test_threshold_selects_nothing_of_a_constant_map(value: float, threshold: float, dtype: torch.dtype) -> None:
     assert not Threshold(threshold)(torch.full((2, 3, 4), value, dtype=dtype)).any()
 
 

@@ -12,9 +12,7 @@ def selected(scores: Tensor, zoom: tuple[int, int]) -> Tensor:
     """One map at a time, cell by cell."""
     rows, columns = scores.shape
     low, high = scores.min(), scores.max()
-    kept = [
-        [bool(255 * (scores[i, j] - low) / (high - low) > 48) for j in range(columns)] for i in range(rows)
-    ]
+    kept = [[bool(255 * (scores[i, j] - low) / (high - low) > 48) for j in range(columns)] for i in range(rows)]
     return torch.tensor(reference.nearest(reference.pool(kept, 9), (zoom[0] * rows, zoom[1] * columns)))
 
 

@@ -53,9 +53,7 @@ def test_margins_are_zeroed_item_by_item() -> None:
     selector = AttentionMapSelector()
     plain = selector.scores(attention, (5, 6))
     scores = selector.scores(attention, (5, 6), torch.tensor([[1, 0], [0, 2]]))
-    assert torch.equal(scores[0, :, 1:4], plain[0, :, 1:4]) and torch.equal(
-        scores[1, :, :, 2:4], plain[1, :, :, 2:4]
-    )
+    assert torch.equal(scores[0, :, 1:4], plain[0, :, 1:4]) and torch.equal(scores[1, :, :, 2:4], plain[1, :, :, 2:4])
     assert not scores[0, :, [0, 4]].any() and not scores[1, :, :, [0, 1, 4, 5]].any()
 
 
@@ -100,10 +98,7 @@ def test_budgets_keep_the_best(
 ) -> None:
     free = AttentionMapSelector(policy).select(scores[None], zoom)[0]
     bounded = AttentionMapSelector(policy, budget=budget).select(scores[None], zoom)[0]
-    expected = [
-        reference.capped(mask, grid, budget)
-        for mask, grid in zip(free.tolist(), scores.tolist(), strict=True)
-    ]
+    expected = [reference.capped(mask, grid, budget) for mask, grid in zip(free.tolist(), scores.tolist(), strict=True)]
     assert bounded.tolist() == expected
 
 

@@ -37,7 +37,7 @@ class DynamicGrid(Geometry):
         merge: int = model.config.vision_config.spatial_merge_size
         if grids.ndim != 2 or grids.shape[-1] != 3 or grids.is_floating_point() or bool((grids < 1).any()):
             raise HighResInputError(
-                f"hd_image_grid_thw is {grids.tolist()}; expected positive (time, rows, columns) of each image."
+                f"hd_image_grid_thw is {grids.tolist()}; expected positive integers, (time, rows, columns) each."
             )
         if patches.ndim != 2 or int(grids.prod(-1).sum()) != len(patches):
             raise HighResInputError(
