@@ -19,6 +19,7 @@ from flexkit.patching.memory import HighResMemory
 from flexkit.patching.positions import high_res_tables
 from flexkit.patching.selections import ImageGroup, Selection, group_images, select_tokens
 from flexkit.patching.state import ADDED, Patch
+from flexkit.selection import AttentionMapSelector
 
 __all__ = ["FlexCall"]
 
@@ -158,6 +159,10 @@ class FlexCall:
         return group_images(self.memory.images)
 
     @cached_property
+    def _selector(self) -> AttentionMapSelector:
+        return self.patch.config.selector
+
+    @cached_property
     def _shared_from(self) -> Tensor | None:
         if not self.patch.config.shares_selection:
             return None
@@ -167,7 +172,7 @@ class FlexCall:
         with torch.no_grad():
             logits = logits.detach()
             return select_tokens(
-                self.patch.selector,
+                self._selector,
                 self.groups,
                 attention_map(logits, None if sinks is None else sinks.detach()),
                 offset,

@@ -8,7 +8,15 @@ from typing import Any, Literal, Self
 from torch import Tensor
 
 from flexkit.errors import ConfigError
-from flexkit.selection import Policy, Schedule, Threshold, as_policy, policy_from_dict, policy_to_dict
+from flexkit.selection import (
+    AttentionMapSelector,
+    Policy,
+    Schedule,
+    Threshold,
+    as_policy,
+    policy_from_dict,
+    policy_to_dict,
+)
 from flexkit.zoom import Pair, zoom_pair
 
 __all__ = ["FlexConfig"]
@@ -160,6 +168,13 @@ class FlexConfig:
         if self.zoom is None:
             raise ConfigError("this config leaves the zoom to the model; patch a model, or set zoom.")
         return zoom_pair(self.zoom)
+
+    @property
+    def selector(self) -> AttentionMapSelector:
+        """The selector that these settings describe; only for a config that has a policy."""
+        if self.policy is None:
+            raise ConfigError("this config leaves the policy to the model; patch a model, or set policy.")
+        return AttentionMapSelector(self.policy, reduce=self.reduce, heads=self.heads, budget=self.budget)
 
     @property
     def shares_selection(self) -> bool:

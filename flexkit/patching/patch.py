@@ -19,7 +19,6 @@ from flexkit.patching.forward import EXPAND, FORWARD, expand_inputs, make_forwar
 from flexkit.patching.geometry import Geometry, find_geometry
 from flexkit.patching.images import input_names
 from flexkit.patching.state import ADDED, ATTRIBUTE, Patch, added_parameters, get_patch, is_patched
-from flexkit.selection import AttentionMapSelector
 
 __all__ = [
     "UntrainedProjectionsWarning",
@@ -214,8 +213,7 @@ def _resolved(config: FlexConfig, geometry: Geometry, layers: list[DecoderLayer]
         zoom=geometry.default_zoom if config.zoom is None else config.zoom_pair,
         policy=geometry.default_policy if config.policy is None else config.policy,
     )
-    selector = AttentionMapSelector(config.policy, reduce=config.reduce, heads=config.heads, budget=config.budget)  # type: ignore[arg-type]
-    lowest = 1 if config.select_from == "previous" and selector.uses_scores else 0
+    lowest = 1 if config.select_from == "previous" and config.selector.uses_scores else 0
     start = config.start_layer
     if not isinstance(start, int) or not lowest <= start < len(layers):
         raise ConfigError(

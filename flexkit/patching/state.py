@@ -11,7 +11,6 @@ from flexkit.errors import PatchError
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.decoder import DecoderLayer
 from flexkit.patching.geometry import Geometry
-from flexkit.selection import AttentionMapSelector
 
 if TYPE_CHECKING:
     from flexkit.patching.call import FlexCall
@@ -40,17 +39,6 @@ class Patch:
     """How many ``disabled`` blocks are open."""
     recorders: list[Callable[["FlexCall"], None]] = field(default_factory=list)
     """Called with every finished call that read high-res tokens."""
-
-    @property
-    def selector(self) -> AttentionMapSelector:
-        """The selector that the settings describe."""
-        config = self.config
-        return AttentionMapSelector(
-            config.policy,  # type: ignore[arg-type]
-            reduce=config.reduce,
-            heads=config.heads,
-            budget=config.budget,
-        )
 
     @property
     def start_layer(self) -> int:

@@ -225,3 +225,10 @@ def test_queries_all_share_one_selection() -> None:
     assert not FlexConfig(queries="all", share_selection=False).shares_selection
     assert not FlexConfig().shares_selection
     assert not FlexConfig(queries=torch.ones(1, 2, dtype=torch.bool)).shares_selection
+
+
+def test_what_is_left_to_the_model_is_said() -> None:
+    with pytest.raises(flexkit.ConfigError, match="policy"):
+        _ = FlexConfig().selector
+    with pytest.raises(flexkit.ConfigError, match="zoom"):
+        _ = FlexConfig().zoom_pair
