@@ -11,14 +11,15 @@ override IMAGE := $(value IMAGE)
 override QUESTION := $(value QUESTION)
 export IMAGE QUESTION
 
-# Part of the suite says nothing about the coverage of the whole.
-COVERAGE := $(if $(ARGS),,--cov=flexkit --cov-report=term --cov-fail-under=95)
+# Measuring coverage doubles the time until the first test; a part of the suite says nothing about the whole.
+COVERAGE := $(if $(CI),$(if $(ARGS),,--cov=flexkit --cov-report=term --cov-fail-under=95))
 
-.PHONY: help venv test demo docs lint types format clean
+.PHONY: help venv test coverage demo docs lint types format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make test                run all tests and doctests     (make test ARGS='-k policy' for some)"
+	@echo "make coverage            the same, and at least 95 % of lines covered"
 	@echo "make demo                see it look closer             (IMAGE=photo.jpg QUESTION='What is it?')"
 	@echo "make docs                build docs/_build/html and run the examples in it"
 	@echo "make lint types          check style and types"
@@ -37,7 +38,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 test: $(STAMP)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses=8 --dist worksteal $(COVERAGE) $(ARGS)
+	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses=8 --dist worksteal $(COVERAGE) $(ARGS)
+
+coverage:
+	@$(MAKE) test CI=1
 
 demo: $(STAMP)
 	@$(PY) -m flexkit demo $${IMAGE:+--image "$$IMAGE"} $${QUESTION:+--question "$$QUESTION"}

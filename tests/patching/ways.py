@@ -17,8 +17,6 @@ from tests.zoo import FAMILIES, MAIN, Row, prompt
 families = pytest.mark.parametrize("name", MAIN)
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
-torch.set_num_threads(1)  # for models this small a second thread only waits
-
 ROWS = (Row((None,)), Row((None, None), 2), Row((), 6))
 """A row with an image, one with two, one without; the first and the last are padded."""
 
