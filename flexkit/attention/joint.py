@@ -1,14 +1,35 @@
 """High-res tokens beside the low-res keys of the querying rows, or in the place of some of them."""
 
 import torch
-from einops import reduce
+from einops import rearrange, reduce
 from torch import Tensor
 
 from flexkit.attention.core import attend, log_normaliser, merge_high_res
 from flexkit.selection import dilate
 from flexkit.zoom import Pair, zoom_pair
 
-__all__ = ["joint_attention", "replaced_keys"]
+__all__ = ["joint_attention", "replaced_keys", "selected_cells"]
+
+
+def selected_cells(selected: Tensor, zoom: Pair, *, dilation: int = 0) -> Tensor:
+    """Low-res cells that hold a selected high-res token, and those around them.
+
+    Parameters
+    ----------
+    selected : torch.Tensor
+        ``(batch, queries, zoomed rows, zoomed columns)``, bool.
+    zoom : tuple of int
+        High-res cells per low-res cell, along rows and columns.
+    dilation : int
+        How many cells around the selected ones count with them.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(batch, queries, rows, columns)``, bool.
+    """
+    cells = reduce(selected, "b q (r zr) (c zc) -> b q r c", "any", zr=zoom[0], zc=zoom[1])
+    return dilate(cells, dilation)
 
 
 def replaced_keys(
@@ -50,11 +71,9 @@ def replaced_keys(
     >>> replaced_keys(selected, (1, 2), (1, 2), torch.tensor([[0, 1]]), 3).int().tolist()
     [[[0, 1, 0]]]
     """
-    rows, columns = grid
-    zoom_rows, zoom_columns = zoom_pair(zoom)
-    pattern = "b q (r zr c zc) -> b q r c"
-    cells = reduce(selected, pattern, "any", r=rows, c=columns, zr=zoom_rows, zc=zoom_columns)
-    cells = dilate(cells, dilation).flatten(2)
+    zoom = zoom_pair(zoom)
+    on_grid = rearrange(selected, "b q (r c) -> b q r c", r=grid[0] * zoom[0], c=grid[1] * zoom[1])
+    cells = selected_cells(on_grid, zoom, dilation=dilation).flatten(2)
     hidden = torch.zeros(*selected.shape[:2], keys, dtype=torch.bool, device=selected.device)
     return hidden.scatter(-1, image_positions[:, None].expand_as(cells), cells)
 

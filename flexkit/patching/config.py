@@ -17,6 +17,7 @@ from flexkit.selection import (
     policy_from_dict,
     policy_to_dict,
 )
+from flexkit.selection._checks import is_int, is_integer, is_number
 from flexkit.zoom import Pair, zoom_pair
 
 __all__ = ["FlexConfig"]
@@ -107,15 +108,15 @@ class FlexConfig:
             raise ConfigError(f"key_norm must be True or False, got {self.key_norm!r}.")
         if not isinstance(self.share_selection, bool | None):
             raise ConfigError(f"share_selection must be True, False or None, got {self.share_selection!r}.")
-        if not _is_number(self.alpha) or not 0.0 <= self.alpha <= 1.0:
+        if not is_number(self.alpha) or not 0.0 <= self.alpha <= 1.0:
             raise ConfigError(f"alpha must lie in [0, 1], got {self.alpha!r}.")
-        if not _is_number(self.logit_bias) or not math.isfinite(self.logit_bias):
+        if not is_number(self.logit_bias) or not math.isfinite(self.logit_bias):
             raise ConfigError(f"logit_bias must be a finite number, got {self.logit_bias!r}.")
-        if self.gate is not None and (not _is_number(self.gate) or not self.gate >= 0.0):
+        if self.gate is not None and (not is_number(self.gate) or not self.gate >= 0.0):
             raise ConfigError(f"gate is an entropy in nats, at least 0, or None; got {self.gate!r}.")
-        if not _is_int(self.replace_dilation) or self.replace_dilation < 0:
+        if not is_int(self.replace_dilation, minimum=0):
             raise ConfigError(f"replace_dilation must be an int of at least 0, got {self.replace_dilation!r}.")
-        if self.start_layer is not None and not _is_int(self.start_layer):
+        if self.start_layer is not None and not is_integer(self.start_layer):
             raise ConfigError(f"start_layer must be an int or None, got {self.start_layer!r}.")
         if self.heads is not None and not isinstance(self.heads, Sequence):
             raise ConfigError(f"heads must be a sequence of ints or None, got {self.heads!r}.")
@@ -223,11 +224,3 @@ class FlexConfig:
             if settings.get(name) is not None:
                 settings[name] = tuple(settings[name])
         return cls(**settings)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor
 
+from flexkit.attention.joint import selected_cells
 from flexkit.patching.memory import HighResMemory, ImageSpan
-from flexkit.selection import AttentionMapSelector, dilate
+from flexkit.selection import AttentionMapSelector
 from flexkit.zoom import Pair
 
 __all__ = ["ImageGroup", "Selection", "group_images", "select_tokens"]
@@ -85,10 +86,10 @@ class Selection:
         # One column more takes the cells that have left the key sequence.
         hidden = self.masks[0].new_zeros(batch, length + 1, queries)
         for group, mask in zip(self.groups, self.masks, strict=True):
-            cells = reduce(mask.float(), "i q (r x) (c y) -> i q r c", "max", x=group.zoom[0], y=group.zoom[1]).bool()
+            cells = selected_cells(mask, group.zoom, dilation=dilation)
             columns = group.columns - offset
             columns = columns.masked_fill(columns < 0, length)
-            hidden[group.rows[:, None], columns] = rearrange(dilate(cells, dilation), "i q r c -> i (r c) q")
+            hidden[group.rows[:, None], columns] = rearrange(cells, "i q r c -> i (r c) q")
         return hidden[:, :length].transpose(1, 2)
 
 

@@ -1,13 +1,18 @@
 """Checks of parameters, shared by the policies and the selector."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from flexkit.errors import ConfigError, PolicyError
 
 
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether ``value`` is an integer, not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def is_int(value: object, minimum: int) -> bool:
     """Whether ``value`` is an integer (not a bool) of at least ``minimum``."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+    return is_integer(value) and value >= minimum
 
 
 def is_number(value: object) -> bool:
