@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from flexkit.attention import HierarchicalAttentionOutput, HierarchicalSelfAttention
-from flexkit.checkpoints import load_flex, load_llava_flexattn, save_flex
+from flexkit.checkpoints import from_pretrained, load_flex, load_llava_flexattn, save_flex
 from flexkit.encoding import DualResolutionEncoder, DualResolutionOutput
 from flexkit.errors import (
     CheckpointError,
@@ -16,12 +16,15 @@ from flexkit.errors import (
 )
 from flexkit.patching import (
     FlexConfig,
+    Geometry,
     UntrainedProjectionsWarning,
     disabled,
     flex_parameters,
     is_patched,
     patch_model,
+    register_geometry,
     set_alpha,
+    supported_models,
     unpatch_model,
 )
 from flexkit.processing import FlexProcessor
@@ -61,6 +64,7 @@ __all__ = [
     "FlexConfig",
     "FlexProcessor",
     "FlexkitError",
+    "Geometry",
     "HierarchicalAttentionOutput",
     "HierarchicalSelfAttention",
     "HighResInputError",
@@ -81,12 +85,15 @@ __all__ = [
     "UntrainedProjectionsWarning",
     "disabled",
     "flex_parameters",
+    "from_pretrained",
     "is_patched",
     "load_flex",
     "load_llava_flexattn",
     "patch_model",
+    "register_geometry",
     "save_flex",
     "set_alpha",
+    "supported_models",
     "trace",
     "unpatch_model",
 ]

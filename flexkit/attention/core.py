@@ -72,7 +72,7 @@ def log_normaliser(logits: Tensor, sinks: Tensor | None = None) -> Tensor:
     logits : torch.Tensor
         ``(batch, heads, queries, keys)``.
     sinks : torch.Tensor, optional
-        ``(heads,)``: the logit of each head's attention sink, a key without a value.
+        ``(heads,)`` or ``(batch, heads, queries, 1)``: logits of the attention sinks, keys without a value.
 
     Returns
     -------
@@ -80,7 +80,8 @@ def log_normaliser(logits: Tensor, sinks: Tensor | None = None) -> Tensor:
         ``(batch, heads, queries, 1)``; minus infinity where every key is masked.
     """
     if sinks is not None:
-        sink = sinks.to(logits.dtype).view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
+        sinks = sinks if sinks.ndim == 4 else sinks.view(1, -1, 1, 1)
+        sink = sinks.to(logits.dtype).expand(*logits.shape[:-1], 1)
         logits = torch.cat([logits, sink], dim=-1)
     _, total, peak = _exponentials(logits)
     return _log(total) + peak

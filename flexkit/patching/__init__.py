@@ -1,6 +1,7 @@
 """Patching Hugging Face models: a second view for a model that exists."""
 
 from flexkit.patching.config import FlexConfig
+from flexkit.patching.geometry import Geometry, register_geometry, supported_models
 from flexkit.patching.patch import (
     UntrainedProjectionsWarning,
     disabled,
@@ -13,6 +14,7 @@ from flexkit.patching.state import added_parameters, get_patch, is_patched
 
 __all__ = [
     "FlexConfig",
+    "Geometry",
     "UntrainedProjectionsWarning",
     "added_parameters",
     "disabled",
@@ -20,6 +22,8 @@ __all__ = [
     "get_patch",
     "is_patched",
     "patch_model",
+    "register_geometry",
     "set_alpha",
+    "supported_models",
     "unpatch_model",
 ]

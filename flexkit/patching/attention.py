@@ -5,35 +5,22 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from flexkit.patching.config_view import CALL, NAME, ConfigView, SparseConfigView
 from flexkit.patching.decoder import modeling_module
+from flexkit.patching.projection import Captured
 
-__all__ = ["CALL", "ConfigView"]
-
-NAME = "flexkit"
-CALL = "flexkit_call"
-"""Name of the keyword argument that carries a :class:`~flexkit.patching.call.FlexCall` through the model."""
+__all__ = ["divert", "restore"]
 
 
-class ConfigView:
-    """A model's config as its patched attention modules see it: the same, but for the attention function.
+def divert(attention: nn.Module, layer: int) -> None:
+    """Let an attention module run through flexkit, as layer number ``layer``."""
+    view = SparseConfigView if hasattr(attention, "indexer") else ConfigView
+    attention.config = view(attention.config, layer)  # type: ignore[assignment]
 
-    Each patched module gets a view of its own in place of its config, so the config itself, which other modules, other
-    models and the masks depend on, is never touched, and a later change of it is seen here.
-    """
 
-    _attn_implementation = NAME
-
-    def __init__(self, config: Any) -> None:
-        self.__dict__["viewed"] = config
-
-    def __getattr__(self, name: str) -> Any:
-        # Dunder names are looked up by copy and pickle before there is anything to view.
-        if name.startswith("__") or "viewed" not in self.__dict__:
-            raise AttributeError(name)
-        return getattr(self.viewed, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.viewed, name, value)
+def restore(attention: nn.Module) -> None:
+    """Give an attention module its own config back."""
+    attention.config = attention.config.viewed  # type: ignore[union-attr]
 
 
 def _high_res_attention(
@@ -49,6 +36,8 @@ def _high_res_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of a patched module: the model's own kernel, then the querying rows of a call."""
     call = kwargs.pop(CALL, None)
+    if call is Captured:
+        raise Captured(key, value)
     # The model's own kernel is what its config names now: sdpa, eager, a flash kernel.
     modeling = modeling_module(module)
     config: Any = module.config
@@ -58,7 +47,7 @@ def _high_res_attention(
     output, weights = kernel(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     if call is not None:
         output = call.attend(
-            module.layer_idx,
+            config.layer,
             query,
             key,
             value,
@@ -66,7 +55,8 @@ def _high_res_attention(
             output,
             scaling=scaling,
             softcap=kwargs.get("softcap"),
-            sinks=kwargs.get("s_aux"),
+            sinks=kwargs.get("s_aux", kwargs.get("sinks")),
+            position_bias=kwargs.get("position_bias"),
             is_causal=kwargs.get("is_causal", getattr(module, "is_causal", True)),
             sliding_window=kwargs.get("sliding_window"),
             dropout=dropout,

@@ -5,20 +5,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from flexkit.attention.core import attention_logits, attention_map
 from flexkit.attention.joint import joint_attention
-from flexkit.attention.rotary import rotate
 from flexkit.attention.rows import QueryRows
 from flexkit.errors import PatchError
 from flexkit.patching.decoder import DecoderLayer
 from flexkit.patching.masks import rows_of_mask
 from flexkit.patching.memory import HighResMemory
 from flexkit.patching.positions import high_res_tables
-from flexkit.patching.selections import ImageGroup, Selection, group_images, select_tokens
-from flexkit.patching.state import ADDED, Patch
+from flexkit.patching.projection import project
+from flexkit.patching.selections import ImageGroup, Selection, bias_of_tokens, group_images, select_tokens
+from flexkit.patching.state import Patch
 from flexkit.selection import AttentionMapSelector
 
 __all__ = ["FlexCall"]
@@ -57,7 +56,7 @@ class FlexCall:
             position_ids = torch.arange(self.past, self.past + self.length, device=device)[None]
         if position_ids.ndim == 2:
             position_ids = position_ids[None]
-        if position_ids.shape[0] == 4:  # (text, time, row, column): the first axis only serves the masks
+        if len(position_ids) > self.patch.position_axes:  # the first axis, of the text, only serves the masks
             position_ids = position_ids[1:]
         self.memory.place(position_ids.expand(-1, self.memory.batch, -1), self.past)
 
@@ -73,6 +72,7 @@ class FlexCall:
         scaling: float | None,
         softcap: float | None,
         sinks: Tensor | None,
+        position_bias: Tensor | None,
         is_causal: bool,
         sliding_window: int | None,
         dropout: float,
@@ -91,7 +91,7 @@ class FlexCall:
             The mask that the base kernel got.
         base : torch.Tensor
             ``(batch, length, heads, head_dim)``: what the base kernel gave.
-        scaling, softcap, sinks, is_causal, sliding_window, dropout
+        scaling, softcap, sinks, position_bias, is_causal, sliding_window, dropout
             As the attention module passes them to its kernel.
 
         Returns
@@ -100,8 +100,9 @@ class FlexCall:
             ``base`` with the querying rows replaced.
         """
         self.visited.add(layer)
-        offset = max(0, self.past + self.length - key.shape[2])
-        queries = self.rows.gather(query.transpose(1, 2)).transpose(1, 2)
+        left = 0 if self.patch.layers[layer].keeps_prompt else self.past + self.length - key.shape[2]
+        offset = max(0, left)
+        queries = self._of_rows(query)
         scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
         row_mask = rows_of_mask(
             mask,
@@ -111,7 +112,12 @@ class FlexCall:
             is_causal=is_causal,
             sliding_window=sliding_window,
         )
-        logits = attention_logits(queries, key, scaling=scaling, mask=row_mask, softcap=softcap)
+        bias = None if position_bias is None else self._of_rows(position_bias)
+        if sinks is not None and sinks.ndim == 4:
+            sinks = self._of_rows(sinks)
+        logits = attention_logits(
+            queries, key, scaling=scaling, mask=row_mask, softcap=softcap, bias=0.0 if bias is None else bias
+        )
         if self.records or layer in self.patch.sources:
             self.selections[layer] = self._select(layer, logits, sinks, offset)
         if layer < self.patch.start_layer or self.rows.count == 0:
@@ -122,9 +128,10 @@ class FlexCall:
         selection = self.selections[source]
         selected = selection.tokens(self.memory) & self.rows.valid[..., None]
         high_res_key, high_res_value = self._keys_values(layer)
-        high_res_logits = attention_logits(
-            queries, high_res_key, scaling=scaling, softcap=softcap, bias=self.patch.config.logit_bias
-        )
+        high_res_bias: Tensor | float = self.patch.config.logit_bias
+        if bias is not None:
+            high_res_bias = high_res_bias + bias_of_tokens(bias, self.groups, self.memory, offset)
+        high_res_logits = attention_logits(queries, high_res_key, scaling=scaling, softcap=softcap, bias=high_res_bias)
         plain = self.rows.gather(base).transpose(1, 2)
         replaced = None
         if self.patch.config.low_res_keys == "replace":
@@ -153,6 +160,10 @@ class FlexCall:
                 "that carries the call, or its attention no longer comes from transformers' AttentionInterface."
             )
 
+    def _of_rows(self, states: Tensor) -> Tensor:
+        """The querying rows of ``(batch or 1, heads, length, ...)``."""
+        return self.rows.gather(states.expand(len(self.rows.mask), *states.shape[1:]).transpose(1, 2)).transpose(1, 2)
+
     @cached_property
     def groups(self) -> tuple[ImageGroup, ...]:
         """The images by grid."""
@@ -178,26 +189,19 @@ class FlexCall:
                 offset,
                 (logits > -torch.inf).any(1),
                 self.rows.index + self.past,
-                self.selections.get(layer - 1),
+                self.selections.get(self.patch.before(layer)),
                 layer=layer if self.patch.config.select_from == "same" else layer + 1,
                 shared_from=self._shared_from,
+                sparse=self.patch.layers[layer].is_sparse,
             )
 
     def _keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
         return self.memory.keys_values(layer, lambda: self._project(self.patch.layers[layer]), keep=self.keep_projected)
 
     def _project(self, layer: DecoderLayer) -> tuple[Tensor, Tensor]:
-        """K'_S = RoPE(W'_K F), V'_S = W'_V F for all high-res tokens, in the layer's own head layout."""
-        attention = layer.attention
+        """K' and V' of all high-res tokens."""
         features = self.memory.features
-        if self.patch.config.key_norm:
+        if self.patch.config.key_norm and layer.input_norm is not None:
             features = layer.input_norm(features)
-        key, value = (
-            rearrange(project(features), "b n (h d) -> b h n d", d=attention.head_dim)
-            for project in (getattr(attention, name) for name in ADDED)
-        )
-        if isinstance(getattr(attention, "k_norm", None), nn.Module):
-            key = attention.k_norm(key)  # type: ignore[operator]
-        cos, sin = high_res_tables(self.patch.decoder, layer, self.memory, self.patch.config.positions)
-        # Tiles may overflow half precision where the low-res view does not; infinity times a weight of 0 is no 0.
-        return rotate(key, cos, sin).nan_to_num(), value.nan_to_num()
+        tables = high_res_tables(self.patch.decoder, layer, self.memory, self.patch.config.positions)
+        return project(layer.attention, layer.source, features, tables)

@@ -1,7 +1,8 @@
-"""Where the language model of a vision-language model keeps its layers."""
+"""Where the language model of a vision-language model keeps its layers, and what of them can be patched."""
 
 import inspect
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from flexkit.errors import UnsupportedModelError
+from flexkit.patching.projection import own_projections
 
 __all__ = ["DecoderLayer", "find_decoder", "find_layers", "modeling_module", "rotary_embedding"]
+
+_NORMS = ("input_layernorm", "k_input_layernorm", "operator_norm", "norm", "self_attn_layer_norm")
 
 
 @dataclass(frozen=True)
@@ -19,15 +23,30 @@ class DecoderLayer:
 
     index: int
     attention: nn.Module
-    input_norm: nn.Module
+    source: nn.Module
+    """The attention module whose keys and values this layer attends to: its own, unless layers share them."""
+    input_norm: nn.Module | None
+    kind: str | None
+    """What the config calls this kind of layer, where there are several."""
 
     @property
-    def is_sliding(self) -> bool:
-        """Whether the layer sees a window of the sequence only."""
-        return getattr(self.attention, "sliding_window", None) is not None
+    def is_windowed(self) -> bool:
+        """Whether the layer sees a part of the sequence only."""
+        named = self.kind is not None and self.kind.startswith(("sliding", "chunked"))
+        return named or getattr(self.attention, "sliding_window", None) is not None
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether an indexer chooses the keys that a position sees."""
+        return hasattr(self.attention, "indexer") and not self.is_windowed
+
+    @property
+    def keeps_prompt(self) -> bool:
+        """Whether the cache holds the prompt and a window of what was decoded since (Unlimited-OCR)."""
+        return self.kind == "reference_sliding_attention"
 
 
-def find_decoder(model: nn.Module) -> nn.Module:
+def find_decoder(model: Any) -> nn.Module:
     """The text model inside of ``model``: the module that runs the decoder layers.
 
     Raises
@@ -35,23 +54,45 @@ def find_decoder(model: nn.Module) -> nn.Module:
     UnsupportedModelError
         If there is none.
     """
-    decoder = getattr(getattr(model, "model", model), "language_model", None)
-    if not isinstance(decoder, nn.Module) or not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+    module = model.get_decoder() if hasattr(model, "get_decoder") else model
+    while isinstance(module, nn.Module) and not isinstance(getattr(module, "layers", None), nn.ModuleList):
+        module = getattr(module, "model", getattr(module, "decoder", None))
+    if not isinstance(module, nn.Module):
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no `model.language_model.layers`: flexkit cannot find its decoder layers."
+            f"flexkit cannot find the decoder layers of {type(model).__name__}: its `get_decoder()` leads to no "
+            "`layers`."
         )
-    return decoder
+    return module
 
 
 def find_layers(decoder: nn.Module) -> list[DecoderLayer]:
-    """The decoder layers with the attention that can be patched.
+    """The decoder layers with attention, in order; those without (linear attention, convolution, Mamba) are left out.
 
     Raises
     ------
     UnsupportedModelError
-        If an attention module lacks one of the parts that the method builds on; the message names it.
+        If no layer has attention that can be patched.
     """
-    return [_layer(index, layer) for index, layer in enumerate(decoder.layers)]  # type: ignore[arg-type]
+    kinds = getattr(getattr(decoder, "config", None), "layer_types", None)
+    found: list[DecoderLayer] = []
+    for index, layer in enumerate(decoder.layers):  # type: ignore[arg-type]
+        attention = next(_attentions(layer), None)
+        if attention is None:
+            continue
+        source = attention
+        if not own_projections(attention):  # keys and values come from the last layer of its kind that has its own
+            source = next((o.attention for o in reversed(found) if _share(o.source, attention)), attention)
+        norm = next((norm for name in _NORMS if isinstance(norm := getattr(layer, name, None), nn.Module)), None)
+        if getattr(layer, "norm_after", False):  # the norm of that name stands behind the attention
+            norm = None
+        if own_projections(source):
+            found.append(DecoderLayer(index, attention, source, norm, kinds[index] if kinds else None))
+    if not found:
+        raise UnsupportedModelError(
+            f"no layer of {type(decoder).__name__} has attention that takes its kernel from transformers' "
+            "AttentionInterface and projects keys and values by submodules of its own: flexkit has no place to read in."
+        )
+    return found
 
 
 def modeling_module(module: nn.Module) -> ModuleType:
@@ -59,8 +100,8 @@ def modeling_module(module: nn.Module) -> ModuleType:
     return sys.modules[type(module).__module__]
 
 
-def rotary_embedding(decoder: nn.Module, layer: DecoderLayer, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine tables that a layer would get for (possibly fractional) positions.
+def rotary_embedding(decoder: nn.Module, layer: DecoderLayer, like: Tensor, positions: Tensor) -> Any:
+    """Position embeddings that a layer would get for (possibly fractional) positions.
 
     Parameters
     ----------
@@ -75,32 +116,35 @@ def rotary_embedding(decoder: nn.Module, layer: DecoderLayer, like: Tensor, posi
 
     Returns
     -------
-    cos, sin : torch.Tensor
-        Each ``(batch, length, rotated width)``.
+    tuple of torch.Tensor or torch.Tensor or None
+        Cosine and sine tables, each ``(batch, length, width)``, or a complex one; None if the layer rotates nothing.
     """
-    rotary: Any = decoder.rotary_emb
-    options = {}
-    if "layer_type" in inspect.signature(rotary.forward).parameters:
-        options["layer_type"] = layer.attention.layer_type
-    cos, sin = rotary(like, positions if positions.shape[0] > 1 else positions[0], **options)
-    return cos, sin
+    rotary: Any = getattr(decoder, "rotary_emb", None)
+    kinds = getattr(decoder, "rope_types", None)  # some layers may rotate by a second module (Molmo2)
+    if kinds:
+        rotary = getattr(decoder, f"rotary_emb_{kinds[layer.index]}", rotary)
+    bases = getattr(decoder.config, "layer_rope_theta", None)  # a layer with base 0 rotates nothing (Muse)
+    if bases and not bases[layer.index]:
+        return None
+    if rotary is None or "position_embeddings" not in inspect.signature(type(layer.source).forward).parameters:
+        return None
+    options = {"layer_type": layer.kind} if "layer_type" in inspect.signature(rotary.forward).parameters else {}
+    return rotary(like, positions if positions.shape[0] > 1 else positions[0], **options)
 
 
-def _layer(index: int, layer: nn.Module) -> DecoderLayer:
-    attention = getattr(layer, "self_attn", None)
-    norm = getattr(layer, "input_layernorm", None)
-    parts = {
-        "self_attn": attention,
-        "self_attn.k_proj": getattr(attention, "k_proj", None),
-        "self_attn.v_proj": getattr(attention, "v_proj", None),
-        "input_layernorm": norm,
-    }
-    missing = [name for name, part in parts.items() if not isinstance(part, nn.Module)]
-    if missing or attention is None or norm is None:
-        raise UnsupportedModelError(f"decoder layer {index} ({type(layer).__name__}) lacks {', '.join(missing)}.")
-    if not hasattr(modeling_module(attention), "ALL_ATTENTION_FUNCTIONS"):
-        raise UnsupportedModelError(
-            f"{type(attention).__name__} does not take its attention from transformers' AttentionInterface, "
-            "where flexkit reads the queries and keys."
-        )
-    return DecoderLayer(index, attention, norm)
+def _attentions(layer: nn.Module) -> Iterator[nn.Module]:
+    for child in layer.children():
+        attends = own_projections(child) or getattr(child, "is_kv_shared_layer", False)
+        if attends and _takes_kernel_from_interface(type(child)):
+            yield child
+
+
+def _takes_kernel_from_interface(kind: type) -> bool:
+    """Whether a module's code asks transformers' AttentionInterface for its kernel; linear attention does not."""
+    functions = (inspect.unwrap(function) for _, function in inspect.getmembers(kind, inspect.isfunction))
+    return any("ALL_ATTENTION_FUNCTIONS" in function.__code__.co_names for function in functions)
+
+
+def _share(earlier: nn.Module, attention: nn.Module) -> bool:
+    alike = (getattr(earlier, name, None) == getattr(attention, name, None) for name in ("layer_type", "use_rope"))
+    return type(earlier) is type(attention) and all(alike)

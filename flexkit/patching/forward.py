@@ -11,8 +11,8 @@ from transformers.cache_utils import Cache
 
 from flexkit.attention.rows import QueryRows
 from flexkit.errors import ConfigError, HighResInputError
-from flexkit.patching.attention import CALL
 from flexkit.patching.call import FlexCall
+from flexkit.patching.config_view import CALL
 from flexkit.patching.gate import restore, snapshot, uncertain_positions
 from flexkit.patching.images import PREFIX, input_names, read_images
 from flexkit.patching.memory import attach_memory, cached_memory

@@ -19,7 +19,8 @@ _OPTIONAL = ("hd_image_sizes", "hd_queries", "hd_repeats")
 
 def input_names(patch: Patch) -> tuple[str, ...]:
     """The arguments that a patched model takes besides its own."""
-    return tuple(PREFIX + name for name in patch.geometry.inputs) + _OPTIONAL
+    names = [PREFIX + name for name in patch.geometry.inputs]
+    return tuple(dict.fromkeys((*names, *_OPTIONAL)))
 
 
 def read_images(
@@ -69,8 +70,9 @@ def read_images(
             raise HighResInputError(f"{PREFIX}{name} holds NaN or infinite values.")
     grids = geometry.grids(model, views, zoom)
     geometry.check_low_res(model, low_res, grids)
-    margins = _margins(inputs.get("hd_image_sizes"), grids)
-    spans = _spans(image_tokens[::repeats], grids, zoom, margins, past)
+    margins = _margins(None if "image_sizes" in views else inputs.get("hd_image_sizes"), grids)
+    layouts = [geometry.layout(model, grid) for grid in grids]
+    spans = _spans(image_tokens[::repeats], grids, layouts, zoom, margins, past, geometry.overview_only)
     features = geometry.encode(model, views, grids, zoom)
     for feature, span in zip(features, spans, strict=True):
         if len(feature) != span.tokens:
@@ -93,23 +95,32 @@ def _margins(image_sizes: Tensor | None, grids: Sequence[Pair]) -> Tensor:
     return torch.cat([margin_cells(size[None].cpu(), grid) for size, grid in zip(image_sizes, grids, strict=True)])
 
 
-def _spans(image_tokens: Tensor, grids: Sequence[Pair], zoom: Pair, margins: Tensor, past: int) -> list[ImageSpan]:
+def _spans(
+    image_tokens: Tensor,
+    grids: Sequence[Pair],
+    layouts: Sequence[Tensor],
+    zoom: Pair,
+    margins: Tensor,
+    past: int,
+    overview_only: str,
+) -> list[ImageSpan]:
     """Share out the image tokens of every batch row among the images, in order."""
-    cells = [rows * columns for rows, columns in grids]
+    lengths = [len(layout) for layout in layouts]
     held = image_tokens.sum(-1).tolist()
     spans: list[ImageSpan] = []
     for row, tokens in enumerate(image_tokens):
         left = tokens.nonzero().flatten() + past
         while len(left):
             index = len(spans)
-            if index == len(grids) or cells[index] > len(left):
+            if index == len(grids) or lengths[index] > len(left):
                 raise HighResInputError(
                     f"the prompt holds {held} image tokens in its rows; the {len(grids)} high-res views fit images of "
-                    f"{cells} tokens, in this order. Pass one high-res view for each image of the prompt, in its order."
+                    f"{lengths} tokens, in this order. Pass one high-res view for each image of the prompt, in its "
+                    "order." + (f" The prompt must carry overviews only: {overview_only}." if overview_only else "")
                 )
-            margin = margins[index].to(left.device)
-            spans.append(ImageSpan(row, left[: cells[index]], grids[index], zoom, 0, margin))
-            left = left[cells[index] :]
+            columns = left[: lengths[index]][layouts[index].to(left.device)]
+            spans.append(ImageSpan(row, columns, grids[index], zoom, 0, margins[index].to(left.device)))
+            left = left[lengths[index] :]
     if len(spans) != len(grids):
         raise HighResInputError(f"{len(grids)} high-res views were given for {len(spans)} images in the prompt.")
     return spans

@@ -225,3 +225,6 @@ def attach_memory(cache: object, memory: HighResMemory) -> None:
         carriers[-1].memory = memory
     else:
         cache.layers.append(MemoryLayer(memory, is_sliding=getattr(cache.layers[-1], "is_sliding", False)))
+    if getattr(cache, "offloading", False):
+        # Behind its last layer a cache fetches the first again; behind ours, which stands last, it would not.
+        cache.prefetch(0, cache.only_non_sliding)

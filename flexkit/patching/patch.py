@@ -1,6 +1,5 @@
 """Patching a model in place, and undoing it."""
 
-import copy
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -12,13 +11,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from flexkit.errors import ConfigError, PatchError, UnsupportedModelError
-from flexkit.patching.attention import ConfigView
+from flexkit.patching.attention import divert, restore
 from flexkit.patching.config import FlexConfig
-from flexkit.patching.decoder import DecoderLayer, find_decoder, find_layers
+from flexkit.patching.decoder import DecoderLayer, find_layers
 from flexkit.patching.forward import EXPAND, FORWARD, expand_inputs, make_forward, place_images
 from flexkit.patching.geometry import Geometry, find_geometry
 from flexkit.patching.images import input_names
-from flexkit.patching.state import ADDED, ATTRIBUTE, Patch, added_parameters, get_patch, is_patched
+from flexkit.patching.projection import add_projections, remove_projections
+from flexkit.patching.state import ATTRIBUTE, METHODS, Patch, added_parameters, get_patch, is_patched
 
 __all__ = [
     "UntrainedProjectionsWarning",
@@ -87,26 +87,26 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
     if is_patched(model):
         raise PatchError(f"this {type(model).__name__} is patched already; call flexkit.unpatch_model(model) first.")
     geometry = find_geometry(model)
-    decoder = find_decoder(model)
+    decoder = geometry.decoder(model)
     layers = find_layers(decoder)
     config = _resolved(config or FlexConfig(), geometry, layers)
-    first = config.start_layer - (config.select_from == "previous" and config.start_layer > 0)  # type: ignore[operator]
+    reading = [layer for layer in layers if layer.index >= config.start_layer]  # type: ignore[operator]
+    first = layers.index(reading[0]) - (config.select_from == "previous" and reading[0] is not layers[0])
     patch = Patch(
         config=config,
         geometry=geometry,
         decoder=decoder,
         layers={layer.index: layer for layer in layers[first:]},
-        earlier_forward=vars(model).get("forward"),
+        earlier={name: vars(model)[name] for name in (EXPAND, "forward", *METHODS) if name in vars(model)},
         hook=decoder.register_forward_pre_hook(place_images, with_kwargs=True),
     )
     forward = make_forward(inspect.signature(model.forward), input_names(patch))
     for layer in patch.layers.values():
-        layer.attention.config = ConfigView(layer.attention.config)  # type: ignore[assignment]
-        if layer.index >= patch.start_layer:
-            _add_projections(layer.attention)
-    vars(model).update(
-        {ATTRIBUTE: patch, "forward": MethodType(forward, model), EXPAND: MethodType(expand_inputs, model)}
-    )
+        divert(layer.attention, layer.index)
+    for layer in reading:
+        add_projections(layer.attention, layer.source)
+    methods = {"forward": forward, EXPAND: expand_inputs, **METHODS}
+    vars(model).update({name: MethodType(method, model) for name, method in methods.items()}, **{ATTRIBUTE: patch})
     if config.select_from == "previous" and not trained:
         warnings.warn(
             "the added projections are untrained copies: what the model reads through them will not help it much "
@@ -140,15 +140,12 @@ def unpatch_model(model: Model) -> Model:
     if getattr(forward, "__name__", None) != FORWARD:
         raise PatchError("the forward of this model was replaced after patching; undo that first, then unpatch.")
     for layer in patch.layers.values():
-        layer.attention.config = layer.attention.config.viewed  # type: ignore[union-attr]
-        for name in ADDED:
-            if hasattr(layer.attention, name):
-                delattr(layer.attention, name)
+        restore(layer.attention)
+        remove_projections(layer.attention)
     patch.hook.remove()
-    for name in (ATTRIBUTE, EXPAND, "forward"):
+    for name in (ATTRIBUTE, EXPAND, "forward", *METHODS):
         del vars(model)[name]
-    if patch.earlier_forward is not None:
-        model.forward = patch.earlier_forward
+    vars(model).update(patch.earlier)
     return model
 
 
@@ -213,25 +210,22 @@ def _resolved(config: FlexConfig, geometry: Geometry, layers: list[DecoderLayer]
         zoom=geometry.default_zoom if config.zoom is None else config.zoom_pair,
         policy=geometry.default_policy if config.policy is None else config.policy,
     )
-    lowest = 1 if config.select_from == "previous" and config.selector.uses_scores else 0
+    needs_map_before = config.select_from == "previous" and config.selector.uses_scores
+    lowest = layers[0].index + 1 if needs_map_before else 0
     start = config.start_layer
-    if not isinstance(start, int) or not lowest <= start < len(layers):
+    if not isinstance(start, int) or not lowest <= start <= layers[-1].index:
+        reason = " The map that it would need comes from no layer." if start in range(lowest) else ""
         raise ConfigError(
-            f"start_layer must be an int from {lowest} to {len(layers) - 1} for the {len(layers)} layers of this "
-            f"model, got {start!r}." + (" The map that layer 0 would need comes from no layer." if start == 0 else "")
+            f"start_layer must be an int from {lowest} to {layers[-1].index} for the {len(layers)} layers with "
+            f"attention of this model, got {start!r}.{reason}"
         )
+    if config.key_norm and any(layer.input_norm is None for layer in layers):
+        raise ConfigError("key_norm needs the norm in front of the attention, and here is none that flexkit knows.")
     return config
 
 
 def _default_start(layers: list[DecoderLayer]) -> int:
     """The paper's quarter (9 of 32), moved on to where the layer before sees the whole image."""
-    quarter = max(1, round(len(layers) * 9 / 32))
-    seeing = (start for start in range(quarter, len(layers)) if not layers[start - 1].is_sliding)
-    return min(next(seeing, quarter), len(layers) - 1)
-
-
-def _add_projections(attention: nn.Module) -> None:
-    for added, own in zip(ADDED, ("k_proj", "v_proj"), strict=True):
-        projection = copy.deepcopy(getattr(attention, own))
-        projection.requires_grad_(True)
-        setattr(attention, added, projection)
+    quarter = min(max(1, round(len(layers) * 9 / 32)), len(layers) - 1)
+    seeing = (start for start in range(quarter, len(layers)) if not layers[start - 1].is_windowed)
+    return layers[next(seeing, quarter)].index

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
 
 from flexkit.attention.joint import selected_cells
@@ -13,7 +13,7 @@ from flexkit.patching.memory import HighResMemory, ImageSpan
 from flexkit.selection import AttentionMapSelector
 from flexkit.zoom import Pair
 
-__all__ = ["ImageGroup", "Selection", "group_images", "select_tokens"]
+__all__ = ["ImageGroup", "Selection", "bias_of_tokens", "group_images", "select_tokens"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,37 @@ class Selection:
         return hidden[:, :length].transpose(1, 2)
 
 
+def bias_of_tokens(bias: Tensor, groups: tuple[ImageGroup, ...], memory: HighResMemory, offset: int) -> Tensor:
+    """Position bias of the high-res tokens: that of the cells in which they lie, 0 for cells behind the window.
+
+    Parameters
+    ----------
+    bias : torch.Tensor
+        ``(batch, heads, queries, keys)``: what the model adds to the logits of its base keys.
+    groups : tuple of ImageGroup
+        The images.
+    memory : HighResMemory
+        The high-res tokens.
+    offset : int
+        Position in the sequence of the first key.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(batch, heads, queries, tokens)``.
+    """
+    batch, heads, queries, _ = bias.shape
+    whole = bias.new_zeros(batch, memory.features.shape[1], heads, queries)
+    for group in groups:
+        columns = group.columns - offset
+        cells = bias[group.rows[:, None], :, :, columns.clamp_min(0)] * (columns >= 0)[..., None, None]
+        rows, (zoom_rows, zoom_columns) = group.grid[0], group.zoom
+        whole[group.rows[:, None], group.tokens] = repeat(
+            cells, "i (r c) h q -> i (r y c x) h q", r=rows, y=zoom_rows, x=zoom_columns
+        )
+    return rearrange(whole, "b n h q -> b h q n")
+
+
 @torch.no_grad()
 def select_tokens(
     selector: AttentionMapSelector,
@@ -105,6 +136,7 @@ def select_tokens(
     *,
     layer: int,
     shared_from: Tensor | None = None,
+    sparse: bool = False,
 ) -> Selection:
     """Select by the maps of one layer.
 
@@ -132,6 +164,8 @@ def select_tokens(
         The layer that will read, for schedules.
     shared_from : torch.Tensor, optional
         ``(batch,)``: the querying row whose selection all rows of a sample share.
+    sparse : bool
+        Whether the layer hides keys by choice: those have attention 0, and the map of what is behind a row counts.
     """
     masks, maps = [], []
     for index, group in enumerate(groups):
@@ -143,12 +177,12 @@ def select_tokens(
             rearrange(attention[rows, :, :, columns], "i n h q -> i h q n"), group.grid, group.margins
         )
         mask = selector.select(scores, group.zoom, layer=layer)
-        complete = visible[rows, :, columns].all(1) & inside[:, None]
+        behind = positions[group.rows] >= group.columns.amax(-1, keepdim=True)
+        complete = (behind if sparse else visible[rows, :, columns].all(1)) & inside[:, None]
         if selector.uses_scores:
             older = before.masks[index] if before is not None else torch.zeros_like(mask)
             mask = torch.where(complete[:, :, None, None], mask, older)
         else:
-            behind = positions[group.rows] >= group.columns.amax(-1, keepdim=True)
             mask = mask & (complete | behind)[:, :, None, None]
         if shared_from is not None:
             source = shared_from[group.rows].view(-1, 1, 1, 1).expand(-1, mask.shape[1], *mask.shape[2:])

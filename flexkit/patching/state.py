@@ -11,15 +11,16 @@ from flexkit.errors import PatchError
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.decoder import DecoderLayer
 from flexkit.patching.geometry import Geometry
+from flexkit.patching.projection import ADDED
 
 if TYPE_CHECKING:
     from flexkit.patching.call import FlexCall
 
-__all__ = ["ADDED", "ATTRIBUTE", "Patch", "added_parameters", "get_patch", "is_patched"]
+__all__ = ["ATTRIBUTE", "METHODS", "Patch", "added_parameters", "get_patch", "is_patched"]
 
 ATTRIBUTE = "_flexkit_patch"
-ADDED = ("k_proj_hd", "v_proj_hd")
-"""Names of the projections that patching adds to an attention module."""
+METHODS: dict[str, Callable[..., Any]] = {}
+"""Functions that stand for methods of a model while it is patched, by name; the modules that define them add them."""
 
 
 @dataclass
@@ -32,8 +33,8 @@ class Patch:
     decoder: nn.Module
     layers: dict[int, DecoderLayer]
     """The layers whose attention is patched: those that read, and those whose map is read."""
-    earlier_forward: Callable[..., Any] | None
-    """A forward that somebody had set on the instance before."""
+    earlier: dict[str, Any]
+    """What somebody had set on the instance before, where patching sets something."""
     hook: RemovableHandle
     disabled: int = 0
     """How many ``disabled`` blocks are open."""
@@ -41,14 +42,29 @@ class Patch:
     """Called with every finished call that read high-res tokens."""
 
     @property
+    def earlier_forward(self) -> Callable[..., Any] | None:
+        """A forward that somebody had set on the instance before."""
+        return self.earlier.get("forward")
+
+    @property
     def start_layer(self) -> int:
         """The first layer that reads high-res tokens."""
         return self.config.start_layer  # type: ignore[return-value]
 
+    def before(self, layer: int) -> int:
+        """The patched layer in front of ``layer``; -1 if there is none. Layers without attention do not count."""
+        return max((index for index in self.layers if index < layer), default=-1)
+
     def source(self, layer: int) -> int:
         """The layer whose map selects what ``layer`` reads."""
-        same = self.config.select_from == "same" or layer == 0
-        return layer if same else layer - 1
+        same = self.config.select_from == "same" or self.before(layer) < 0
+        return layer if same else self.before(layer)
+
+    @property
+    def position_axes(self) -> int:
+        """How many axes the rotary positions of this model may have."""
+        rope = getattr(getattr(self.decoder, "config", None), "rope_parameters", None) or {}
+        return len(rope.get("mrope_section", ())) or 3
 
     @property
     def sources(self) -> set[int]:

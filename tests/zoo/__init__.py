@@ -1,9 +1,28 @@
 """Tiny models with random weights, one for each structure that flexkit must cope with, and prompts for them."""
 
+from tests.zoo.anyres import ANYRES
+from tests.zoo.cross import CROSS
+from tests.zoo.discrete import DISCRETE
+from tests.zoo.encoder_decoder import ENCODER_DECODER
 from tests.zoo.family import END, IMAGE, PAD, START, VIDEO, VOCABULARY, Family, Grid
 from tests.zoo.few import FEW
+from tests.zoo.glm import GLM
+from tests.zoo.granite import GRANITE
+from tests.zoo.minicpm import MINICPM
+from tests.zoo.ocr import OCR
 from tests.zoo.prompts import Row, low_res, prompt
+from tests.zoo.qwen import QWEN
+from tests.zoo.raster import RASTER
+from tests.zoo.raw import RAW
+from tests.zoo.refused import REFUSED
+from tests.zoo.resamplers import RESAMPLERS
+from tests.zoo.sized import SIZED
+from tests.zoo.sparse import SPARSE
+from tests.zoo.squares import SQUARES
+from tests.zoo.tiles import TILES
+from tests.zoo.timm_towers import TIMM
 from tests.zoo.tiny import TEXT, VISION
+from tests.zoo.towers import TOWERS
 
 __all__ = [
     "END",
@@ -11,11 +30,13 @@ __all__ = [
     "IMAGE",
     "MAIN",
     "PAD",
+    "REFUSED",
     "START",
     "TEXT",
     "VIDEO",
     "VISION",
     "VOCABULARY",
+    "ZOO",
     "Family",
     "Grid",
     "Row",
@@ -27,3 +48,28 @@ FAMILIES = {family.name: family for family in FEW}
 """Those that the laws are tried on in depth."""
 MAIN = ("llava", "qwen2_5_vl", "gemma3")
 """Families that differ in structure; the others differ from these in their language model only."""
+ZOO = {
+    family.name: family
+    for family in (
+        *FEW,
+        *TOWERS,
+        *TIMM,
+        *OCR,
+        *MINICPM,
+        *GRANITE,
+        *QWEN,
+        *GLM,
+        *RASTER,
+        *SPARSE,
+        *SQUARES,
+        *TILES,
+        *ANYRES,
+        *SIZED,
+        *RAW,
+        *DISCRETE,
+        *CROSS,
+        *ENCODER_DECODER,
+        *RESAMPLERS,
+    )
+}
+"""All kinds."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import transformers as tf
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as HEADS
 
 VOCABULARY, PAD = 96, 0
@@ -18,9 +19,39 @@ Views = Callable[[Any, Grid, Grid], dict[str, Tensor]]
 """Config, low-res grid and zoom of one image, to the inputs that show it; images are joined along the first axis."""
 
 
+Finish = Callable[[Any, dict[str, Tensor], Sequence[int]], dict[str, Tensor]]
+"""Config, words and images of the base model, and number of images of each batch row, to what the model takes."""
+
+
+def nothing(grid: Grid) -> list[int]:
+    """No token: the model itself puts an image in its place."""
+    return []
+
+
 def bare(grid: Grid) -> list[int]:
     """One token for each cell, between the marks of an image."""
     return [START, *[IMAGE] * (grid[0] * grid[1]), END]
+
+
+def joined(parts: Sequence[dict[str, Tensor]], strips: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Tensors of several views along the first axis; later axes are padded at their end, as processors do it.
+
+    ``strips`` are joined along the last axis.
+    """
+    if not parts:
+        return {}
+    tensors = {name: [part[name] for part in parts] for name in parts[0]}
+    return {
+        name: torch.cat(values, -1) if name in strips else _stacked(values, -1 if "position" in name else 0)
+        for name, values in tensors.items()
+    }
+
+
+def _stacked(tensors: Sequence[Tensor], filler: int) -> Tensor:
+    longest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    missing = [[(0, size - own) for own, size in zip(tensor.shape[1:], longest, strict=True)] for tensor in tensors]
+    pads = [sum(reversed(pairs), ()) for pairs in missing]
+    return torch.cat([pad(tensor, sides, value=filler) for tensor, sides in zip(tensors, pads, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -42,17 +73,33 @@ class Family:
     """Whether a prompt may say otherwise."""
     tokens: Callable[[Grid], list[int]] = bare
     """The ids that stand for one image in a prompt."""
+    strips: tuple[str, ...] = ()
+    """Inputs whose images are joined along the last axis."""
+    finish: Finish | None = None
+    """Makes the inputs of the base model of words and images, if these are not just those."""
+    one_image: bool = False
+    """Whether every row of a batch shows exactly one image."""
+    prepare: Callable[[tf.PreTrainedModel], None] | None = None
+    """What a model needs to run in float64."""
 
     def model(self, seed: int = 0) -> tf.PreTrainedModel:
         """A model in eval mode, float64: exact enough to compare different orders of summation."""
         torch.manual_seed(seed)
         model = self.model_class(self.config()).double().eval()
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in model._keep_in_fp32_modules_strict or ()):
+                parameter.data = parameter.data.float()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim > 1:  # the default initialisation hardly attends to anything
                     parameter.normal_(0, 0.3)
-        model.generation_config.pad_token_id = PAD
-        model.generation_config.eos_token_id = None
+                elif parameter.numel() == 1 and not parameter.any():  # a gate that is closed before training
+                    parameter.fill_(0.5)
+        if self.prepare:
+            self.prepare(model)
+        if model.can_generate():
+            model.generation_config.pad_token_id = PAD
+            model.generation_config.eos_token_id = None
         return model
 
     @property
@@ -64,4 +111,4 @@ class Family:
         """Inputs of all images: those of the base model, or with a zoom those of the high-res view."""
         make = self.high_res if zoom or self.low_res is None else self.low_res
         parts = [make(config, grid, zoom or (1, 1)) for grid in grids]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+        return joined(parts, self.strips)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tests.zoo.family import IMAGE, PAD, Family, Grid
+from tests.zoo.family import IMAGE, PAD, Family, Grid, joined
 
 __all__ = ["Row", "low_res", "prompt"]
 
@@ -44,7 +44,7 @@ def prompt(
         low.append(family.views(config, grids))
         high.append(family.views(config, grids, zoom))
     if only is not None:
-        sequences, low, high = ([each[only]] for each in (sequences, low, high))
+        rows, sequences, low, high = ([each[only]] for each in (rows, sequences, low, high))
     length = max(len(sequence) for sequence in sequences)
     ids = torch.full((len(sequences), length), PAD)
     mask = torch.zeros_like(ids)
@@ -54,7 +54,10 @@ def prompt(
     inputs = {"input_ids": ids, "attention_mask": mask}
     accepted = inspect.signature(family.model_class.forward).parameters
     inputs |= {name: (ids == IMAGE).long() for name in _TOKEN_TYPES if name in accepted}
-    return inputs | _joined(low) | {f"hd_{name}": value for name, value in _joined(high).items()}
+    inputs |= _joined(low, family)
+    if family.finish:
+        inputs = family.finish(config, inputs, [len(row.images) for row in rows])
+    return inputs | {f"hd_{name}": value for name, value in _joined(high, family).items()}
 
 
 def low_res(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -67,7 +70,6 @@ def _tokens(row: Row, grids: Sequence[Grid], family: Family) -> Tensor:
     return torch.cat([*parts, torch.randint(3, 80, (row.words,))])
 
 
-def _joined(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    names = next((tuple(row) for row in rows if row), ())
-    joined = {name: torch.cat([row[name] for row in rows if row]) for name in names}
-    return {name: value.double() if value.is_floating_point() else value for name, value in joined.items()}
+def _joined(rows: Sequence[dict[str, Tensor]], family: Family) -> dict[str, Tensor]:
+    views = joined([row for row in rows if row], family.strips)
+    return {name: value.double() if value.is_floating_point() else value for name, value in views.items()}

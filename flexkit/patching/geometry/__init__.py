@@ -2,7 +2,7 @@
 
 from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.geometry.dynamic import DynamicGrid
-from flexkit.patching.geometry.families import FAMILIES, find_geometry
 from flexkit.patching.geometry.fixed import FixedGrid
+from flexkit.patching.geometry.registry import find_geometry, register_geometry, supported_models
 
-__all__ = ["FAMILIES", "DynamicGrid", "FixedGrid", "Geometry", "find_geometry"]
+__all__ = ["DynamicGrid", "FixedGrid", "Geometry", "find_geometry", "register_geometry", "supported_models"]

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
+from flexkit.patching.decoder import find_decoder
 from flexkit.selection import Policy, Threshold
 from flexkit.zoom import Pair
 
@@ -26,14 +27,17 @@ class Geometry(ABC):
 
     default_zoom: ClassVar[int]
 
+    overview_only: str = ""
+    """Where a processor cuts images into tiles of its own: what makes the prompt carry the overview only."""
+
     @property
     def default_policy(self) -> Policy:
         """The selection policy where a config names none."""
         return Threshold(48 / 255).pooled(9)
 
-    @abstractmethod
     def check_model(self, model: PreTrainedModel) -> None:
         """Raise :class:`~flexkit.errors.UnsupportedModelError` if the model lacks what this geometry reads."""
+        return
 
     @abstractmethod
     def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
@@ -47,6 +51,21 @@ class Geometry(ABC):
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
     ) -> list[Tensor]:
         """High-res features of every image, ``(tokens, dim)`` in raster order of its high-res grid."""
+
+    def layout(self, model: PreTrainedModel, grid: Pair) -> Tensor:
+        """Which image tokens of an image of this grid are its cells.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(tokens,)``, bool, for the image tokens of one image in the order of the sequence; its True entries are
+            the cells in raster order. The others separate rows or images.
+        """
+        return torch.ones(grid[0] * grid[1], dtype=torch.bool)
+
+    def decoder(self, model: PreTrainedModel) -> nn.Module:
+        """The text model: the module whose ``layers`` are the decoder layers."""
+        return find_decoder(model)
 
     def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
         """Raise :class:`~flexkit.errors.HighResInputError` if the base model's inputs contradict the high-res view."""

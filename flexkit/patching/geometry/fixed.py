@@ -1,8 +1,8 @@
 """Towers of a fixed input size: the high-res view is cut into tiles of that size."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -12,51 +12,76 @@ from transformers import PreTrainedModel
 from flexkit.encoding import split_tiles, stitch_tiles
 from flexkit.errors import HighResInputError, UnsupportedModelError
 from flexkit.patching.geometry.base import Geometry
-from flexkit.patching.geometry.features import image_features
+from flexkit.patching.geometry.layouts import cells_alone
+from flexkit.patching.geometry.patches import sides, vision_size
+from flexkit.patching.geometry.tiles import TileEncoder, encode_images
 from flexkit.zoom import Pair
 
 __all__ = ["FixedGrid"]
 
 
 class FixedGrid(Geometry):
-    """One square grid of tokens for every image, from a tower that takes one size (LLaVA, Gemma 3).
+    """One square grid of tokens for every image, from a tower that takes one size (LLaVA, Gemma 3, InternVL).
+
+    Where a family cuts large images into tiles of its own, the high-res view takes their place: the prompt holds the
+    overview only.
 
     Parameters
     ----------
     tokens : callable
-        From the model's config to the number of image tokens of one image.
+        From the model's config to the number of cells of one image's grid.
+    size : callable, optional
+        From the model's config to the side, or height and width, of the pictures that the tower takes. None where the
+        config does not say: the view is ``zoom`` times whatever size the tower gets.
+    encode : callable
+        How tiles are handed to the tower.
+    layout : callable
+        From a grid to the mask of the image tokens of one image that are its cells.
+    overview_only : str
+        What makes the family's prompts carry overviews only, for errors; empty if they carry nothing else anyway.
     """
 
-    inputs = ("pixel_values",)
+    inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     default_zoom = 3
 
-    def __init__(self, tokens: Any) -> None:
+    def __init__(
+        self,
+        tokens: Callable[[Any], int],
+        *,
+        size: Callable[[Any], object] | None = vision_size,
+        encode: TileEncoder = encode_images,
+        layout: Callable[[Pair], Tensor] = cells_alone,
+        overview_only: str = "",
+    ) -> None:
         self._tokens = tokens
+        self._size = size
+        self._encode = encode
+        self._layout = layout
+        self.overview_only = overview_only
 
     def check_model(self, model: PreTrainedModel) -> None:
-        vision = getattr(model.config, "vision_config", None)
-        if not isinstance(getattr(vision, "image_size", None), int):
+        if self._size is not None and sides(self._size(model.config)) is None:
+            vision = getattr(model.config, "vision_config", None)
             raise UnsupportedModelError(
                 f"the vision tower of {type(model).__name__} ({type(vision).__name__}) has no single `image_size`."
-            )
-        if getattr(vision, "model_type", None) == "pixtral":
-            raise UnsupportedModelError(
-                "a Pixtral tower takes images of any size; this family is read as one fixed size."
             )
         self._side(model)
 
     def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
         pixels = inputs["pixel_values"]
-        size = model.config.vision_config.image_size
-        channels = getattr(model.config.vision_config, "num_channels", 3)
-        expected = (channels, zoom[0] * size, zoom[1] * size)
+        height, width = self._tower_size(model, pixels, zoom)
+        channels = getattr(getattr(model.config, "vision_config", None), "num_channels", 3)
+        expected = (channels, zoom[0] * height, zoom[1] * width)
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected:
             raise HighResInputError(
                 f"hd_pixel_values has shape {tuple(pixels.shape)}; expected (images, {', '.join(map(str, expected))}): "
-                f"zoom {zoom} times the tower's {size} pixels."
+                f"zoom {zoom} times the tower's {height} x {width} pixels."
             )
         side = self._side(model)
         return [(side, side)] * len(pixels)
+
+    def layout(self, model: PreTrainedModel, grid: Pair) -> Tensor:
+        return self._layout(grid)
 
     def encode(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
@@ -64,9 +89,14 @@ class FixedGrid(Geometry):
         features = []
         for image, grid in zip(inputs["pixel_values"], grids, strict=True):
             tiles = split_tiles(image[None], zoom)[0]
-            encoded = torch.stack(image_features(model, pixel_values=tiles))
+            cells = self.layout(model, grid)
+            encoded = torch.stack([tile[cells.to(tile.device)] for tile in self._encode(model, tiles)])
             features.append(rearrange(stitch_tiles(encoded[None], grid, zoom), "1 r c d -> (r c) d"))
         return features
+
+    def _tower_size(self, model: PreTrainedModel, pixels: Tensor, zoom: Pair) -> Pair:
+        stated = sides(self._size(model.config)) if self._size is not None else None
+        return stated or (pixels.shape[-2] // zoom[0], pixels.shape[-1] // zoom[1])
 
     def _side(self, model: PreTrainedModel) -> int:
         tokens = self._tokens(model.config)

@@ -1,0 +1,87 @@
+"""Towers that take images of any size: the high-res view is one larger image, not tiles."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from flexkit.errors import HighResInputError, UnsupportedModelError
+from flexkit.patching.geometry.base import Geometry
+from flexkit.selection import Policy, Threshold
+from flexkit.zoom import Pair
+
+__all__ = ["AnySize", "read_sizes"]
+
+
+class AnySize(Geometry):
+    """Images whose inputs say how large each is, in pixels or in patches.
+
+    Parameters
+    ----------
+    cell : callable
+        From the model's config to the side of one cell, in the unit of those sizes.
+    """
+
+    default_zoom = 2
+    size_input: ClassVar[str]
+    """The argument that tells the sizes."""
+
+    def __init__(self, cell: Callable[[Any], int]) -> None:
+        self._cell = cell
+
+    @property
+    def default_policy(self) -> Policy:
+        # Grids differ from image to image: a neighbourhood in cells, not a fixed number of pooled cells.
+        return Threshold(48 / 255).dilated(1)
+
+    @abstractmethod
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Pair]:
+        """``(rows, columns)`` of every image, in pixels or patches.
+
+        Raises :class:`~flexkit.errors.HighResInputError` if the inputs contradict one another.
+        """
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        try:
+            self._cell(model.config)
+        except AttributeError as error:
+            raise UnsupportedModelError(
+                f"the config of {type(model).__name__} lacks `{error.name}`, which tells the size of its image tokens."
+            ) from error
+
+    def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
+        cell = self._cell(model.config)
+        sizes = self.sizes(model, inputs)
+        for rows, columns in sizes:
+            if rows % (cell * zoom[0]) or columns % (cell * zoom[1]):
+                raise HighResInputError(
+                    f"hd_{self.size_input} has an image of {rows} x {columns}; expected rows divisible by "
+                    f"{cell * zoom[0]} and columns by {cell * zoom[1]}: zoom {zoom} times {cell} for each image token."
+                )
+        return [(rows // cell // zoom[0], columns // cell // zoom[1]) for rows, columns in sizes]
+
+    def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
+        low_res = {name: value for name in self.inputs if isinstance(value := inputs.get(name), Tensor)}
+        if len(low_res) != len(self.inputs) or len(low_res[self.size_input]) != len(grids):
+            return
+        held = self.grids(model, low_res, (1, 1))
+        if held != list(grids):
+            raise HighResInputError(
+                f"{self.size_input} gives low-res grids {held}; hd_{self.size_input} is a zoom of {list(grids)}."
+            )
+
+
+def read_sizes(name: str, sizes: Tensor) -> list[Pair]:
+    """``(rows, columns)`` of every image from an input ``(images, 2)``.
+
+    Raises
+    ------
+    HighResInputError
+        If these are no positive integers, two for each image.
+    """
+    wrong = sizes.ndim != 2 or sizes.shape[-1] != 2 or not len(sizes) or sizes.is_floating_point()
+    if wrong or bool((sizes < 1).any()):
+        raise HighResInputError(f"hd_{name} is {sizes.tolist()}; expected positive integers, (rows, columns) each.")
+    return [(rows, columns) for rows, columns in sizes.tolist()]

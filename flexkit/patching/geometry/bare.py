@@ -1,0 +1,46 @@
+"""Patches of images and nothing that says how they lie: the high-res view adds the size of each image."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from flexkit.errors import HighResInputError
+from flexkit.patching.geometry.anysize import AnySize, read_sizes
+from flexkit.patching.geometry.features import image_features
+from flexkit.zoom import Pair
+
+__all__ = ["BarePatches"]
+
+
+class BarePatches(AnySize):
+    """Patches of all images in one list, row by row, one for each image token (Fuyu, Inkling).
+
+    Their models take the patches alone; ``image_sizes``, ``(height, width)`` of each image in pixels, comes with the
+    high-res view only.
+    """
+
+    inputs = ("pixel_values", "image_sizes")
+    size_input = "image_sizes"
+
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Pair]:
+        pixels, sizes = inputs["pixel_values"], read_sizes(self.size_input, inputs["image_sizes"])
+        expected = sum(self._patches(model, sizes))
+        if len(pixels) != expected:
+            raise HighResInputError(
+                f"hd_image_sizes {sizes} asks for {expected} patches of {self._cell(model.config)} pixels a side; "
+                f"hd_pixel_values has shape {tuple(pixels.shape)}, expected (patches, ...)."
+            )
+        return sizes
+
+    def encode(
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
+    ) -> list[Tensor]:
+        features = torch.cat(image_features(model, pixel_values=inputs["pixel_values"]))
+        return list(torch.split(features, self._patches(model, self.sizes(model, inputs))))
+
+    def _patches(self, model: PreTrainedModel, sizes: Sequence[Pair]) -> list[int]:
+        side = self._cell(model.config)
+        return [math.prod(length // side for length in size) for size in sizes]

@@ -1,0 +1,82 @@
+"""How families hand a batch of tiles to their vision tower, each tile encoded as the family encodes one overview."""
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from flexkit.patching.geometry.features import features_owner, image_features
+
+__all__ = [
+    "TileEncoder",
+    "encode_images",
+    "encode_overviews",
+    "encode_pages",
+    "encode_pooled",
+    "encode_projected",
+    "encode_samples",
+]
+
+TileEncoder = Callable[[PreTrainedModel, Tensor], Sequence[Tensor]]
+"""A model and its tiles ``(tiles, channels, height, width)``, to the features ``(tokens, dim)`` of each overview."""
+
+
+def encode_images(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
+    """Every tile as one image: towers that take ``(images, channels, height, width)``."""
+    # Video-LLaVA called them pixel_values_images in earlier versions of transformers.
+    name = next(iter(inspect.signature(features_owner(model).get_image_features).parameters))
+    return image_features(model, **{name: tiles})
+
+
+def encode_samples(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
+    """Every tile as the only image of a sample (Idefics3, SmolVLM)."""
+    # Samples are filled up with images of zeros there, which the model drops.
+    blank = (tiles == 0).flatten(1).all(1)
+    tiles = tiles.masked_fill(blank[:, None, None, None], torch.finfo(model.dtype).tiny)
+    return image_features(model, pixel_values=tiles[:, None])
+
+
+def encode_overviews(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
+    """Every tile as an image that is not cut any further, and the newline behind it (LLaVA-NeXT)."""
+    owner = copy.copy(model.model)
+    owner.config = copy.copy(owner.config)
+    owner.config.image_grid_pinpoints = [[0, 0]]  # the model counts an overview, and the tiles that fit in here
+    sizes = tiles.new_tensor([tiles.shape[-2:]] * len(tiles), dtype=torch.long)
+    return image_features(owner, pixel_values=tiles[:, None], image_sizes=sizes)
+
+
+def encode_pages(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
+    """Every tile as a page of one tile, none of it padding (GraniteDocling)."""
+    real = torch.ones(len(tiles), 1, dtype=torch.bool, device=tiles.device)
+    return image_features(model, pixel_values=tiles[:, None], pixel_attention_mask=real)
+
+
+@torch.no_grad()
+def encode_projected(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
+    """Every tile as one image, where the model itself projects what its tower gives (Llama 4)."""
+    projector: Any = model.get_submodule("multi_modal_projector")
+    return [projector(image) for image in image_features(model, pixel_values=tiles)]
+
+
+@torch.no_grad()
+def encode_pooled(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
+    """Every tile as a crop in patches, of which two by two are pooled and added to a word (Molmo2)."""
+    side = model.config.vision_config.patch_size
+    crops = rearrange(tiles, "n c (h p) (w q) -> n (h w) (p q c)", p=side, q=side)
+    rows, columns = (length // side for length in tiles.shape[-2:])
+    places = torch.arange(len(tiles) * rows * columns, device=tiles.device).view(-1, rows, columns)
+    places = torch.nn.functional.pad(places, (0, columns % 2, 0, rows % 2), value=-1)
+    grid = [places.shape[1] // 2, places.shape[2] // 2, 0, 0]
+    images = image_features(
+        model,
+        pixel_values=crops,
+        image_token_pooling=rearrange(places, "n (r h) (c w) -> (n r c) (h w)", h=2, w=2),
+        image_grids=torch.tensor([grid] * len(tiles), device=tiles.device),
+    )
+    word = model.get_input_embeddings()(torch.tensor(model.config.image_token_id, device=tiles.device))
+    return [image + word for image in images]

@@ -1,0 +1,155 @@
+"""K' and V' of high-res tokens: what an attention module hands its kernel for them, through projections of their own.
+
+The module itself is run, up to its kernel, as a twin that shares everything but the projections. So its head layout,
+norms of keys, rotation, latents and biases are its own, whatever its kind.
+"""
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from flexkit.patching.config_view import CALL
+
+__all__ = ["ADDED", "Captured", "add_projections", "own_projections", "project", "remove_projections"]
+
+_GROUPS = (("k_proj", "v_proj"), ("kv_a_proj_with_mqa", "kv_b_proj"), ("query_key_value",), ("key", "value"))
+_SUFFIX = "_hd"
+ADDED = tuple(name + _SUFFIX for group in _GROUPS for name in group)
+"""Names of the projections that patching may add to an attention module."""
+
+
+class Captured(Exception):  # noqa: N818 - not an error: it ends a twin's run where the kernel would begin
+    """Keys and values of a twin."""
+
+    def __init__(self, key: Tensor, value: Tensor) -> None:
+        self.key, self.value = key, value
+
+
+class _Zeros(nn.Module):
+    """Stands for a projection whose result is not used."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states.new_zeros(1).expand(*states.shape[:-1], self.width)
+
+
+class _NoIndexer(nn.Module):
+    """Stands for the part of sparse attention that chooses among base keys."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states.new_zeros(1, 1, 1, dtype=torch.long)
+
+    def build_block_mask(self, blocks: Tensor, mask: Tensor, *args: Any) -> Tensor:
+        return mask
+
+
+def own_projections(attention: nn.Module) -> tuple[str, ...]:
+    """Names of the submodules that make keys and values of hidden states; empty if there are none."""
+    for group in _GROUPS:
+        found = tuple(name for name in group if isinstance(getattr(attention, name, None), nn.Module))
+        if group[0] in found:  # values may be made of the keys
+            return found
+    return ()
+
+
+def add_projections(attention: nn.Module, source: nn.Module) -> None:
+    """Add trainable copies of the projections of ``source``: the module itself, or the one whose keys it shares."""
+    for name in own_projections(source):
+        setattr(attention, name + _SUFFIX, _copied(getattr(source, name)).requires_grad_(True))
+
+
+def remove_projections(attention: nn.Module) -> None:
+    """Take the added projections away again."""
+    for name in ADDED:
+        if hasattr(attention, name):
+            delattr(attention, name)
+
+
+def project(attention: nn.Module, source: nn.Module, features: Tensor, tables: Any) -> tuple[Tensor, Tensor]:
+    """K' = RoPE(W'_K F) and V' = W'_V F, in the head layout of the attention module (paper, section 3.2).
+
+    Parameters
+    ----------
+    attention : torch.nn.Module
+        A patched attention module.
+    source : torch.nn.Module
+        The module whose keys it attends to: itself, unless layers share keys.
+    features : torch.Tensor
+        ``(batch, tokens, dim)``.
+    tables : tuple of torch.Tensor or torch.Tensor or None
+        Position embeddings of the tokens, as the model gives them to its attention.
+
+    Returns
+    -------
+    key, value : torch.Tensor
+        ``(batch, key_heads, tokens, head_dim)``; values may have another width.
+    """
+    batch = len(features)
+    # Each token is a sequence of its own: high-res tokens are a set, whatever a module does along a sequence.
+    states = rearrange(features, "b n d -> (b n) 1 d")
+    known = {
+        "hidden_states": states,
+        "key_hidden_states": states,
+        "value_hidden_states": states,
+        "position_embeddings": _as_sequences(tables),
+        "position_ids": torch.zeros(len(states), 1, dtype=torch.long, device=states.device),
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=states.device),
+        "shared_kv_states": {},
+        "prev_topk_indices": torch.zeros(1, 1, 1, dtype=torch.long, device=states.device),
+    }
+    # What else a module asks for serves its queries or its kernel, which are not reached.
+    accepted = inspect.signature(type(source).forward).parameters
+    arguments = {name: value for name, value in known.items() if name in accepted or name == "position_ids"}
+    try:
+        type(source).forward(_twin(attention, source), **arguments, **{CALL: Captured})
+    except Captured as found:
+        key, value = (rearrange(part, "(b n) h 1 d -> b h n d", b=batch) for part in (found.key, found.value))
+        # Tiles may overflow half precision where the low-res view does not; infinity times a weight of 0 is no 0.
+        return key.nan_to_num(), value.nan_to_num()
+    raise RuntimeError(f"{type(source).__name__} ran without calling its kernel.")
+
+
+def _as_sequences(tables: Any) -> Any:
+    """Tables ``(..., batch, tokens, width)`` as ``(..., batch * tokens, 1, width)``."""
+    if isinstance(tables, tuple):
+        return tuple(_as_sequences(table) for table in tables)
+    return tables if tables is None else rearrange(tables, "... b n d -> ... (b n) 1 d")
+
+
+def _copied(projection: nn.Module) -> nn.Module:
+    """A copy that keeps its weights, even where accelerate's hooks fetch the original's for each call."""
+    hooks: dict[nn.Module, Any] = {
+        module: module._hf_hook for module in projection.modules() if hasattr(module, "_hf_hook")
+    }
+    for module, hook in hooks.items():
+        hook.pre_forward(module)
+    copied = copy.deepcopy(projection, {id(hook): None for hook in hooks.values()})
+    for module, hook in hooks.items():
+        hook.post_forward(module, None)
+    for module in copied.modules():
+        if hasattr(module, "_hf_hook"):
+            for name in ("_hf_hook", "_old_forward", "forward"):
+                vars(module).pop(name, None)
+    return copied
+
+
+def _twin(attention: nn.Module, source: nn.Module) -> Any:
+    """The source with the added projections of ``attention`` in the place of its own; it shares everything else."""
+    modules = dict(source._modules)
+    for name in own_projections(source):
+        modules[name] = attention.get_submodule(name + _SUFFIX)
+    width = getattr(modules.get("q_proj"), "out_features", None)
+    if isinstance(width, int):
+        modules["q_proj"] = _Zeros(width)
+    if modules.get("indexer") is not None:
+        modules["indexer"] = _NoIndexer()
+    twin: Any = object.__new__(type(source))
+    twin.__dict__.update(vars(source), _modules=modules, config=attention.config)
+    return twin

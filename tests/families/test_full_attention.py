@@ -1,0 +1,67 @@
+"""Law 2, one level down: everything selected is what the base model computes if its kernels see the high-res keys too.
+
+Unlike a cache that was filled beforehand, this holds for attention that caches latents, or that picks its keys.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, DynamicCache
+
+import flexkit
+from flexkit import FlexConfig
+from flexkit.patching import get_patch
+from flexkit.patching.memory import cached_memory
+from tests.zoo import ZOO, Family, Row, low_res, prompt
+
+every_family = pytest.mark.parametrize("family", ZOO.values(), ids=list(ZOO))
+KERNELS = AttentionInterface._global_mapping
+
+
+@contextmanager
+def seen_by_kernels(keys_values: dict[Any, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Let the kernels of some attention modules see keys and values in front of their own."""
+    kernel = KERNELS["sdpa"]
+
+    def extended(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any):
+        if module not in keys_values:
+            return kernel(module, query, key, value, attention_mask, **options)
+        if attention_mask is None:
+            attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()[None, None]
+        more_keys, more_values = keys_values[module]
+        shape = (*attention_mask.shape[:-1], more_keys.shape[2])
+        seen = attention_mask.new_ones(shape) if attention_mask.dtype == torch.bool else attention_mask.new_zeros(shape)
+        key, value = torch.cat([more_keys, key], dim=2), torch.cat([more_values, value], dim=2)
+        return kernel(module, query, key, value, torch.cat([seen, attention_mask], dim=-1), **options)
+
+    KERNELS["sdpa"] = extended
+    try:
+        yield
+    finally:
+        KERNELS["sdpa"] = kernel
+
+
+@every_family
+def test_everything_selected_is_full_attention(family: Family) -> None:
+    model, inputs = family.model(), prompt(family, [Row()])
+    config = FlexConfig(zoom=2, policy=flexkit.Everything(), queries="all", start_layer=0, select_from="same")
+    flexkit.patch_model(model, config, trained=True)
+    patch = get_patch(model)
+    with torch.no_grad():
+        for parameter in flexkit.flex_parameters(model):
+            parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(3))
+        output = model(**inputs, past_key_values=DynamicCache(config=patch.decoder.config))
+    memory = cached_memory(output.past_key_values)
+    assert memory is not None and memory.projected.keys() == patch.layers.keys()
+    projected = {patch.layers[index].attention: pair for index, pair in memory.projected.items()}
+    flexkit.unpatch_model(model)
+    with torch.no_grad():
+        plain = model(**low_res(inputs)).logits
+        with seen_by_kernels(projected):
+            expected = model(**low_res(inputs)).logits
+    assert float((expected - plain).abs().max()) > 1e-3
+    torch.testing.assert_close(output.logits, expected, rtol=1e-5, atol=1e-5)

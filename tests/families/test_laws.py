@@ -1,0 +1,253 @@
+"""The laws, for every family of the zoo."""
+
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+import flexkit
+from flexkit import FlexConfig
+from flexkit.patching import get_patch
+from flexkit.patching.memory import cached_memory
+from flexkit.patching.projection import ADDED
+from tests.families.seeing import attention_input, watching
+from tests.patching.laws import keys_values
+from tests.zoo import ZOO, Family, Row, low_res, prompt
+
+every_family = pytest.mark.parametrize("family", ZOO.values(), ids=list(ZOO))
+
+
+@lru_cache(maxsize=1)
+def built(family: Family) -> Any:
+    """The model of a family; tests leave it unpatched."""
+    return family.model()
+
+
+def rows_of(family: Family) -> list[Row]:
+    """A batch of rows that differ in length, and in their images where the family allows it."""
+    if family.one_image:
+        return [Row(), Row(words=2)]
+    return [Row(), Row((), 6), Row((None, None), 2)]
+
+
+@pytest.fixture
+def patched(request: pytest.FixtureRequest) -> Any:
+    """A function that patches a model for the length of the test, with random projections."""
+    models: list[Any] = []
+
+    def patch(model: Any, **settings: Any) -> Any:
+        settings = {"zoom": 2, "policy": flexkit.TopK(3)} | settings
+        flexkit.patch_model(model, FlexConfig(**settings), trained=True)
+        models.append(model)
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in flexkit.flex_parameters(model):
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        return model
+
+    yield patch
+    for model in models:
+        flexkit.unpatch_model(model)
+
+
+def logits(model: Any, inputs: dict[str, Any]) -> Tensor:
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def generation(model: Any, inputs: dict[str, Tensor], tokens: int = 4) -> Any:
+    return model.generate(
+        **inputs, max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True, output_logits=True
+    )
+
+
+def tensors(output: Any) -> list[Tensor]:
+    return [output.sequences, *output.logits, *keys_values(output.past_key_values)]
+
+
+@every_family
+def test_nothing_selected_is_the_base_model(family: Family, patched: Any) -> None:
+    """Law 1: logits, KV cache and tokens are bit-identical."""
+    model, inputs = built(family), prompt(family, rows_of(family))
+    base = low_res(inputs)
+    expected, said = logits(model, base), tensors(generation(model, base))
+    patched(model, policy=flexkit.Nothing())
+    assert torch.equal(logits(model, inputs), expected)
+    assert all(map(torch.equal, tensors(generation(model, inputs)), said))
+    assert torch.equal(logits(model, base), expected)
+
+
+@every_family
+def test_unpatching_gives_the_model_back(family: Family) -> None:
+    """Law 3: the same bits, attributes, hooks and attention."""
+    model, inputs = built(family), prompt(family, rows_of(family))
+    expected = logits(model, low_res(inputs))
+
+    def anatomy() -> Any:
+        return {
+            name: (
+                type(module),
+                list(vars(module)),
+                id(getattr(module, "config", None)),
+                len(module._forward_pre_hooks),
+            )
+            for name, module in model.named_modules()
+        }
+
+    before, state = anatomy(), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    flexkit.patch_model(model, FlexConfig(zoom=2), trained=True)
+    logits(model, inputs)
+    assert anatomy() != before
+    flexkit.unpatch_model(model)
+    assert anatomy() == before
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(logits(model, low_res(inputs)), expected)
+
+
+@every_family
+def test_decoding_equals_recomputing(family: Family, patched: Any) -> None:
+    """Law 4: with the cache or without."""
+    model, inputs = built(family), prompt(family, [Row()])
+    base = generation(model, low_res(inputs))
+    patched(model)
+    output = generation(model, inputs)
+    assert not torch.equal(output.logits[0], base.logits[0])
+    said = output.sequences[:, inputs["input_ids"].shape[1] :]
+    length = inputs["input_ids"].shape[1]
+    whole = dict(inputs)
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids"):
+        if name in inputs:  # what is said is attended to and typed as the last word
+            new = said if name == "input_ids" else inputs[name][:, -1:].expand_as(said)
+            whole[name] = torch.cat([inputs[name], new], dim=1)
+    queries = (torch.arange(whole["input_ids"].shape[1]) >= length - 1)[None]
+    again = logits(model, whole | {"hd_queries": queries})[:, length - 1 : -1]
+    torch.testing.assert_close(torch.stack(output.logits, 1), again.float(), rtol=1e-4, atol=1e-4)
+
+
+@every_family
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_a_batch_equals_its_rows(family: Family, padding: str, patched: Any) -> None:
+    """Law 4: padding on either side changes nothing that the base model does not change itself."""
+    model, rows = built(family), rows_of(family)
+    inputs = prompt(family, rows, padding=padding)
+    alone = [prompt(family, rows, only=index) for index in range(len(rows))]
+    attended = inputs["attention_mask"].bool()
+
+    def differences() -> list[float]:
+        together = logits(model, inputs)
+        return [
+            float((together[index, attended[index]] - logits(model, each)[0]).abs().max())
+            for index, each in enumerate(alone)
+        ]
+
+    patched(model)
+    with flexkit.disabled(model):
+        own = differences()
+    for ours, base in zip(differences(), own, strict=True):
+        assert ours <= max(1e-5, 10 * base), f"{ours} where the base model has {base}"
+
+
+@every_family
+def test_the_high_res_view_matters(family: Family, patched: Any) -> None:
+    """Given it, the output changes where positions query; the added projections get finite gradients."""
+    model, inputs = built(family), prompt(family, rows_of(family))
+    base = logits(model, low_res(inputs))
+    patched(model, policy=flexkit.Everything())
+    output = model(**inputs).logits
+    changed = (output != base).any(-1).any(-1).tolist()
+    assert changed == [bool(row.images) for row in rows_of(family)]
+    output.float().logsumexp(-1).sum().backward()
+    gradients = [parameter.grad for parameter in flexkit.flex_parameters(model)]
+    assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
+    assert any(bool(gradient.any()) for gradient in gradients)
+    model.zero_grad(set_to_none=True)
+
+
+@every_family
+@pytest.mark.parametrize("positions", ["interpolated", "fractional"])
+def test_high_res_keys_are_made_as_low_res_keys(family: Family, positions: str) -> None:
+    """At zoom 1, of the same hidden states, K' and V' are what the model itself gives its kernel for a cell."""
+    model, inputs = built(family), prompt(family, [Row()], zoom=(1, 1))
+    settings = {"zoom": 1, "positions": positions, "policy": flexkit.Everything(), "select_from": "same"}
+    flexkit.patch_model(model, FlexConfig(start_layer=0, **settings), trained=True)
+    try:
+        patch = get_patch(model)
+        with torch.no_grad():
+            memory = cached_memory(model(**inputs, past_key_values=empty_cache(model)).past_key_values)
+    finally:
+        flexkit.unpatch_model(model)
+    assert memory is not None and set(memory.projected) == set(patch.layers)
+    (image,) = memory.images
+
+    def with_features(layer: Any, hidden: Tensor) -> Tensor:
+        hidden = hidden.clone()
+        hidden[0, image.columns] = memory.features[0].to(hidden.dtype)
+        return hidden
+
+    layers = list(patch.layers.values())
+    with watching(model, patch.decoder, layers) as record, attention_input(layers, with_features), torch.no_grad():
+        model(**low_res(inputs))
+    for layer, (key, value) in memory.projected.items():
+        for ours, theirs in ((key, record.keys[layer]), (value, record.values[layer])):
+            heads = theirs.shape[1] // ours.shape[1]
+            expected = theirs[:, ::heads, image.columns]
+            torch.testing.assert_close(ours.to(expected.dtype), expected, rtol=1e-5, atol=1e-5)
+
+
+def empty_cache(model: Any) -> DynamicCache:
+    """A cache as models make it for themselves; some make none."""
+    return DynamicCache(config=get_patch(model).decoder.config)
+
+
+def projections_of(attention: Any) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in attention.state_dict().items() if name.split(".")[0] in ADDED}
+
+
+def everything_mask(record: Any, layer: int, columns: int, length: int) -> Tensor:
+    """The mask of a layer with that of the high-res keys in front, which every position sees."""
+    mask = record.masks[layer]
+    if mask is None:
+        mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+    mask = mask[..., :length] if mask.dtype == torch.bool else mask[..., :length] == 0
+    return torch.cat([mask.new_ones(*mask.shape[:-1], columns), mask], dim=-1)
+
+
+@every_family
+def test_everything_selected_is_a_cache_filled_beforehand(family: Family, patched: Any) -> None:
+    """Law 2: rectangular attention of all positions over base and high-res keys."""
+    model, inputs = built(family), prompt(family, [Row()])
+    patched(model, policy=flexkit.Everything(), queries="all", start_layer=0, select_from="same")
+    for layer in get_patch(model).layers.values():
+        if layer.source is not layer.attention:  # one cache of keys for both, so one projection
+            layer.attention.load_state_dict(projections_of(layer.source), strict=False)
+    with torch.no_grad():
+        output = model(**inputs, past_key_values=empty_cache(model))
+    found, memory = output.logits, cached_memory(output.past_key_values)
+    assert memory is not None
+    decoder, layers = get_patch(model).decoder, list(get_patch(model).layers.values())
+    with flexkit.disabled(model):
+        base = low_res(inputs)
+        with watching(model, decoder, layers) as record, torch.no_grad():
+            plain = model(**base).logits
+        cache = DynamicCache(config=decoder.config)
+        # Sliding layers would drop keys that the mask shows.
+        cache.layers = [
+            DynamicLayer() if isinstance(layer, DynamicSlidingWindowLayer) else layer for layer in cache.layers
+        ]
+        for layer in layers:
+            if layer.source is layer.attention:  # the others attend to what these hold
+                cache.update(*memory.projected[layer.index], layer.index)
+        length, tokens = inputs["input_ids"].shape[1], memory.features.shape[1]
+        masks = {layer.kind: everything_mask(record, layer.index, tokens, length) for layer in layers}
+        mask: Any = masks if len(masks) > 1 else next(iter(masks.values()))
+        positions = record.position_ids
+        base |= {"attention_mask": mask, "past_key_values": cache}
+        base["position_ids"] = torch.arange(length)[None] if positions is None else positions
+        with torch.no_grad():
+            expected = model(**base).logits
+    assert float((found - plain).abs().max()) > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

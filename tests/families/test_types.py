@@ -1,0 +1,47 @@
+"""Every image-text-to-text model type that transformers knows: patched, or refused with a reason."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as HEADS
+
+import flexkit
+from flexkit import FlexConfig, UnsupportedModelError
+from flexkit.patching import get_patch
+from flexkit.patching.geometry.families import REFUSED as REASONS
+from tests.zoo import REFUSED, ZOO
+
+MODELS = ZOO | {family.name: family for family in REFUSED}
+
+
+@pytest.mark.parametrize("model_type", sorted(HEADS))
+def test_type(model_type: str, fact: Any) -> None:
+    family = MODELS[model_type]
+    with torch.device("meta"):
+        model = family.model_class(family.config())
+    assert model.config.model_type == model_type
+    if model_type not in flexkit.supported_models():
+        reason = REASONS[model_type]
+        with pytest.raises(UnsupportedModelError, match=re.escape(reason)):
+            flexkit.patch_model(model)
+        assert not flexkit.is_patched(model)
+        fact(model_type, patched="no", read_in=reason)
+        return
+    flexkit.patch_model(model, FlexConfig(start_layer=0, select_from="same"), trained=True)
+    patch = get_patch(model)
+    read, every = len(patch.layers), len(patch.decoder.layers)  # type: ignore[arg-type]
+    names = {name for layer in patch.layers.values() for name, _ in layer.attention.named_children() if "_hd" in name}
+    fact(
+        model_type,
+        patched="yes",
+        image_tokens=type(patch.geometry).__name__,
+        read_in="every layer" if read == every else "layers with attention",
+        added=", ".join(sorted(names)),
+    )
+
+
+def test_the_list_of_supported_models() -> None:
+    assert set(flexkit.supported_models()) & set(HEADS) == set(HEADS) - set(REASONS)
+    assert not set(flexkit.supported_models()) & set(REASONS)

@@ -1,0 +1,39 @@
+"""GLM-V and what is built like it: patches in the order of the cells, marks of its own around images."""
+
+from tests.zoo.family import END, IMAGE, START, VIDEO
+from tests.zoo.grids import grid_family
+from tests.zoo.tiny import MOE, MROPE
+
+__all__ = ["GLM"]
+
+_TOKENS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "image_start_token_id": START,
+    "image_end_token_id": END,
+    "video_start_token_id": 94,
+    "video_end_token_id": 95,
+}
+_ROPE = {"rope_parameters": MROPE}
+_PARTIAL = {"rope_parameters": {**MROPE, "partial_rotary_factor": 0.5}, "head_dim": 16}
+_TOWER = {"image_size": 56}
+_EXPERTS = {**MOE, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
+
+GLM = (
+    grid_family("glm4v", _ROPE, _TOWER, tokens=_TOKENS),
+    grid_family("glm46v", _ROPE, _TOWER, tokens=_TOKENS),
+    grid_family("glmga", _ROPE, _TOWER, tokens=_TOKENS),
+    grid_family("glm4v_moe", {**_PARTIAL, **_EXPERTS, "first_k_dense_replace": 1}, _TOWER, tokens=_TOKENS),
+    grid_family("glm_ocr", _ROPE, _TOWER, tokens=_TOKENS),
+    grid_family(
+        "ernie4_5_vl_moe",
+        {
+            "rope_parameters": {**MROPE, "mrope_section": [1, 1, 2]},
+            "moe_intermediate_size": [16, 16],
+            "moe_num_experts": 4,
+            "moe_num_shared_experts": 1,
+            "moe_k": 2,
+        },
+        tokens=_TOKENS,
+    ),
+)
