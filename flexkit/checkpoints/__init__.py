@@ -2,5 +2,6 @@
 
 from flexkit.checkpoints.flex import load_flex, save_flex
 from flexkit.checkpoints.llava import load_llava_flexattn
+from flexkit.checkpoints.pretrained import from_pretrained
 
-__all__ = ["load_flex", "load_llava_flexattn", "save_flex"]
+__all__ = ["from_pretrained", "load_flex", "load_llava_flexattn", "save_flex"]

@@ -24,8 +24,8 @@ def checkpoint_folder(folder: str | PathLike[str]) -> Path:
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise CheckpointError(
-            f"{path} {what}; pass the folder of a checkpoint. One from the Hugging Face hub has to be "
-            "downloaded first: huggingface_hub.snapshot_download(name) returns its folder."
+            f"{path} {what}; pass the folder of a checkpoint. huggingface_hub.snapshot_download(name) downloads one "
+            "from the Hugging Face hub and returns its folder."
         )
     return path
 
@@ -41,8 +41,8 @@ def path_inside(folder: Path, name: str) -> Path:
         If the name is absolute, or climbs or links out of the folder.
     """
     path, home = folder / name, folder.resolve()
-    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    if not any(path.resolve().is_relative_to(home) for home in homes):
+    caches = (parent.parent for parent in home.parents if parent.name == "snapshots")
+    if not any(path.resolve().is_relative_to(place) for place in (home, *(cache / "blobs" for cache in caches))):
         raise CheckpointError(
             f"the file {name!r} of {folder} lies outside of that folder; if you trust it, copy it there."
         )

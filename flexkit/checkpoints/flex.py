@@ -10,28 +10,31 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from flexkit.checkpoints.files import checkpoint_folder, path_inside, read_json, rewritten
+from flexkit.checkpoints.files import path_inside, read_json, rewritten
+from flexkit.checkpoints.hub import HubOptions, fetched
 from flexkit.checkpoints.tensors import check_tensors, read_tensors
 from flexkit.errors import CheckpointError, ConfigError, FlexkitError
 from flexkit.patching import FlexConfig, added_parameters, get_patch, is_patched, patch_model, unpatch_model
 from flexkit.selection import Policy, Schedule, as_policy, policy_to_dict
 
-__all__ = ["load_added", "load_flex", "save_flex"]
+__all__ = ["SETTINGS", "STEM", "WEIGHTS", "load_added", "load_flex", "save_flex", "write_flex"]
 
 Model = TypeVar("Model", bound=nn.Module)
 AnyPolicy = Policy | Schedule | Callable[[Tensor], Tensor]
 
-_STEM = "flexkit"
-_SETTINGS = "flexkit.json"
+STEM = "flexkit"
+WEIGHTS, SETTINGS = f"{STEM}.safetensors", f"{STEM}.json"
 _FORMAT = 1
 
 
-def save_flex(model: nn.Module, folder: str | PathLike[str]) -> None:
+def save_flex(model: nn.Module, folder: str | PathLike[str], *, is_main_process: bool = True) -> None:
     """Save what patching added to a model, and nothing of the base model.
 
-    Writes ``flexkit.safetensors``, the projections W'_K and W'_V under their names in ``model.state_dict()``,
-    and ``flexkit.json``, the settings.
+    Writes ``flexkit.safetensors``, the added projections under their names in ``model.state_dict()``, and
+    ``flexkit.json``, the settings. ``model.save_pretrained`` of a patched model writes them beside the base model's
+    files.
 
     Parameters
     ----------
@@ -39,6 +42,8 @@ def save_flex(model: nn.Module, folder: str | PathLike[str]) -> None:
         A patched model.
     folder : str or os.PathLike
         Made if it does not exist; it may be the base model's own.
+    is_main_process : bool
+        Whether this process writes. Of a model whose weights are sharded (FSDP2) all processes have to call this.
 
     Raises
     ------
@@ -47,19 +52,27 @@ def save_flex(model: nn.Module, folder: str | PathLike[str]) -> None:
     ConfigError
         If the model queries from a tensor of positions, which belongs to one batch.
     """
-    patch = get_patch(model)
+    write_flex(model, added_parameters(model), folder, is_main_process=is_main_process)
+
+
+def write_flex(
+    model: nn.Module, weights: Mapping[str, Tensor], folder: str | PathLike[str], *, is_main_process: bool
+) -> None:
+    """Write a model's settings with the given weights, as :func:`save_flex` does with the model's own."""
     settings = {
         "format_version": _FORMAT,
         "flexkit_version": version("flexkit-vlm"),
         "model_type": _model_type(model),
-        "config": patch.config.to_dict(),
+        "config": get_patch(model).config.to_dict(),
     }
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in added_parameters(model).items()}
+    weights = {name: _on_cpu(weight) for name, weight in weights.items()}
+    if not is_main_process:
+        return
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with rewritten(folder / f"{_STEM}.safetensors") as draft:
-        save_file(weights, draft)
-    with rewritten(folder / _SETTINGS) as draft:
+    with rewritten(folder / WEIGHTS) as draft:
+        save_file(weights, draft, metadata={"format": "pt"})
+    with rewritten(folder / SETTINGS) as draft:
         draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
@@ -68,6 +81,7 @@ def load_flex(
     folder: str | PathLike[str],
     *,
     policy: AnyPolicy | None = None,
+    **hub: Unpack[HubOptions],
 ) -> Model:
     """Load what :func:`save_flex` saved; if it fails the model is left as it was.
 
@@ -77,9 +91,12 @@ def load_flex(
         The base model, which is patched with the saved settings, or one patched already, whose settings have
         to agree. Weights take the model's dtype and device.
     folder : str or os.PathLike
-        What :func:`save_flex` wrote.
+        What :func:`save_flex` wrote, or the name of a repository on the Hugging Face hub that holds it.
     policy : Policy or callable or Schedule, optional
         Takes the place of the saved policy. Needed if that is not one of flexkit's own.
+    **hub
+        ``revision``, ``token``, ``cache_dir``, ``force_download``, ``local_files_only`` and ``subfolder``, as in
+        ``from_pretrained`` of transformers.
 
     Returns
     -------
@@ -89,13 +106,14 @@ def load_flex(
     Raises
     ------
     CheckpointError
-        If the folder is incomplete, of another format or for another model, or the settings do not agree.
+        If the folder is incomplete, cannot be had from the hub, is of another format or for another model, or the
+        settings do not agree.
     UnsupportedModelError
         If the model cannot be patched.
     """
-    folder = checkpoint_folder(folder)
+    folder = fetched(folder, (SETTINGS, WEIGHTS), **hub)
     settings = _read_settings(folder, model)
-    tensors = read_tensors(folder, _STEM)
+    tensors = read_tensors(folder, STEM)
     if is_patched(model):
         _check_agreement(settings, get_patch(model).config.to_dict(), policy, folder)
         load_added(model, tensors, source=folder)
@@ -104,7 +122,7 @@ def load_flex(
     try:
         patch_model(model, config, trained=True)
     except ConfigError as error:
-        raise CheckpointError(f"{folder / _SETTINGS} does not fit this {type(model).__name__}: {error}") from error
+        raise CheckpointError(f"{folder / SETTINGS} does not fit this {type(model).__name__}: {error}") from error
     try:
         load_added(model, tensors, source=folder)
     except BaseException:
@@ -116,6 +134,8 @@ def load_flex(
 @torch.no_grad()
 def load_added(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str | PathLike[str]) -> None:
     """Copy weights into what patching added to a model, once all of them are known to fit.
+
+    What is on the meta device gets the weights themselves, on the CPU.
 
     Parameters
     ----------
@@ -134,12 +154,17 @@ def load_added(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str |
     added = added_parameters(model)
     check_tensors({name: weight.shape for name, weight in added.items()}, tensors, source=source)
     for name, weight in added.items():
-        weight.copy_(tensors[name])
+        if weight.is_meta:
+            owner, _, own = name.rpartition(".")
+            data = tensors[name].to(weight.dtype, copy=True)
+            setattr(model.get_submodule(owner), own, nn.Parameter(data, requires_grad=weight.requires_grad))
+        else:
+            weight.copy_(tensors[name])
 
 
 def _read_settings(folder: Path, model: nn.Module) -> dict[str, Any]:
     """The saved FlexConfig as plain JSON."""
-    path = path_inside(folder, _SETTINGS)
+    path = path_inside(folder, SETTINGS)
     given = read_json(path)
     if given.get("format_version") != _FORMAT:
         raise CheckpointError(
@@ -167,7 +192,7 @@ def _config(settings: dict[str, Any], policy: AnyPolicy | None, folder: Path) ->
     try:
         return FlexConfig.from_dict(settings, policy=policy)
     except (FlexkitError, TypeError) as error:
-        raise CheckpointError(f"{folder / _SETTINGS}: {error}") from error
+        raise CheckpointError(f"{folder / SETTINGS}: {error}") from error
 
 
 def _check_agreement(
@@ -190,6 +215,12 @@ def _check_agreement(
             f"{folder} was saved with other settings than the model's: {'; '.join(differences)}. Unpatch the "
             "model first, and it is patched with the saved settings."
         )
+
+
+def _on_cpu(weight: Tensor) -> Tensor:
+    """A copy of its own, which safetensors asks for; of a sharded weight (a DTensor) the whole."""
+    whole: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    return whole.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _model_type(model: nn.Module) -> str | None:

@@ -130,7 +130,7 @@ def test_saving_again_replaces_and_leaves_no_drafts(saved: Path, make_llava: Mak
 def test_a_failed_save_keeps_the_old_files(saved: Path, make_llava: MakeLlava, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
 
-    def half(tensors: dict[str, Tensor], path: Path) -> None:
+    def half(tensors: dict[str, Tensor], path: Path, **_: Any) -> None:
         path.write_bytes(b"half")
         raise OSError("disk full")
 

@@ -1,0 +1,136 @@
+"""Patched models in the folders of transformers: the base model's files as ever, what was added beside them."""
+
+import inspect
+from collections.abc import Container, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+
+from flexkit.checkpoints.flex import SETTINGS, STEM, WEIGHTS, AnyPolicy, load_flex, write_flex
+from flexkit.checkpoints.hub import HubOptions, fetched
+from flexkit.checkpoints.tensors import check_tensors, read_tensors
+from flexkit.errors import CheckpointError
+from flexkit.patching import added_parameters
+from flexkit.patching.state import METHODS
+
+__all__ = ["from_pretrained", "load_state_dict", "save_pretrained"]
+
+
+def from_pretrained(name: str | PathLike[str], *, policy: AnyPolicy | None = None, **kwargs: Any) -> PreTrainedModel:
+    """Load a patched model that ``model.save_pretrained`` or ``model.push_to_hub`` saved.
+
+    The same as ``AutoModelForImageTextToText.from_pretrained`` and then :func:`flexkit.load_flex`.
+
+    Parameters
+    ----------
+    name : str or os.PathLike
+        A folder, or a repository on the Hugging Face hub.
+    policy : Policy or callable or Schedule, optional
+        Takes the place of the saved policy. Needed if that is not one of flexkit's own.
+    **kwargs
+        Of ``from_pretrained``: ``dtype``, ``device_map``, ``attn_implementation``, ``revision``, ``token``,
+        ``cache_dir``, ``subfolder``, ``local_files_only`` and others.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        Patched, in eval mode.
+
+    Raises
+    ------
+    CheckpointError
+        If nothing that flexkit saved is there, or it does not fit.
+    """
+    hub: Any = {option: kwargs[option] for option in HubOptions.__annotations__ if option in kwargs}
+    folder = fetched(name, (SETTINGS, WEIGHTS), **hub)
+    if not (folder / SETTINGS).exists():
+        raise CheckpointError(
+            f"{folder} has no {SETTINGS}: nothing there was patched by flexkit. Load the model with transformers and "
+            "give it to flexkit.patch_model."
+        )
+    return load_flex(AutoModelForImageTextToText.from_pretrained(name, **kwargs), folder, policy=policy)
+
+
+def save_pretrained(
+    self: PreTrainedModel,
+    save_directory: str | PathLike[str],
+    is_main_process: bool = True,
+    state_dict: Mapping[str, Tensor] | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> None:
+    """``save_pretrained`` of a patched model: what the base model's writes, and what :func:`flexkit.save_flex` does.
+
+    A given ``state_dict`` may lack all that was added: then only the base model is saved.
+    """
+    added = added_parameters(self)
+    weights: Mapping[str, Tensor] = added
+    if state_dict is not None:
+        weights = {name: state_dict[name] for name in added if name in state_dict}
+        state_dict = {name: tensor for name, tensor in state_dict.items() if name not in added}
+    if 0 < len(weights) < len(added):
+        raise CheckpointError(
+            f"the state_dict given has {len(weights)} of the {len(added)} tensors that flexkit added to this model; "
+            "give all of them, or none to save the base model alone."
+        )
+    if weights and not Path(save_directory).is_file():
+        write_flex(self, weights, save_directory, is_main_process=self.should_save_on_this_rank(is_main_process))
+    base = _without(self, added)
+    vars(base)["_get_files_timestamps"] = _timestamps_of_others
+    type(self).save_pretrained(base, save_directory, is_main_process, state_dict, *args, **kwargs)
+
+
+def load_state_dict(self: PreTrainedModel, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    """``load_state_dict`` of a patched model: a Trainer that resumes offers the base model's file only."""
+    folder = _resumed()
+    if folder is not None and (folder / WEIGHTS).exists():
+        tensors = read_tensors(folder, STEM)
+        check_tensors({name: weight.shape for name, weight in added_parameters(self).items()}, tensors, source=folder)
+        if not state_dict.keys() <= self.state_dict().keys():
+            # Many models are saved under names of older versions, which only from_pretrained translates.
+            state_dict = type(self).from_pretrained(folder).state_dict()
+        state_dict = {**state_dict, **tensors}
+    return type(self).load_state_dict(self, state_dict, *args, **kwargs)
+
+
+METHODS.update(save_pretrained=save_pretrained, load_state_dict=load_state_dict)
+
+
+def _without(module: nn.Module, added: Container[str], prefix: str = "") -> Any:
+    """A shallow copy of a module, down to where something was added; that is not in it."""
+    twin = object.__new__(type(module))
+    vars(twin).update(vars(module))
+    children = vars(twin)["_modules"] = dict(module._modules)
+    for name, child in module._modules.items():
+        path = f"{prefix}{name}."
+        own = [path + parameter in added for parameter, _ in child.named_parameters()] if child is not None else []
+        if own and all(own):
+            del children[name]
+        elif any(own):
+            children[name] = _without(child, added, path)  # type: ignore[arg-type]
+    return twin
+
+
+def _timestamps_of_others(folder: str | PathLike[str]) -> dict[str, float]:
+    """When the files of a folder changed: those that are not in here are always uploaded."""
+    return {path.name: path.stat().st_mtime for path in Path(folder).iterdir() if path.name not in (WEIGHTS, SETTINGS)}
+
+
+def _resumed() -> Path | None:
+    """The checkpoint that a Trainer of transformers is loading right now.
+
+    It hands a model the tensors of the base model's file and does not say where that lies; its own frames do.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "transformers.trainer":
+            match frame.f_code.co_name:
+                case "_load_from_checkpoint":
+                    return Path(frame.f_locals["resume_from_checkpoint"])
+                case "_load_best_model":
+                    return Path(frame.f_locals["self"].state.best_model_checkpoint)
+        frame = frame.f_back
+    return None
