@@ -14,12 +14,13 @@ export IMAGE QUESTION
 # Measuring coverage doubles the time until the first test; a part of the suite says nothing about the whole.
 COVERAGE := $(if $(CI),$(if $(ARGS),,--cov=flexkit --cov-report=term --cov-fail-under=95))
 
-.PHONY: help venv test coverage demo docs lint types format clean
+.PHONY: help venv test coverage matrix demo docs lint types format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make test                run all tests and doctests     (make test ARGS='-k policy' for some)"
 	@echo "make coverage            the same, and at least 95 % of lines covered"
+	@echo "make matrix              write docs/support.csv, the table of supported models, from what the tests find"
 	@echo "make demo                see it look closer             (IMAGE=photo.jpg QUESTION='What is it?')"
 	@echo "make docs                build docs/_build/html and run the examples in it"
 	@echo "make lint types          check style and types"
@@ -42,6 +43,9 @@ test: $(STAMP)
 
 coverage:
 	@$(MAKE) test CI=1
+
+matrix:
+	@WRITE_MATRIX=1 $(MAKE) test ARGS="tests/families/test_types.py tests/families/test_full_attention.py"
 
 demo: $(STAMP)
 	@$(PY) -m flexkit demo $${IMAGE:+--image "$$IMAGE"} $${QUESTION:+--question "$$QUESTION"}

@@ -4,14 +4,23 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Models this small are slower on several threads, and xdist has a process for each core.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.matrix import Matrix
 
 settings.register_profile("dev", deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 # torch is imported where it is needed: the process that only hands out tests to others does without.
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the process that sees the reports of all others
+        config.pluginmanager.register(Matrix(), "matrix")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,3 +39,15 @@ def _seed() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fact(record_property: Any) -> Any:
+    """A function that notes facts of a model type for the table of supported models."""
+
+    def note(model_type: str, facts: dict[str, str]) -> None:
+        record_property("model type", model_type)
+        for name, value in facts.items():
+            record_property(name, value)
+
+    return note

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from flexkit.attention.core import attention_logits, attention_map
 from flexkit.attention.joint import joint_attention
@@ -99,6 +100,12 @@ class FlexCall:
         torch.Tensor
             ``base`` with the querying rows replaced.
         """
+        skipped = self.length - query.shape[2]
+        if skipped:  # layers that share keys may run for the positions alone whose logits are kept (Gemma 4)
+            query, mask, sinks, position_bias = (
+                _behind(skipped, states) for states in (query, mask, sinks, position_bias)
+            )
+            base = pad(base, (0, 0, 0, 0, skipped, 0))
         self.visited.add(layer)
         left = 0 if self.patch.layers[layer].keeps_prompt else self.past + self.length - key.shape[2]
         offset = max(0, left)
@@ -121,7 +128,7 @@ class FlexCall:
         if self.records or layer in self.patch.sources:
             self.selections[layer] = self._select(layer, logits, sinks, offset)
         if layer < self.patch.start_layer or self.rows.count == 0:
-            return base
+            return base[:, skipped:]
 
         source = self.patch.source(layer)
         self.check_visited([source])
@@ -149,7 +156,7 @@ class FlexCall:
         )
         if self.patch.config.alpha < 1.0:
             merged = torch.lerp(plain, merged, self.patch.config.alpha)
-        return self.rows.scatter(merged.transpose(1, 2), base)
+        return self.rows.scatter(merged.transpose(1, 2), base)[:, skipped:]
 
     def check_visited(self, layers: Iterable[int]) -> None:
         """Raise :class:`~flexkit.errors.PatchError` if the attention of one of these layers has not called."""
@@ -205,3 +212,8 @@ class FlexCall:
             features = layer.input_norm(features)
         tables = high_res_tables(self.patch.decoder, layer, self.memory, self.patch.config.positions)
         return project(layer.attention, layer.source, features, tables)
+
+
+def _behind(skipped: int, states: Tensor | None) -> Tensor | None:
+    """``(batch, heads, length, ...)`` with zeros for positions in front; others, as masks of padding, as they are."""
+    return pad(states, (0, 0, skipped, 0)) if states is not None and states.ndim == 4 else states

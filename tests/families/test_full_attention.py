@@ -15,21 +15,28 @@ from transformers import AttentionInterface, DynamicCache
 import flexkit
 from flexkit import FlexConfig
 from flexkit.patching import get_patch
-from flexkit.patching.memory import cached_memory
+from flexkit.patching.decoder import modeling_module
+from flexkit.patching.memory import ImageSpan, cached_memory
 from tests.zoo import ZOO, Family, Row, low_res, prompt
 
 every_family = pytest.mark.parametrize("family", ZOO.values(), ids=list(ZOO))
-KERNELS = AttentionInterface._global_mapping
 
 
 @contextmanager
-def seen_by_kernels(keys_values: dict[Any, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Let the kernels of some attention modules see keys and values in front of their own."""
-    kernel = KERNELS["sdpa"]
+def seen_by_kernels(keys_values: dict[Any, tuple[Tensor, Tensor]], cells: Tensor) -> Iterator[None]:
+    """Let the kernels of some attention modules see keys and values in front of their own, each as if in a cell."""
+    first = next(iter(keys_values))
+    name, modeling = first.config._attn_implementation, modeling_module(first)
+    kernel = AttentionInterface().get_interface(name, getattr(modeling, "eager_attention_forward", None))
 
-    def extended(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any):
+    def extended(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> Any:
         if module not in keys_values:
             return kernel(module, query, key, value, attention_mask, **options)
+        if options.get("position_bias") is not None:
+            bias = options["position_bias"]
+            options["position_bias"] = torch.cat([bias[..., cells], bias], dim=-1)
         if attention_mask is None:
             attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()[None, None]
         more_keys, more_values = keys_values[module]
@@ -38,15 +45,23 @@ def seen_by_kernels(keys_values: dict[Any, tuple[Tensor, Tensor]]) -> Iterator[N
         key, value = torch.cat([more_keys, key], dim=2), torch.cat([more_values, value], dim=2)
         return kernel(module, query, key, value, torch.cat([seen, attention_mask], dim=-1), **options)
 
-    KERNELS["sdpa"] = extended
+    holder: Any = vars(modeling) if name == "eager" else AttentionInterface._global_mapping
+    entry = "eager_attention_forward" if name == "eager" else name
+    own, holder[entry] = holder[entry], extended
     try:
         yield
     finally:
-        KERNELS["sdpa"] = kernel
+        holder[entry] = own
+
+
+def cells_of(image: ImageSpan) -> Tensor:
+    """The low-res token over each high-res token."""
+    cells = image.columns.view(image.grid)
+    return cells.repeat_interleave(image.zoom[0], dim=0).repeat_interleave(image.zoom[1], dim=1).flatten()
 
 
 @every_family
-def test_everything_selected_is_full_attention(family: Family) -> None:
+def test_everything_selected_is_full_attention(family: Family, fact: Any) -> None:
     model, inputs = family.model(), prompt(family, [Row()])
     config = FlexConfig(zoom=2, policy=flexkit.Everything(), queries="all", start_layer=0, select_from="same")
     flexkit.patch_model(model, config, trained=True)
@@ -61,7 +76,9 @@ def test_everything_selected_is_full_attention(family: Family) -> None:
     flexkit.unpatch_model(model)
     with torch.no_grad():
         plain = model(**low_res(inputs)).logits
-        with seen_by_kernels(projected):
+        with seen_by_kernels(projected, cells_of(*memory.images)):
             expected = model(**low_res(inputs)).logits
     assert float((expected - plain).abs().max()) > 1e-3
     torch.testing.assert_close(output.logits, expected, rtol=1e-5, atol=1e-5)
+    if family.name == model.config.model_type:
+        fact(family.name, {"equal to full attention": "yes"})

@@ -11,6 +11,7 @@ import flexkit
 from flexkit import FlexConfig, UnsupportedModelError
 from flexkit.patching import get_patch
 from flexkit.patching.geometry.families import REFUSED as REASONS
+from tests.matrix import COLUMNS
 from tests.zoo import REFUSED, ZOO
 
 MODELS = ZOO | {family.name: family for family in REFUSED}
@@ -27,19 +28,19 @@ def test_type(model_type: str, fact: Any) -> None:
         with pytest.raises(UnsupportedModelError, match=re.escape(reason)):
             flexkit.patch_model(model)
         assert not flexkit.is_patched(model)
-        fact(model_type, patched="no", read_in=reason)
+        fact(model_type, dict.fromkeys(COLUMNS[1:], "") | {"patched": "no: " + reason})
         return
     flexkit.patch_model(model, FlexConfig(start_layer=0, select_from="same"), trained=True)
     patch = get_patch(model)
     read, every = len(patch.layers), len(patch.decoder.layers)  # type: ignore[arg-type]
     names = {name for layer in patch.layers.values() for name, _ in layer.attention.named_children() if "_hd" in name}
-    fact(
-        model_type,
-        patched="yes",
-        image_tokens=type(patch.geometry).__name__,
-        read_in="every layer" if read == every else "layers with attention",
-        added=", ".join(sorted(names)),
-    )
+    facts = {
+        "patched": "yes",
+        "image tokens": type(patch.geometry).__name__,
+        "read in": "every layer" if read == every else "layers with attention",
+        "added": ", ".join(sorted(names)),
+    }
+    fact(model_type, facts)
 
 
 def test_the_list_of_supported_models() -> None:

@@ -18,7 +18,7 @@ from tests.patching.ways import (
     plain,
     unharmed,
 )
-from tests.zoo import TEXT, VISION, Row, low_res
+from tests.zoo import TEXT, Row, low_res
 
 fixed = pytest.mark.parametrize("name", ["llava", "gemma3"])
 
@@ -49,15 +49,6 @@ def test_a_text_model() -> None:
     with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM.*'llama'.*supported_models\(\)"):
         flexkit.patch_model(model)
     assert not any("hd" in name for name in model.state_dict())
-
-
-def test_llava_with_a_pixtral_tower() -> None:
-    tower = tf.PixtralVisionConfig(**VISION | {"image_size": 42, "head_dim": 8})
-    config = tf.LlavaConfig(vision_config=tower, text_config=tf.LlamaConfig(**TEXT), image_token_id=90)
-    with torch.device("meta"):
-        model = tf.LlavaForConditionalGeneration(config)
-    with pytest.raises(UnsupportedModelError, match="Pixtral"):
-        flexkit.patch_model(model)
 
 
 def test_image_tokens_that_are_no_square() -> None:

@@ -34,12 +34,13 @@ _INKLING: dict[str, Any] = dict(
 """Biases of relative positions, and short convolutions over keys and values."""
 
 
-def _gemma4() -> tf.PreTrainedConfig:
+def _gemma4(**text: Any) -> tf.PreTrainedConfig:
     return config(
         "gemma4",
         text_config={
             **TEXT,
             **_SLIDING,
+            **text,
             "use_bidirectional_attention": "vision",
             "hidden_size_per_layer_input": 8,
             "vocab_size_per_layer_input": TEXT["vocab_size"],
@@ -215,8 +216,11 @@ def _lines(grid: Grid) -> list[int]:
     return [*[*[IMAGE] * grid[1], END] * grid[0]]
 
 
+_POOLED = _positioned(lambda vision: vision.patch_size, patches=2)
+
 RAW = (
-    _family("gemma4", _gemma4, _positioned(lambda vision: vision.patch_size, patches=2)),
+    _family("gemma4", _gemma4, _POOLED),
+    _family("gemma4-shared", lambda: _gemma4(num_kv_shared_layers=2, attention_k_eq_v=True), _POOLED),
     _family("gemma4_unified", _gemma4_unified, _positioned(lambda vision: vision.model_patch_size)),
     _family("lfm2_vl", _lfm2_vl, _shaped),
     _family("nemotron_h_omni", _nemotron_h_omni, _flat),

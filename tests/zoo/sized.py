@@ -26,7 +26,7 @@ _SPARSE_LATENT: dict[str, Any] = dict(
     moe_intermediate_size=16,
     index_topk=12,
     index_head_dim=8,
-    index_n_heads=2,
+    index_n_heads=8,  # with few, many keys score exactly 0, and ties are broken at random
     no_rope_layers=[1, 1, 0, 1],
     indexer_types=["full", "full", "shared", "full"],
 )
@@ -82,4 +82,7 @@ SIZED = (
     _family("llava-pixtral", _llava),
     _family("lighton_ocr", _lighton_ocr, bare),
     _family("mistral_large4", lambda: _mistral3("mistral_large4", **_SPARSE_LATENT)),
+    _family(
+        "mistral_large4-shared", lambda: _mistral3("mistral_large4", **_SPARSE_LATENT, kv_source_layers=[0, 1, 2, 1])
+    ),
 )

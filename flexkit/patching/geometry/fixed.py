@@ -101,7 +101,7 @@ class FixedGrid(Geometry):
     def _side(self, model: PreTrainedModel) -> int:
         tokens = self._tokens(model.config)
         side = math.isqrt(tokens)
-        if side * side != tokens:
+        if not tokens or side * side != tokens:
             raise UnsupportedModelError(
                 f"{type(model).__name__} has {tokens} tokens an image, which is no square grid."
             )
