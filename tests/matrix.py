@@ -34,7 +34,12 @@ class Matrix:
         writer.writerows({"model type": name} | self.rows[name] for name in sorted(self.rows))
         if os.environ.get("WRITE_MATRIX"):
             MATRIX.write_text(file.getvalue())
-        # An older transformers has fewer types.
-        elif len(self.rows) >= len(MATRIX.read_text().splitlines()) - 1 and MATRIX.read_text() != file.getvalue():
+        # Some tests alone, or an older transformers, say nothing of some types.
+        elif _listed() <= set(self.rows) and MATRIX.read_text() != file.getvalue():
             print("\ndocs/support.csv is not what the tests found: run `make matrix` and look at the difference.")
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _listed() -> set[str]:
+    with MATRIX.open() as file:
+        return {row["model type"] for row in csv.DictReader(file)}

@@ -102,9 +102,8 @@ class FlexCall:
         """
         skipped = self.length - query.shape[2]
         if skipped:  # layers that share keys may run for the positions alone whose logits are kept (Gemma 4)
-            query, mask, sinks, position_bias = (
-                _behind(skipped, states) for states in (query, mask, sinks, position_bias)
-            )
+            query = pad(query, (0, 0, skipped, 0))
+            mask, sinks, position_bias = (_behind(skipped, states) for states in (mask, sinks, position_bias))
             base = pad(base, (0, 0, 0, 0, skipped, 0))
         self.visited.add(layer)
         left = 0 if self.patch.layers[layer].keeps_prompt else self.past + self.length - key.shape[2]

@@ -107,6 +107,8 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
         add_projections(layer.attention, layer.source)
     methods = {"forward": forward, EXPAND: expand_inputs, **METHODS}
     vars(model).update({name: MethodType(method, model) for name, method in methods.items()}, **{ATTRIBUTE: patch})
+    for module, name, function in geometry.methods(model):
+        vars(module)[name] = MethodType(function, module)
     if config.select_from == "previous" and not trained:
         warnings.warn(
             "the added projections are untrained copies: what the model reads through them will not help it much "
@@ -142,6 +144,8 @@ def unpatch_model(model: Model) -> Model:
     for layer in patch.layers.values():
         restore(layer.attention)
         remove_projections(layer.attention)
+    for module, name, _ in patch.geometry.methods(model):
+        del vars(module)[name]
     patch.hook.remove()
     for name in (ATTRIBUTE, EXPAND, "forward", *METHODS):
         del vars(model)[name]

@@ -60,9 +60,13 @@ def own_projections(attention: nn.Module) -> tuple[str, ...]:
 
 
 def add_projections(attention: nn.Module, source: nn.Module) -> None:
-    """Add trainable copies of the projections of ``source``: the module itself, or the one whose keys it shares."""
+    """Add trainable copies of the projections of ``source``: the module itself, or the one whose keys it shares.
+
+    Of shared latents, a module may still make its own keys and values.
+    """
     for name in own_projections(source):
-        setattr(attention, name + _SUFFIX, _copied(getattr(source, name)).requires_grad_(True))
+        projection = getattr(attention, name, None) or getattr(source, name)
+        setattr(attention, name + _SUFFIX, _copied(projection).requires_grad_(True))
 
 
 def remove_projections(attention: nn.Module) -> None:

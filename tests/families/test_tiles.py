@@ -22,7 +22,7 @@ DEEPER = {"granite4_vision", "granite_docling"}
 
 def tiled(excluded: set[str]) -> Any:
     """The families with a fixed grid but for some."""
-    names = [name for name in ZOO if type(FAMILIES.get(name)) is FixedGrid and name not in excluded]
+    names = [name for name in ZOO if isinstance(FAMILIES.get(name), FixedGrid) and name not in excluded]
     return pytest.mark.parametrize("family", [ZOO[name] for name in names], ids=names)
 
 
@@ -99,16 +99,23 @@ def test_a_tile_of_zeros_is_a_picture(name: str) -> None:
     torch.testing.assert_close(features(model, family, pixels, (1, 2)), features(model, family, nearly, (1, 2)))
 
 
-@pytest.mark.parametrize("name", ["llava_next", "llava_next_video", "llava_onevision"])
-def test_sizes_for_tiles_do_not_matter(name: str) -> None:
-    """Tiles of the high-res view are overviews, whatever tiles the model would cut itself."""
+@pytest.mark.parametrize("name", ["llava_next", "llava_next_video", "llava_onevision", "granite4_vision"])
+def test_overviews_whatever_tiles_the_model_would_cut(name: str) -> None:
+    """A patched model takes prompts with overviews only, and encodes tiles of the view as overviews."""
     family = ZOO[name]
-    model, pixels = family.model(), view(family, ZOOM)
-    expected = features(model, family, pixels, ZOOM)
-    sizes = [[42, 84], [84, 42], [84, 84]]
-    model.config.image_grid_pinpoints = sizes
-    assert torch.equal(features(model, family, pixels, ZOOM), expected)
-    assert model.config.image_grid_pinpoints is sizes
+    inputs = prompt(family, [Row(), Row((None, None), 2)])
+    model = flexkit.patch_model(family.model(), FlexConfig(zoom=2, policy=flexkit.TopK(3)), trained=True)
+
+    def answers() -> list[Tensor]:
+        with torch.no_grad():
+            return [model(**inputs).logits, model.generate(**inputs, max_new_tokens=3, do_sample=False)]
+
+    expected = answers()
+    side = inputs["hd_pixel_values"].shape[-1] // 2
+    model.config.image_grid_pinpoints = [[side, 2 * side], [2 * side, side], [2 * side, 2 * side]]
+    assert all(map(torch.equal, answers(), expected))
+    flexkit.unpatch_model(model)
+    assert "get_image_features" not in vars(model.model)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +124,7 @@ def test_sizes_for_tiles_do_not_matter(name: str) -> None:
         ("internvl", "crop_to_patches=False"),
         ("idefics3", "do_image_splitting=False"),
         ("gemma3", "do_pan_and_scan=False"),
-        ("llava_next", "image_grid_pinpoints"),
+        ("llava_next", r"pixel_values\[:, :1\]"),
     ],
 )
 def test_tiles_of_the_model_itself(name: str, remedy: str) -> None:

@@ -1,8 +1,8 @@
 """What flexkit must know about how a family lays out its image tokens."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,10 @@ class Geometry(ABC):
     def decoder(self, model: PreTrainedModel) -> nn.Module:
         """The text model: the module whose ``layers`` are the decoder layers."""
         return find_decoder(model)
+
+    def methods(self, model: PreTrainedModel) -> Iterable[tuple[nn.Module, str, Callable[..., Any]]]:
+        """Functions that stand for methods of the model's parts while it is patched: module, name, function."""
+        return ()
 
     def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
         """Raise :class:`~flexkit.errors.HighResInputError` if the base model's inputs contradict the high-res view."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+from flexkit.patching.geometry.any_res import AnyRes
 from flexkit.patching.geometry.bare import BarePatches
 from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.geometry.dynamic import DynamicGrid, LinedGrid, MergedGrid
@@ -34,10 +35,7 @@ __all__ = ["FAMILIES", "REFUSED"]
 _UNCUT = "call the processor with crop_to_patches=False"
 _UNPANNED = "call the processor with do_pan_and_scan=False"
 _UNSPLIT = "call the processor with do_image_splitting=False"
-_UNTILED = (
-    "set model.config.image_grid_pinpoints to [[0, 0]], pass pixel_values[:, :1], and give each image one image token "
-    "for every cell and one for the newline"
-)
+_UNTILED = "pass pixel_values[:, :1], and give each image one image token for every cell and one for the newline"
 
 
 def _stride(config: Any) -> int:
@@ -47,7 +45,7 @@ def _stride(config: Any) -> int:
 
 _patches = FixedGrid(merged_patches)
 _selected = FixedGrid(selected_patches)
-_anyres = FixedGrid(selected_patches, encode=encode_overviews, layout=newline_after_all, overview_only=_UNTILED)
+_anyres = AnyRes(selected_patches, encode=encode_overviews, layout=newline_after_all, overview_only=_UNTILED)
 _cohere = FixedGrid(lambda config: merged_patches(config, config.downsample_factor), overview_only=_UNCUT)
 _dynamic = DynamicGrid()
 _gemma = FixedGrid(lambda config: config.mm_tokens_per_image, overview_only=_UNPANNED)
@@ -62,7 +60,7 @@ _pixtral = SizedImages(lambda config: config.vision_config.patch_size * getattr(
 _strip = PatchStrip()
 
 # What is one of a kind.
-_granite4 = FixedGrid(
+_granite4 = AnyRes(
     lambda config: int(merged_patches(config) * Fraction(config.downsample_rate) ** 2),
     encode=encode_overviews,
     layout=newline_after_all,

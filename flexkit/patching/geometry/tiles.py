@@ -1,6 +1,5 @@
 """How families hand a batch of tiles to their vision tower, each tile encoded as the family encodes one overview."""
 
-import copy
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,11 +42,8 @@ def encode_samples(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
 
 def encode_overviews(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
     """Every tile as an image that is not cut any further, and the newline behind it (LLaVA-NeXT)."""
-    owner = copy.copy(model.model)
-    owner.config = copy.copy(owner.config)
-    owner.config.image_grid_pinpoints = [[0, 0]]  # the model counts an overview, and the tiles that fit in here
     sizes = tiles.new_tensor([tiles.shape[-2:]] * len(tiles), dtype=torch.long)
-    return image_features(owner, pixel_values=tiles[:, None], image_sizes=sizes)
+    return image_features(model, pixel_values=tiles[:, None], image_sizes=sizes)
 
 
 def encode_pages(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
