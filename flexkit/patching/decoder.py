@@ -96,8 +96,9 @@ def find_layers(decoder: nn.Module) -> list[DecoderLayer]:
 
 
 def modeling_module(module: nn.Module) -> ModuleType:
-    """The ``modeling_*.py`` file that defines a module's class."""
-    return sys.modules[type(module).__module__]
+    """The ``modeling_*.py`` file that defines a module's class, or the class that FSDP2 or a user derived it from."""
+    files = (sys.modules[kind.__module__] for kind in type(module).__mro__)
+    return next(file for file in files if hasattr(file, "ALL_ATTENTION_FUNCTIONS"))
 
 
 def rotary_embedding(decoder: nn.Module, layer: DecoderLayer, like: Tensor, positions: Tensor) -> Any:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +19,8 @@ from flexkit.patching.memory import attach_memory, cached_memory
 from flexkit.patching.queries import query_rows
 from flexkit.patching.state import Patch, get_patch
 
-__all__ = ["EXPAND", "FORWARD", "expand_inputs", "make_forward", "place_images"]
+__all__ = ["FORWARD", "make_forward", "place_images"]
 
-EXPAND = "_expand_inputs_for_generation"
 FORWARD = "flexkit_forward"
 """Name of the forward that patching sets, by which unpatching knows it."""
 
@@ -57,25 +56,6 @@ def make_forward(signature: inspect.Signature, names: tuple[str, ...]) -> Callab
     return forward
 
 
-def expand_inputs(self: nn.Module, expand_size: int = 1, **kwargs: Any) -> Any:
-    """``_expand_inputs_for_generation`` of a patched model: high-res views are encoded once for all beams of a sample.
-
-    Generating without a cache runs the whole sequence at every step, so where the prompt ends is noted here.
-    """
-    high_res = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
-    high_res = {name: value for name, value in high_res.items() if value is not None}
-    ids = kwargs.get("input_ids")
-    queries = get_patch(self).config.queries
-    follows = isinstance(queries, str) and queries == "last" and high_res.get("hd_queries") is None
-    if high_res and follows and ids is not None and ids.shape[1] and kwargs.get("past_key_values") is None:
-        high_res["hd_queries"] = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) == ids.shape[1] - 1
-    original = inspect.getattr_static(type(self), EXPAND).__get__(self, type(self))
-    input_ids, model_kwargs = original(expand_size=expand_size, **kwargs)
-    if high_res and expand_size > 1:
-        high_res["hd_repeats"] = expand_size
-    return input_ids, model_kwargs | high_res
-
-
 def place_images(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of the text model: tell the call which rotary positions its images have."""
     call = kwargs.get(CALL)
@@ -87,7 +67,7 @@ def _forward(model: nn.Module, kwargs: dict[str, Any]) -> Any:
     patch = get_patch(model)
     high_res = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
     high_res = {name: value for name, value in high_res.items() if value is not None}
-    base = patch.earlier_forward or MethodType(type(model).forward, model)
+    base = patch.earlier_forward or partial(type(model).forward, model)
     call = None if patch.disabled else _prepare(model, patch, high_res, kwargs)
     if call is None:
         return base(**kwargs)
@@ -112,9 +92,9 @@ def _prepare(model: nn.Module, patch: Patch, high_res: dict[str, Any], kwargs: d
             f"{type(model).__name__} takes no {unknown}; its high-res inputs are {list(input_names(patch))}."
         )
     cache = kwargs.get("past_key_values")
-    past = int(cache.get_seq_length()) if cache is not None else 0
+    past = _length(cache)
     memory = cached_memory(cache)
-    if memory is not None:
+    if memory is not None and isinstance(past, int):
         memory = memory.within(past)
     tokens = kwargs.get("input_ids")
     if tokens is None:
@@ -124,14 +104,19 @@ def _prepare(model: nn.Module, patch: Patch, high_res: dict[str, Any], kwargs: d
     batch, length = tokens.shape[:2]
     repeats = high_res.pop("hd_repeats", 1)
     queries = high_res.pop("hd_queries", None)
-    if high_res:
+    prompt = high_res.pop("hd_image_tokens", None)
+    if high_res and prompt is not None:
+        memory = memory or read_images(model, patch, high_res, prompt, kwargs, past=0, repeats=repeats)
+        if queries is not None and isinstance(past, int):
+            queries = queries[:, : past + length]  # the rest is named for later chunks
+    elif high_res:
         image_tokens = patch.geometry.image_tokens(model, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         # Generate hands the same views in at every step; once read they are in the memory. It may also decode a token
         # that happens to be the image token: an image comes with its low-res view, or with features made of it.
         encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
         is_new = encoded is not None or kwargs.get(patch.geometry.inputs[0]) is not None
         if memory is None or (is_new and bool(image_tokens.any())):
-            new = read_images(model, patch, high_res, image_tokens, kwargs, past=past, repeats=repeats)
+            new = read_images(model, patch, high_res, image_tokens, kwargs, past=int(past), repeats=repeats)
             memory = new if memory is None else memory.joined(new)
     if memory is None:
         raise HighResInputError("hd_queries were given without a high-res view.")
@@ -142,6 +127,14 @@ def _prepare(model: nn.Module, patch: Patch, high_res: dict[str, Any], kwargs: d
         )
     rows = query_rows(patch.config, kwargs, memory, queries, past=past, length=length, repeats=repeats)
     return FlexCall(patch, memory, rows, past, keep_projected=not model.training, records=bool(patch.recorders))
+
+
+def _length(cache: Any) -> int | Tensor:
+    """Positions that a cache holds: a number, but a tensor while compiling a static cache, whose graphs serve all."""
+    length = cache.get_seq_length() if cache is not None else 0
+    if isinstance(length, Tensor) and torch.compiler.is_compiling():
+        return length.clone()  # the cache counts on in place
+    return int(length)
 
 
 def _gated(base: Callable[..., Any], call: FlexCall, gate: float, kwargs: dict[str, Any]) -> tuple[FlexCall, Any]:
