@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 MATRIX = Path(__file__).parents[1] / "docs" / "support.csv"
-COLUMNS = ("model type", "patched", "image tokens", "read in", "added", "equal to full attention")
+COLUMNS = ("model type", "patched", "image tokens", "read in", "added", "equal to full attention", "processor")
 
 
 class Matrix:

@@ -37,7 +37,7 @@ def tiny_tokenizer(special: dict[str, tuple[str, int]], vocab_size: int = 320) -
     """A tokenizer of words; ``special`` maps attribute names, as ``image_token``, to a token and its id."""
     vocab = {f"w{i}": i for i in range(4, vocab_size)} | {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}
     for token, index in special.values():
-        vocab.pop(f"w{index}")
+        vocab.pop(f"w{index}", None)
         vocab[token] = index
     core = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

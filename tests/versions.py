@@ -12,4 +12,7 @@ def since(version: str, reason: str) -> pytest.MarkDecorator:
 
 expands_images_by_row = since("5.23", "earlier versions repeat pixels image by image, whatever row an image is in")
 resets_by_emptying = since("5.23", "earlier versions reset a growing cache to zeros of the same length")
+runs_images_in_chunks = since("5.23", "earlier versions run a prompt in chunks only if it has no image")
+crops_windows = since("5.23", "earlier versions cut the windows of Gemma 3 off too far when an assistant was wrong")
+quantises_to_floats = since("5.23", "earlier versions have no 8-bit floats for caches")
 finds_second_images = since("5.23", "earlier versions of Gemma 3 mask the image of a later turn otherwise")

@@ -130,7 +130,9 @@ def rotary_embedding(decoder: nn.Module, layer: DecoderLayer, like: Tensor, posi
     if rotary is None or "position_embeddings" not in inspect.signature(type(layer.source).forward).parameters:
         return None
     options = {"layer_type": layer.kind} if "layer_type" in inspect.signature(rotary.forward).parameters else {}
-    return rotary(like, positions if positions.shape[0] > 1 else positions[0], **options)
+    if len(positions) == 1:  # text models repeat them for rotary modules that take three axes
+        positions = positions.expand(3, -1, -1) if hasattr(rotary, "mrope_section") else positions[0]
+    return rotary(like, positions, **options)
 
 
 def _attentions(layer: nn.Module) -> Iterator[nn.Module]:

@@ -11,6 +11,7 @@ from transformers import BatchFeature
 
 from flexkit.errors import PatchError, UnsupportedModelError
 from flexkit.patching import get_patch
+from flexkit.processing.overviews import check_options
 from flexkit.processing.tap import tap
 from flexkit.processing.views import choose_view
 from flexkit.zoom import Pair, zoom_pair
@@ -25,18 +26,25 @@ class FlexProcessor:
     high-res view: the arguments of the model's own ``get_image_features``, prefixed with ``hd_``. Everything
     else (attributes, ``batch_decode``, ``save_pretrained``, ...) is the wrapped processor's.
 
-    ==============  =====================  =====================================================
-    vision towers   input                  shape
-    ==============  =====================  =====================================================
-    of one size     ``hd_pixel_values``    (images, channels, zoom_rows · h, zoom_columns · w)
-    \               ``hd_image_sizes``     (images, 2): height and width of the originals, given
-                                           only where the image processor pads to squares
-    of any size     ``hd_pixel_values``    (patches, values)
-    \               ``hd_image_grid_thw``  (images, 3): rows and columns are exactly ``zoom``
-                                           times those of ``image_grid_thw``
-    ==============  =====================  =====================================================
+    ==============  ============================  ====================================================
+    vision towers   input                         shape
+    ==============  ============================  ====================================================
+    of one size     ``hd_pixel_values``           (images, channels, zoom_rows · h, zoom_columns · w)
+    \               ``hd_image_sizes``            (images, 2): height and width of the originals, given
+                                                  only where the image processor pads to squares
+    of any size     ``hd_pixel_values``           as the model takes its images: flattened patches, or
+                                                  pictures padded to the largest
+    \               ``hd_image_grid_thw``,        (images, ...): rows and columns are exactly ``zoom``
+                    ``hd_image_sizes``,           times those of the low-res view; the name is the
+                    ``hd_spatial_shapes``, ...    model's own
+    ==============  ============================  ====================================================
 
-    The dtype of ``hd_pixel_values`` is that of ``pixel_values``; the others are int64.
+    The dtype of ``hd_pixel_values`` is that of ``pixel_values``; sizes are integers.
+
+    Processors that cut large images into tiles of their own (InternVL, Idefics 3, LLaVA-NeXT, ...) are asked for
+    the overview alone, because the high-res view takes the place of the tiles: ``crop_to_patches=False``,
+    ``do_image_splitting=False`` and the like are set for every call, and the prompt holds the image tokens of one
+    overview for each image.
 
     Parameters
     ----------
@@ -116,11 +124,12 @@ class FlexProcessor:
         Raises
         ------
         HighResInputError
-            If an image cannot be read, or the image processor is told to cut images into several.
+            If an image cannot be read, or the processor is told to cut images into several.
         PatchError
             If the model is no longer patched.
         """
         tapped, high_res = tap(self.processor, self.zoom)
+        check_options(kwargs, self.processor.image_processor)
         return _with_high_res(tapped(*args, **kwargs), high_res)
 
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
@@ -143,6 +152,7 @@ class FlexProcessor:
             As for a call.
         """
         tapped, high_res = tap(self.processor, self.zoom)
+        check_options(kwargs, self.processor.image_processor)
         return _with_high_res(tapped.apply_chat_template(*args, **kwargs), high_res)
 
     def __getattr__(self, name: str) -> Any:
@@ -167,7 +177,7 @@ class FlexProcessor:
 
 def _with_high_res(outputs: Any, high_res: dict[str, Any]) -> Any:
     if high_res and isinstance(outputs, Mapping):
-        low_res = outputs["pixel_values"]
+        low_res = next(value for name, value in outputs.items() if name.startswith(("pixel_values", "image_patches")))
         kind = "pt" if torch.is_tensor(low_res) else "np" if isinstance(low_res, np.ndarray) else None
         outputs.update(BatchFeature(high_res, tensor_type=kind))  # type: ignore[attr-defined]
     return outputs

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Image
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 
 from flexkit.errors import HighResInputError
 
-__all__ = ["read_images"]
+__all__ = ["read_images", "read_pixels"]
 
 
 def read_images(images: Any, image_processor: Any, place: str = "") -> Any:
@@ -48,6 +49,28 @@ def read_images(images: Any, image_processor: Any, place: str = "") -> Any:
     if not isinstance(image, Image):
         _check_values(image, place)
     return image
+
+
+def read_pixels(image: Any, image_processor: Any, **settings: Any) -> Any:
+    """An image before any resizing, ``(channels, height, width)``, as the image processor reads it.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image or numpy.ndarray or torch.Tensor
+        One image.
+    image_processor : transformers.BaseImageProcessor
+        The image processor; one without a backend reads as those of PIL do.
+    **settings
+        ``do_convert_rgb`` and ``input_data_format``.
+
+    Returns
+    -------
+    numpy.ndarray or torch.Tensor
+        Which of them depends on the backend.
+    """
+    has_backend = isinstance(image_processor, PilBackend | TorchvisionBackend)
+    reader = image_processor if has_backend else PilBackend()
+    return reader.process_image(image, **settings)
 
 
 def _check_values(pixels: np.ndarray | torch.Tensor, place: str) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers.image_utils import make_flat_list_of_images
 
-from flexkit.processing.reading import read_images
+from flexkit.processing.overviews import counting_overviews, keep_overviews, to_one_tile, without_tiles
+from flexkit.processing.reading import read_images, read_pixels
 from flexkit.processing.views import choose_view
 from flexkit.zoom import Pair
 
@@ -28,7 +29,7 @@ def tap(processor: Any, zoom: Pair) -> tuple[Any, dict[str, Any]]:
     Returns
     -------
     processor : transformers.ProcessorMixin
-        The copy, for one call.
+        The copy, for one call. Where the processor cuts images into tiles, the copy gives overviews alone.
     high_res : dict
         Empty until the copy processes images, then the high-res inputs.
     """
@@ -41,17 +42,19 @@ def tap(processor: Any, zoom: Pair) -> tuple[Any, dict[str, Any]]:
 
     def preprocess(images: Any, *args: Any, **options: Any) -> Any:
         images = fetch_images(images)
-        low_res = image_processor.preprocess(images, *args, **options)
+        options = {**options, **without_tiles(image_processor)}
         settings = ChainMap(options, vars(image_processor))
         reading = {name: settings.get(name) for name in ("do_convert_rgb", "input_data_format")}
         flat = make_flat_list_of_images(images)
-        prepared = [image_processor.process_image(image, **reading) for image in flat]
-        if prepared:
-            again = {**options, "input_data_format": "channels_first"}
-            high_res.update(view(image_processor, prepared, low_res, again, zoom))
+        pixels = [read_pixels(image, image_processor, **reading) for image in flat]
+        shown = to_one_tile(image_processor, images, pixels)
+        as_read = {} if shown is images else {"input_data_format": "channels_first"}
+        low_res = keep_overviews(image_processor.preprocess(shown, *args, **{**options, **as_read}))
+        if pixels:
+            high_res.update(view(image_processor, pixels, low_res, options, zoom))
         return low_res
 
-    tapped = copy.copy(processor)
+    tapped = counting_overviews(processor)
     tapped.image_processor = copy.copy(image_processor)
     tapped.image_processor.fetch_images = fetch_images
     tapped.image_processor.preprocess = preprocess

@@ -20,8 +20,10 @@ CODES = {family.name for family in DISCRETE}
 """Models whose features are embedded codes, which may stay the same when a picture changes."""
 ZOOM = (2, 1)
 
-every_family = pytest.mark.parametrize("family", (*SIZED, *RAW, *DISCRETE), ids=lambda family: family.name)
-any_size = pytest.mark.parametrize("family", (*SIZED, *RAW, ZOO["emu3"]), ids=lambda family: family.name)
+PICTURES = [family for family in (*SIZED, *RAW) if family.name in ZOO]
+
+every_family = pytest.mark.parametrize("family", (*PICTURES, *DISCRETE), ids=lambda family: family.name)
+any_size = pytest.mark.parametrize("family", (*PICTURES, ZOO["emu3"]), ids=lambda family: family.name)
 
 
 def view(family: Family, zoom: tuple[int, int] = ZOOM, seed: int = 7) -> dict[str, Tensor]:
@@ -92,6 +94,7 @@ def test_a_picture_is_encoded_as_the_model_does(family: Family) -> None:
     model, inputs = family.model(), prompt(family, [Row()], zoom=(1, 1))
     geometry = find_geometry(model)
     shown = {name: inputs[f"hd_{name}"] for name in geometry.inputs}
+    base = family.finish(model.config, shown, [1]) if family.finish else shown
     entered: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -99,14 +102,14 @@ def test_a_picture_is_encoded_as_the_model_does(family: Family) -> None:
 
     hook = geometry.decoder(model).register_forward_pre_hook(keep, with_kwargs=True)
     with torch.no_grad():
-        model(**low_res(inputs) | {name: value for name, value in shown.items() if name in inputs})
+        model(**low_res(inputs) | {name: value for name, value in base.items() if name in inputs})
     hook.remove()
     image_tokens = geometry.image_tokens(model, inputs["input_ids"], None)[0]
     cells = entered[0][0, image_tokens][geometry.layout(model, family.grid)]
     torch.testing.assert_close(features(model, family, shown, (1, 1)), cells)
 
 
-@pytest.mark.parametrize("family", (*SIZED, *RAW), ids=lambda family: family.name)
+@pytest.mark.parametrize("family", PICTURES, ids=lambda family: family.name)
 def test_pictures_of_several_sizes(family: Family) -> None:
     """Each is encoded as if it were alone, whatever the padding."""
     model, grids = family.model(), [(2, 3), (3, 1), (1, 2)]
@@ -139,6 +142,8 @@ def one_of(inputs: dict[str, Tensor], index: int, cells: list[int]) -> dict[str,
 
 def refused(name: str, change: dict[str, Any], message: str) -> None:
     """A view of a family with inputs changed by functions."""
+    if name not in ZOO:
+        pytest.skip("this transformers has no such model type")
     family = ZOO[name]
     inputs = prompt(family, [Row()])
     model = flexkit.patch_model(family.model(), FlexConfig(zoom=2), trained=True)
@@ -146,7 +151,7 @@ def refused(name: str, change: dict[str, Any], message: str) -> None:
         model(**inputs | {key: function(inputs[key]) for key, function in change.items()})
 
 
-@pytest.mark.parametrize("name", ["mistral3", "fuyu", "lfm2_vl", "nemotron_h_omni"])
+@pytest.mark.parametrize("name", [name for name in ("mistral3", "fuyu", "lfm2_vl", "nemotron_h_omni") if name in ZOO])
 def test_sizes_that_are_none(name: str) -> None:
     model = ZOO[name].model()
     size = f"hd_{find_geometry(model).size_input}"  # type: ignore[attr-defined]

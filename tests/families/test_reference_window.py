@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 
 import flexkit
@@ -10,6 +11,7 @@ from flexkit.patching import get_patch
 from tests.zoo import ZOO, Row, prompt
 
 
+@pytest.mark.skipif("unlimited_ocr" not in ZOO, reason="this transformers has no Unlimited-OCR")
 def test_the_map_stays_on_the_image_when_the_window_is_full() -> None:
     """Keys of decoded tokens are dropped, and those of the image in front of them stay where they are."""
     family = ZOO["unlimited_ocr"]

@@ -34,7 +34,7 @@ def at_the_end(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     return entered[0]
 
 
-@pytest.mark.parametrize("family", [ZOO[name] for name in KINDS], ids=KINDS)
+@pytest.mark.parametrize("family", [ZOO[name] for name in KINDS if name in ZOO], ids=lambda family: family.name)
 def test_features_of_silent_layers(family: Family) -> None:
     """Layers that add nothing leave the image tokens as they came in, with the features that join them on the way."""
     model, inputs = family.model(), prompt(family, [Row()], zoom=(1, 1))

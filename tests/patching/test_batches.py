@@ -1,4 +1,3 @@
-import threading
 from typing import Any
 
 import pytest
@@ -166,31 +165,3 @@ def test_a_cache_of_another_batch_is_refused(name: str) -> None:
     decoder = Decoder(name, inputs, model)
     with pytest.raises(HighResInputError, match="of 3 rows, the inputs have 2"):
         logits_of(model, {"input_ids": WORDS[:2, :1]}, past_key_values=decoder.cache)
-
-
-@families
-def test_threads_do_not_meet(name: str) -> None:
-    """Two threads, each with images of its own.
-
-    Images and prompts have one size: the position shift of Qwen2.5-VL is an attribute of transformers' model, which
-    threads share also where flexkit is not there.
-    """
-    model = patched(name)
-    jobs = [[inputs_of(name, (Row((None,), 4),), seed=10 * thread + job) for job in range(10)] for thread in range(2)]
-    expected = [[generate(model, inputs, 3) for inputs in row] for row in jobs]
-    found: list[list[Any]] = [[], []]
-    barrier = threading.Barrier(2)
-
-    def work(thread: int) -> None:
-        barrier.wait()
-        found[thread].extend(generate(model, inputs, 3) for inputs in jobs[thread])
-
-    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for ours, theirs in zip(found, expected, strict=True):
-        for output, reference in zip(ours, theirs, strict=True):
-            assert all(torch.equal(*steps) for steps in zip(output.logits, reference.logits, strict=True))
-    assert len({tuple(new_tokens(output)[0].tolist()) for row in expected for output in row}) > 1

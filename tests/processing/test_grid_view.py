@@ -11,8 +11,9 @@ from transformers import Glm4vImageProcessorPil, Qwen2VLImageProcessorPil, Video
 
 from flexkit.errors import UnsupportedModelError
 from flexkit.processing import FlexProcessor
-from flexkit.processing.views.grid import grid_view
+from flexkit.processing.views.grid import _as_it_is, grid_view
 from tests.processing.pictures import ZOOMS, image_prompt, noise, picture
+from tests.processors import PROCESSORS
 from tests.tiny_processors import tiny_qwen_processor
 
 SIDES = st.integers(4, 200)
@@ -73,8 +74,8 @@ def test_resample_of_a_call_counts() -> None:
 def test_a_resample_that_pil_does_not_know() -> None:
     image_processor = Qwen2VLImageProcessorPil()
     image_processor.resample = "bicubic"
-    image, low_res = noise(60, 60).transpose(2, 0, 1), {"image_grid_thw": [[1, 4, 4]]}
-    high_res = grid_view(image_processor, [image], low_res, {"input_data_format": "channels_first"}, (2, 2))
+    image, options = noise(60, 60).transpose(2, 0, 1), {"input_data_format": "channels_first"}
+    high_res = grid_view(image_processor, [image], image_processor.preprocess([image]), options, (2, 2))
     assert high_res["hd_image_grid_thw"].tolist() == [[1, 8, 8]]
 
 
@@ -92,6 +93,30 @@ def test_names_follow_the_image_processor(kind: Any) -> None:
     assert all(torch.equal(high_res[f"hd_{name}"], low_res[name]) for name in low_res)
 
 
+OTHERS = {
+    "glm4v": "image_grid_thw",
+    "glm5_next": "image_grid_thw",
+    "hunyuan_vl": "image_grid_thw",
+    "emu3": "image_sizes",
+    "lighton_ocr": "image_sizes",
+    "minicpmv4_6": "target_sizes",
+    "gemma4": "image_position_ids",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if "pil" in PROCESSORS[name].runs_here()])
+@given(sizes=st.lists(st.tuples(st.integers(20, 120), st.integers(20, 120)), min_size=1, max_size=2), zoom=ZOOMS)
+def test_however_sizes_are_told(name: str, sizes: list[tuple[int, int]], zoom: tuple[int, int]) -> None:
+    tiny = PROCESSORS[name]
+    text, images = " w5 ".join([tiny.prompt] * len(sizes)), [[picture(*size) for size in sizes]]
+    inputs = FlexProcessor(tiny.build("pil"), zoom)(images=images, text=text, return_tensors="pt", **tiny.call)
+    low, high = ((inputs[prefix + OTHERS[name]]) for prefix in ("", "hd_"))
+    if name == "gemma4":  # (column, row) of every patch, and -1 for padding
+        low, high = (places.amax(1).flip(-1) + 1 for places in (low, high))
+    assert torch.equal(high[:, -2:], low[:, -2:] * torch.tensor(zoom))
+    assert inputs["hd_pixel_values"].dtype == inputs["pixel_values"].dtype
+
+
 class Stubborn(Qwen2VLImageProcessorPil):
     def preprocess(self, images: Any, **kwargs: Any) -> Any:
         return super().preprocess(images, **{**kwargs, "do_resize": True})
@@ -100,5 +125,13 @@ class Stubborn(Qwen2VLImageProcessorPil):
 def test_an_image_processor_that_always_resizes_is_refused() -> None:
     image_processor = Stubborn(size={"shortest_edge": 56 * 56, "longest_edge": 56 * 56})
     image, options = noise(60, 60).transpose(2, 0, 1), {"input_data_format": "channels_first"}
-    with pytest.raises(UnsupportedModelError, match=r"\[1, 4, 4\].* where zoom .* asks for .*\[1, 8, 8\]"):
+    with pytest.raises(UnsupportedModelError, match=r"\[\(4, 4\)\], where zoom .* asks for \[\(8, 8\)\]"):
         grid_view(image_processor, [image], image_processor.preprocess([image], **options), options, (2, 2))
+
+
+def test_budgets_that_leave_a_picture_as_it_is() -> None:
+    """For image processors that resize to a number of tokens or patches, whatever they are told."""
+    lfm = _as_it_is((64, 96), {"encoder_patch_size": 4, "downsample_factor": 2})
+    assert lfm["min_image_tokens"] == lfm["max_image_tokens"] == 8 * 12
+    nemotron = _as_it_is((64, 96), {"patch_size": 4, "min_num_patches": 1})
+    assert nemotron["min_num_patches"] == nemotron["max_num_patches"] == 16 * 24

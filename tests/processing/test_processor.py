@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import LlavaNextImageProcessorPil
+from transformers import Pix2StructImageProcessorPil
 
 from flexkit.errors import ConfigError, PatchError, UnsupportedModelError
 from flexkit.processing import FlexProcessor
@@ -237,6 +237,6 @@ def test_processors_without_a_second_view() -> None:
     with pytest.raises(UnsupportedModelError, match="has no image processor"):
         FlexProcessor(tiny_tokenizer({"image_token": ("<image>", 300)}), 2)
     processor = tiny_llava_processor()
-    processor.image_processor = LlavaNextImageProcessorPil()
-    with pytest.raises(UnsupportedModelError, match="makes image_sizes, pixel_values"):
+    processor.image_processor = Pix2StructImageProcessorPil()
+    with pytest.raises(UnsupportedModelError, match="makes attention_mask, flattened_patches"):
         FlexProcessor(processor, 2)

@@ -11,14 +11,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import flexkit
-from flexkit.patching.geometry import supported_models
 from tests.patching.ways import SETTINGS, generate, logits_of, new_tokens
 from tests.zoo import END, IMAGE, START, VIDEO, ZOO, Row, low_res, prompt
 
 SIX = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3", "llava_next")
 """Kinds of models that differ in towers, positions, masks and caches."""
-SIX_HERE = [name for name in SIX if name in ZOO and name in supported_models()]
-six = pytest.mark.parametrize("name", SIX_HERE)
+six = pytest.mark.parametrize("name", SIX)
+
+
+def six_but(name: str, mark: pytest.MarkDecorator) -> pytest.MarkDecorator:
+    """All six, one of them marked."""
+    return pytest.mark.parametrize("name", [pytest.param(each, marks=mark if each == name else ()) for each in SIX])
+
 
 ONE = (Row((None,), 7),)
 """One image, no padding."""

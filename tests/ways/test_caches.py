@@ -13,10 +13,11 @@ from transformers.cache_utils import CacheLayerMixin, QuantizedLayer
 
 import flexkit
 from tests.patching.ways import assert_same_logits, generate
-from tests.ways.questions import SIX_HERE, TOKENS, patched_model, plain_model, question, six
+from tests.versions import quantises_to_floats
+from tests.ways.questions import SIX, TOKENS, patched_model, plain_model, question, six
 from tests.zoo import low_res
 
-FULL = [name for name in SIX_HERE if name != "gemma3"]
+FULL = [name for name in SIX if name != "gemma3"]
 full_attention = pytest.mark.parametrize("name", FULL)
 OWN: dict[str, Callable[[Any], tf.Cache]] = {
     "dynamic": lambda config: tf.DynamicCache(config=config),
@@ -84,8 +85,10 @@ def test_a_quantised_cache_but_for_the_loss(name: str, gate: float | None) -> No
     assert_same_logits(answer, asked.answer)
 
 
-@full_attention
-@pytest.mark.parametrize("backend", QUANTISED)
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [*(pytest.param(name, "fp8", marks=quantises_to_floats) for name in FULL), ("llava", "quanto"), ("llava", "hqq")],
+)
 def test_a_quantised_cache(name: str, backend: str) -> None:
     """The prompt is answered from keys as they are; what is decoded differs from the base model's only if it reads."""
     package, settings = QUANTISED[backend]

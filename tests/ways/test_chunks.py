@@ -3,13 +3,15 @@
 import pytest
 
 from tests.patching.ways import assert_same_logits, generate
-from tests.ways.questions import SIX_HERE, TOKENS, patched_model, question, six
+from tests.versions import runs_images_in_chunks
+from tests.ways.questions import SIX, TOKENS, patched_model, question, six
 from tests.zoo import Row, low_res
 
 SEVERAL = (Row((None, None), 5), Row((None,), 8))
 """Two rows with images in different chunks."""
 
 
+@runs_images_in_chunks
 @six
 @pytest.mark.parametrize("size", [3, 8])
 def test_chunks(name: str, size: int) -> None:
@@ -24,7 +26,8 @@ def test_chunks(name: str, size: int) -> None:
     assert_same_logits(generate(model, asked.inputs, TOKENS, prefill_chunk_size=size), asked.answer)
 
 
-@pytest.mark.parametrize("name", [name for name in SIX_HERE if name != "gemma3"])
+@runs_images_in_chunks
+@pytest.mark.parametrize("name", [name for name in SIX if name != "gemma3"])
 @pytest.mark.parametrize("way", [{}, {"num_beams": 2}, {"cache_implementation": "static"}], ids=str)
 def test_chunks_of_a_batch(name: str, way: dict[str, object]) -> None:
     model, asked = patched_model(name), question(name, SEVERAL)

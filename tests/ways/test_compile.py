@@ -69,7 +69,6 @@ def test_a_graph_ends_with_its_patch() -> None:
     assert_same_logits(generate(model, inputs, TOKENS, **settings), expected)
     with flexkit.disabled(model):
         assert_same_logits(generate(model, inputs, TOKENS, **settings), base)
-    assert_same_logits(generate(model, inputs, TOKENS, **settings), expected)
     flexkit.unpatch_model(model)
     assert_same_logits(generate(model, low_res(inputs), TOKENS, **settings), base)
     assert len(graphs) == 3

@@ -10,7 +10,18 @@ from torch import Tensor
 
 import flexkit
 from tests.patching.ways import assert_close, generate, new_tokens
-from tests.ways.questions import TOKENS, forced_logits, own_model, patch, patched_model, plain_model, question, six
+from tests.versions import crops_windows
+from tests.ways.questions import (
+    TOKENS,
+    forced_logits,
+    own_model,
+    patch,
+    patched_model,
+    plain_model,
+    question,
+    six,
+    six_but,
+)
 from tests.zoo import IMAGE, ZOO, Row, low_res, prompt
 
 TWO = (Row((None,), 7), Row((None,), 4))
@@ -127,7 +138,7 @@ def test_prompt_lookup(name: str) -> None:
     )
 
 
-@six
+@six_but("gemma3", crops_windows)
 @pytest.mark.parametrize("kind", ["itself", "patched", "disabled", "plain"])
 def test_an_assistant_proposes(name: str, kind: str) -> None:
     """Whatever an assistant proposes, the answer stays what it was; a plain one proposes from the low-res view."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import flexkit
 from flexkit.patching import added_parameters
 from tests.patching.ways import generate, logits_of
-from tests.ways.questions import TOKENS, in_dtype, own_model, patch, question, six
+from tests.ways.questions import SIX, TOKENS, in_dtype, own_model, patch, question, six
 from tests.zoo import low_res
 
 
@@ -78,6 +78,8 @@ KINDS = {
     "bitsandbytes 8 bits": ("bitsandbytes", bitsandbytes_8_bits),
     "bitsandbytes 4 bits": ("bitsandbytes", bitsandbytes_4_bits),
 }
+EACH = [(name, "integers") for name in SIX] + [("llava", kind) for kind in KINDS if kind != "integers"]
+each = pytest.mark.parametrize(("name", "kind"), EACH)
 
 
 def quantised_model(name: str, kind: str) -> tf.PreTrainedModel:
@@ -89,8 +91,7 @@ def quantised_model(name: str, kind: str) -> tf.PreTrainedModel:
     return model
 
 
-@six
-@pytest.mark.parametrize("kind", KINDS)
+@each
 def test_patching_a_quantised_model(name: str, kind: str) -> None:
     inputs = in_dtype(question(name).inputs, torch.float32)
     model = quantised_model(name, kind)
@@ -113,8 +114,7 @@ def test_patching_a_quantised_model(name: str, kind: str) -> None:
     assert all(torch.equal(*steps) for steps in zip(again.logits, plain.logits, strict=True))
 
 
-@six
-@pytest.mark.parametrize("kind", KINDS)
+@each
 def test_quantising_a_patched_model(name: str, kind: str) -> None:
     """The added projections are quantised with the others: enough to answer, not to be trained."""
     asked = question(name)
@@ -125,8 +125,7 @@ def test_quantising_a_patched_model(name: str, kind: str) -> None:
     torch.testing.assert_close(ours, expected, rtol=0, atol=0.1 * asked.distance)
 
 
-@six
-@pytest.mark.parametrize("kind", KINDS)
+@each
 def test_training_on_a_quantised_model(name: str, kind: str) -> None:
     inputs = in_dtype(question(name).inputs, torch.float32)
     model = patch(quantised_model(name, kind))
@@ -136,7 +135,7 @@ def test_training_on_a_quantised_model(name: str, kind: str) -> None:
     losses: list[float] = []
     for _ in range(2):
         loss = model(**inputs, labels=labels).loss
-        losses.append(float(loss))
+        losses.append(loss.item())
         loss.backward()
         assert all(parameter.grad is not None for parameter in flexkit.flex_parameters(model))
         optimiser.step()

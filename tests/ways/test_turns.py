@@ -8,7 +8,8 @@ import transformers as tf
 from torch import Tensor
 
 from tests.patching.ways import assert_close, generate, logits_of, new_tokens
-from tests.ways.questions import ONE, longer, patched_model, question, six
+from tests.versions import finds_second_images
+from tests.ways.questions import ONE, longer, patched_model, question, six, six_but
 from tests.zoo import IMAGE, ZOO, low_res, prompt
 
 ENDINGS = torch.tensor([[11, 12, 13], [21, 22, 23]])
@@ -95,7 +96,7 @@ CAN_GO_ON = {"all ids": {"llava", "internvl", "gemma3", "llava_next"}, "new ids"
 """Which base models go on in their cache with a second image; the others refuse, or answer as if it stood elsewhere."""
 
 
-@six
+@six_but("gemma3", finds_second_images)
 @pytest.mark.parametrize("given", CAN_GO_ON)
 def test_a_second_turn_with_an_image(name: str, given: str) -> None:
     if name not in CAN_GO_ON[given]:

@@ -1,5 +1,7 @@
 """Tiny models with random weights, one for each structure that flexkit must cope with, and prompts for them."""
 
+import transformers as tf
+
 from tests.zoo.anyres import ANYRES
 from tests.zoo.cross import CROSS
 from tests.zoo.discrete import DISCRETE
@@ -48,6 +50,13 @@ FAMILIES = {family.name: family for family in FEW}
 """Those that the laws are tried on in depth."""
 MAIN = ("llava", "qwen2_5_vl", "gemma3")
 """Families that differ in structure; the others differ from these in their language model only."""
+
+
+def _known(name: str) -> bool:
+    """Whether the transformers that is installed has this model type, or the one that it is a variant of."""
+    return any(f"{name}-".startswith(f"{model_type}-") for model_type in tf.CONFIG_MAPPING)
+
+
 ZOO = {
     family.name: family
     for family in (
@@ -71,5 +80,6 @@ ZOO = {
         *ENCODER_DECODER,
         *RESAMPLERS,
     )
+    if _known(family.name)
 }
-"""All kinds."""
+"""All kinds that transformers has."""

@@ -36,7 +36,14 @@ def _page_of_one_tile(settings: Any, grid: Grid, zoom: Grid) -> dict[str, Tensor
 
 
 def _granite4_vision() -> tf.PreTrainedConfig:
-    former = {"intermediate_size": 24, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    former = {
+        "hidden_size": 64,
+        "encoder_hidden_size": 64,
+        "num_attention_heads": 1,
+        "intermediate_size": 24,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
     return config(
         "granite4_vision",
         text_config={**TEXT, **_SCALED},

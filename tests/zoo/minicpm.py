@@ -19,7 +19,7 @@ def _minicpm(model_type: str, **settings: Any) -> tf.PreTrainedConfig:
     rope = {**INTERLEAVED, "partial_rotary_factor": 0.5}
     return config(
         model_type,
-        text_config={**TEXT, **HYBRID, "head_dim": 16, "rope_parameters": rope},
+        text_config={**TEXT, **HYBRID, "model_type": "qwen3_5_text", "head_dim": 16, "rope_parameters": rope},
         vision_config={**VISION, "patch_size": 4, "image_size": 24},
         insert_layer_id=0,
         image_token_id=IMAGE,

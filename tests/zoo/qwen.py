@@ -65,7 +65,7 @@ QWEN = (
         {**_WINDOWS, "num_key_value_heads": 2},
     ),
     grid_family("hyperclovax_vision_v2", vision=_WINDOWS),
-    grid_family("video_llama_3", tower=VISION, high_res=_with_merge_sizes),
+    grid_family("video_llama_3", {"model_type": "qwen2"}, tower=VISION, high_res=_with_merge_sizes),
     grid_family(
         "lfm3_vl",
         {

@@ -1,6 +1,7 @@
 """Models that take the patches of a picture, of any number, and something that says where they lie."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -125,7 +126,8 @@ def _with_small_states(model: tf.PreTrainedModel) -> None:
 
 def _fuyu() -> tf.PreTrainedConfig:
     text = {name: size for name, size in TEXT.items() if name not in ("num_key_value_heads", "head_dim")}
-    return config("fuyu", text_config=text, patch_size=4, image_size=8, image_token_id=IMAGE)
+    size = TEXT["hidden_size"]
+    return config("fuyu", text_config=text, hidden_size=size, patch_size=4, image_size=8, image_token_id=IMAGE)
 
 
 def _inkling2() -> tf.PreTrainedConfig:
@@ -218,6 +220,13 @@ def _family(
     return Family(name, build, high_res, low_res, grid=(2, 3), any_grid=True, **settings)
 
 
+def _as_named(settings: Any, inputs: dict[str, Tensor], counts: Sequence[int]) -> dict[str, Tensor]:
+    """Fuyu called its patches otherwise in earlier versions of transformers."""
+    accepted = inspect.signature(tf.FuyuForCausalLM.forward).parameters
+    patches = "pixel_values" if "pixel_values" in accepted else "image_patches"
+    return {patches if name == "pixel_values" else name: value for name, value in inputs.items()}
+
+
 def _lines(grid: Grid) -> list[int]:
     """A line's end behind every row."""
     return [*[*[IMAGE] * grid[1], END] * grid[0]]
@@ -236,6 +245,7 @@ RAW = (
         _fuyu,
         *_bare_patches(lambda settings: settings.patch_size, lambda side: (3 * side**2,)),
         tokens=_lines,
+        finish=_as_named,
     ),
     _family("inkling2", _inkling2, _large_patches),
     _family(

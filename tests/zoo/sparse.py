@@ -24,7 +24,7 @@ SPARSE = (
         {
             **MOE,
             **HYBRID,
-            "layer_types": ["linear_attention", "indexed_attention"] * 2,
+            "layer_types": ["linear_attention", "full_attention"] * 2,
             "rope_parameters": {**INTERLEAVED, "partial_rotary_factor": 0.5},
             "head_dim": 16,
             "shared_expert_intermediate_size": 16,
@@ -44,7 +44,7 @@ SPARSE = (
             **_LATENT,
             **_EXPERTS,
             "qk_rope_head_dim": 0,
-            "layer_types": ["linear_attention", "indexed_attention"] * 2,
+            "layer_types": ["linear_attention", "full_attention"] * 2,
             "mlp_layer_types": ["dense", "sparse"] * 2,
             "linear_num_heads": 2,
             "linear_head_dim": 8,

@@ -37,7 +37,8 @@ def _stand_in(kind: type[tf.PreTrainedConfig]) -> None:
                 features = torch.cat([features.mean(1, keepdim=True), features], dim=1)
             return BaseModelOutputWithPooling(last_hidden_state=features)
 
-    tf.AutoModel.register(kind, Tower, exist_ok=True)
+    # What AutoModel.register does, which refuses the configs of transformers itself before 5.2x.
+    tf.AutoModel._model_mapping._extra_content[kind] = Tower
 
 
 def _gemma3n() -> tf.PreTrainedConfig:

@@ -28,7 +28,7 @@ class Geometry(ABC):
     default_zoom: ClassVar[int]
 
     overview_only: str = ""
-    """Where a processor cuts images into tiles of its own: what makes the prompt carry the overview only."""
+    """What makes prompts carry overviews only, where a processor cuts images into tiles of its own; for errors."""
 
     @property
     def default_policy(self) -> Policy:

@@ -54,8 +54,10 @@ class DynamicGrid(AnySize):
     def encode(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
     ) -> list[Tensor]:
-        features = image_features(model, **{name: inputs[name] for name in self.inputs})
+        # One tensor for all images, or one for each: that depends on the family.
+        tokens = torch.cat(image_features(model, **{name: inputs[name] for name in self.inputs}))
         cells = [self.layout(model, (rows * zoom[0], columns * zoom[1])) for rows, columns in grids]
+        features = tokens.split([len(kept) for kept in cells])
         return [image[kept.to(image.device)] for image, kept in zip(features, cells, strict=True)]
 
 

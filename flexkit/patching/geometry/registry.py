@@ -39,7 +39,7 @@ def register_geometry(model_type: str, geometry: Geometry) -> None:
     Raises
     ------
     ConfigError
-        If ``geometry`` is no :class:`~flexkit.patching.geometry.Geometry` instance.
+        If ``geometry`` is no :class:`~flexkit.Geometry` instance.
     """
     if not isinstance(geometry, Geometry):
         raise ConfigError(f"geometry must be an instance of flexkit.patching.geometry.Geometry, got {geometry!r}.")

@@ -29,8 +29,7 @@ def encode_images(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
     """Every tile as one image: towers that take ``(images, channels, height, width)``."""
     # Video-LLaVA called them pixel_values_images in earlier versions of transformers.
     former = "pixel_values_images"
-    accepted = inspect.signature(features_owner(model).get_image_features).parameters
-    return image_features(model, **{former if former in accepted else "pixel_values": tiles})
+    return image_features(model, **{former if _takes(model, former) else "pixel_values": tiles})
 
 
 def encode_samples(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
@@ -57,7 +56,10 @@ def encode_pages(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
 def encode_projected(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
     """Every tile as one image, where the model itself projects what its tower gives (Llama 4)."""
     projector: Any = model.get_submodule("multi_modal_projector")
-    return [projector(image) for image in image_features(model, pixel_values=tiles)]
+    # Earlier versions of transformers ask for it, and do without.
+    strategy = "vision_feature_select_strategy"
+    asked = {strategy: getattr(model.config.vision_config, strategy)} if _takes(model, strategy) else {}
+    return [projector(image) for image in image_features(model, pixel_values=tiles, **asked)]
 
 
 @torch.no_grad()
@@ -77,3 +79,7 @@ def encode_pooled(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
     )
     word = model.get_input_embeddings()(torch.tensor(model.config.image_token_id, device=tiles.device))
     return [image + word for image in images]
+
+
+def _takes(model: PreTrainedModel, argument: str) -> bool:
+    return argument in inspect.signature(features_owner(model).get_image_features).parameters

@@ -5,7 +5,8 @@ from typing import Any
 
 from flexkit.errors import UnsupportedModelError
 from flexkit.processing.views.fixed import fixed_view
-from flexkit.processing.views.grid import grid_view
+from flexkit.processing.views.grid import SIZES, grid_view
+from flexkit.processing.views.raw import fuyu_view, inkling_view
 from flexkit.zoom import Pair
 
 __all__ = ["View", "choose_view"]
@@ -15,21 +16,24 @@ View = Callable[[Any, list[Any], Mapping[str, Any], dict[str, Any], Pair], dict[
 
 
 def choose_view(image_processor: Any) -> View:
-    """The kind of high-res view that an image processor can make, told by the names of its outputs.
+    """The kind of high-res view that an image processor can make, told by the names of its outputs and settings.
 
     Raises
     ------
     UnsupportedModelError
-        If it makes neither images of one size nor grids of patches.
+        If it makes neither pictures nor patches of them.
     """
     names = set(getattr(image_processor, "model_input_names", ()))
-    if hasattr(image_processor, "process_image"):
-        if {"pixel_values", "image_grid_thw"} <= names:
-            return grid_view
-        if names in ({"pixel_values"}, {"pixel_values", "num_crops"}):
-            return fixed_view
+    if hasattr(image_processor, "patchify_image"):
+        return fuyu_view
+    if hasattr(image_processor, "rescale_image_frac"):
+        return inkling_view
+    if names & set(SIZES) and not hasattr(image_processor, "image_grid_pinpoints"):  # there sizes are of originals
+        return grid_view
+    if "pixel_values" in names:
+        return fixed_view
     raise UnsupportedModelError(
-        f"{type(image_processor).__name__} makes {', '.join(sorted(names)) or 'no images'}; flexkit knows "
-        "how to make a second view of images of one size (pixel_values alone) and of grids of patches "
-        "(pixel_values with image_grid_thw). Prepare the hd_ inputs yourself, or use another model."
+        f"{type(image_processor).__name__} makes {', '.join(sorted(names)) or 'no images'}; flexkit knows how to make "
+        f"a second view of pixel_values, alone or with {', '.join(SIZES)}. Prepare the hd_ inputs yourself, or use "
+        "another model."
     )

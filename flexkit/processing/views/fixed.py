@@ -1,17 +1,29 @@
-"""Vision towers that take images of one size: LLaVA, SigLIP, Gemma 3, ..."""
+"""Vision towers that take images of one size: LLaVA, SigLIP, Gemma 3, InternVL, ..."""
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers.image_processing_utils import get_size_dict
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn.functional import interpolate
 
-from flexkit.errors import HighResInputError, UnsupportedModelError
+from flexkit.errors import UnsupportedModelError
+from flexkit.processing.outputs import like, processed
+from flexkit.processing.overviews import to_square
+from flexkit.processing.resizing import resized
 from flexkit.zoom import Pair
 
 __all__ = ["fixed_view"]
 
-_CUTTING = ("do_pan_and_scan", "crop_to_patches", "do_image_splitting")
+_LENGTHS = ("size", "crop_size", "high_res_size", "max_image_size", "tile_size", "min_size", "maximum_pad_value")
+"""Settings of image processors that count pixels of what they make."""
+_PICTURES = {
+    "pixel_values": "pixel_values",
+    "pixel_values_images": "pixel_values",  # Video-LLaVA, in earlier versions of transformers
+    "high_res_pixel_values": "high_res_pixel_values",
+}
 
 
 def fixed_view(
@@ -25,8 +37,8 @@ def fixed_view(
         The image processor of the low-res view.
     images : list of numpy.ndarray or torch.Tensor
         The images before any resizing, each ``(channels, height, width)``.
-    low_res : dict
-        What the image processor made of them: ``pixel_values`` ``(images, channels, h, w)``.
+    low_res : mapping
+        What the image processor made of them: pictures of ``(channels, h, w)``, under one name or two.
     options : dict
         The keyword arguments of that call.
     zoom : tuple of int
@@ -40,71 +52,79 @@ def fixed_view(
 
     Raises
     ------
-    HighResInputError
-        If the image processor is told to cut images into several.
     UnsupportedModelError
-        If it does so unasked, does not resize to one size, or does not scale with that size.
+        If the image processor cuts images into several, or does not scale with its sizes.
     """
     settings = ChainMap(options, vars(image_processor))
-    for name in _CUTTING:
-        if settings.get(name):
-            raise HighResInputError(
-                f"{name} cuts images into several, which a high-res view replaces: "
-                f"call the processor with {name}=False."
-            )
-    if len(low_res["pixel_values"]) != len(images):
+    times = max(zoom)
+    scaled = {name: _times(settings[name], times) for name in _LENGTHS if settings.get(name)}
+    views: dict[str, list[Tensor]] = {name: [] for name in _PICTURES if name in low_res}
+    for image in images:
+        if settings.get("do_resize") is False:
+            height, width = image.shape[-2:]
+            image = resized(image, (times * height, times * width), settings)
+        made = processed(image_processor, to_square(image_processor, image, times), options, **scaled)
+        for name, pictures in views.items():
+            pictures.append(_shrunk(_overview(image_processor, made[name]), zoom))
+    for name, pictures in views.items():
+        _check_sizes(image_processor, low_res[name], pictures, zoom)
+    high_res = {f"hd_{_PICTURES[name]}": like(pictures, low_res[name]) for name, pictures in views.items()}
+    if _pads_to_squares(image_processor, settings):
+        sizes = torch.tensor([image.shape[-2:] for image in images])
+        high_res["hd_image_sizes"] = like(sizes, next(low_res[name] for name in views))
+    return high_res
+
+
+def _times(length: Any, times: int) -> Any:
+    if isinstance(length, int):
+        return times * length
+    if isinstance(length, list | tuple):
+        return [times * each for each in length]
+    return {name: times * each for name, each in dict(length).items() if each}
+
+
+def _pictures(image_processor: Any, entry: Any) -> Tensor:
+    """``(pictures, channels, height, width)`` of what an image processor gives for one image or tile."""
+    pixels = torch.as_tensor(entry)
+    if pixels.ndim == 2:  # in patches, of square pictures
+        side = image_processor.patch_size
+        rows = round(len(pixels) ** 0.5)
+        return rearrange(pixels, "(h w) (p q c) -> 1 c (h p) (w q)", h=rows, p=side, q=side)
+    return pixels.reshape(-1, *pixels.shape[-3:])
+
+
+def _overview(image_processor: Any, entries: Any) -> Tensor:
+    pictures: list[Tensor] = [picture for entry in entries for picture in _pictures(image_processor, entry)]
+    has_tiles = hasattr(image_processor, "image_grid_pinpoints") or hasattr(image_processor, "overlap_margins")
+    if len(pictures) != 1 and not has_tiles:
         raise UnsupportedModelError(
-            f"{type(image_processor).__name__} made {len(low_res['pixel_values'])} low-res views of "
-            f"{len(images)} images; a high-res view needs one for each."
+            f"{type(image_processor).__name__} made {len(pictures)} pictures of one image; a high-res view is one."
         )
-    pads = bool(settings.get("do_pad")) and hasattr(image_processor, "pad_to_square")
-    sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-    crop = _scaled_crop(settings, zoom)
-    pixel_values: list[Any] = []
-    for image, size in zip(images, sizes, strict=True):
-        height, width = _resized((max(size), max(size)) if pads else size, settings, zoom)
-        scaled = {"do_resize": True, "size": {"height": height, "width": width}, **crop}
-        pixel_values.extend(image_processor.preprocess([image], **{**options, **scaled})["pixel_values"])
-    _check_shapes(image_processor, low_res["pixel_values"], pixel_values, zoom)
-    high_res: dict[str, Any] = {"hd_pixel_values": pixel_values}
-    return high_res | {"hd_image_sizes": sizes} if pads else high_res
+    return pictures[0]
 
 
-def _resized(image: Pair, settings: Mapping[str, Any], zoom: Pair) -> Pair:
-    """Height and width to which the high-res view of an image of this height and width is resized."""
+def _shrunk(picture: Tensor, zoom: Pair) -> Tensor:
+    """A picture whose longer zoom went into both axes, in its own zoom."""
     rows, columns = zoom
-    if not settings.get("do_resize"):
-        return rows * image[0], columns * image[1]
-    size = _size(settings["size"], bool(settings.get("default_to_square", True)))
-    if size.keys() == {"height", "width"}:
-        return rows * size["height"], columns * size["width"]
-    if size.keys() == {"shortest_edge"}:
-        edge, shortest = size["shortest_edge"], min(image)
-        return rows * edge * image[0] // shortest, columns * edge * image[1] // shortest
-    raise UnsupportedModelError(
-        f"The image processor resizes to size={size}; flexkit needs height and width, or shortest_edge."
-    )
+    if rows == columns:
+        return picture
+    height, width = (length * side // max(zoom) for length, side in zip(picture.shape[-2:], zoom, strict=True))
+    smaller = interpolate(picture[None].float(), (height, width), mode="bilinear", antialias=True)
+    return smaller[0].to(picture.dtype)
 
 
-def _scaled_crop(settings: Mapping[str, Any], zoom: Pair) -> dict[str, dict[str, int]]:
-    if not settings.get("do_center_crop"):
-        return {}
-    crop = _size(settings["crop_size"], True)
-    return {"crop_size": {"height": zoom[0] * crop["height"], "width": zoom[1] * crop["width"]}}
+def _pads_to_squares(image_processor: Any, settings: Mapping[str, Any]) -> bool:
+    # Where there are tiles, do_pad fills up a batch with them.
+    has_tiles = hasattr(image_processor, "image_grid_pinpoints")
+    return bool(settings.get("do_pad")) and hasattr(image_processor, "pad_to_square") and not has_tiles
 
 
-def _size(size: Any, square: bool) -> dict[str, int]:
-    given = size if isinstance(size, int | list | tuple) else dict(size)
-    sides: dict[str, int] = get_size_dict(given, default_to_square=square)
-    return sides
-
-
-def _check_shapes(image_processor: Any, low_res: Any, high_res: list[Any], zoom: Pair) -> None:
-    for low, high in zip(low_res, high_res, strict=True):
-        *_, height, width = low.shape
-        expected = zoom[0] * height, zoom[1] * width
-        if tuple(high.shape[-2:]) != expected:
+def _check_sizes(image_processor: Any, low_res: Any, high_res: Sequence[Tensor], zoom: Pair) -> None:
+    low = {picture.shape[-2:] for entry in low_res for picture in _pictures(image_processor, entry)}
+    expected = {(zoom[0] * height, zoom[1] * width) for height, width in low}
+    for picture in high_res:
+        if tuple(picture.shape[-2:]) not in expected:
             raise UnsupportedModelError(
-                f"{type(image_processor).__name__} made a high-res view of {tuple(high.shape[-2:])} pixels "
-                f"where zoom {zoom} asks for {expected}: its output does not scale with its `size`."
+                f"{type(image_processor).__name__} made a high-res view of {tuple(picture.shape[-2:])} pixels "
+                f"where zoom {zoom} asks for {sorted(expected)}: its output does not scale with its `size`."
             )

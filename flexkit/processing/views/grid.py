@@ -1,22 +1,29 @@
-"""Vision towers that take images of any size as flattened patches: Qwen-VL, GLM-V, ..."""
+"""Vision towers that take images of any size, with a size for each: Qwen-VL, GLM-V, Pixtral, LFM2-VL, ..."""
 
+import math
 from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any
 
-from transformers.image_transforms import resize
-from transformers.image_utils import to_numpy_array
+import torch
+from torch import Tensor
 
 from flexkit.errors import UnsupportedModelError
+from flexkit.processing.outputs import joined, like, processed
+from flexkit.processing.resizing import extent, resized
 from flexkit.zoom import Pair
 
-__all__ = ["grid_view"]
+__all__ = ["SIZES", "grid_view"]
+
+SIZES = ("image_grid_thw", "image_grid_hw", "image_position_ids", "image_sizes", "spatial_shapes", "target_sizes")
+"""Outputs that say how large each image is."""
+_KEPT = ("pixel_values", "pixel_attention_mask", "image_merge_sizes", *SIZES)
 
 
 def grid_view(
     image_processor: Any, images: list[Any], low_res: Mapping[str, Any], options: dict[str, Any], zoom: Pair
 ) -> dict[str, Any]:
-    """Resize each image to exactly ``zoom`` times the low-res grid of patches, and cut it into patches.
+    """Resize each image to exactly ``zoom`` times its low-res view, and process it without further resizing.
 
     Parameters
     ----------
@@ -24,9 +31,8 @@ def grid_view(
         The image processor of the low-res view.
     images : list of numpy.ndarray or torch.Tensor
         The images before any resizing, each ``(channels, height, width)``.
-    low_res : dict
-        What the image processor made of them: ``pixel_values`` ``(patches, values)`` and ``image_grid_thw``
-        ``(images, 3)``.
+    low_res : mapping
+        What the image processor made of them: ``pixel_values``, one of ``SIZES``, and more.
     options : dict
         The keyword arguments of that call.
     zoom : tuple of int
@@ -36,32 +42,69 @@ def grid_view(
     -------
     dict
         The outputs of the image processor for the high-res view, prefixed with ``hd_``. The rows and columns
-        of ``hd_image_grid_thw`` are exactly ``zoom`` times those of the low-res view.
+        of every image are exactly ``zoom`` times those of the low-res view.
 
     Raises
     ------
     UnsupportedModelError
-        If the image processor does not keep to that grid.
+        If the image processor does not keep to that.
     """
-    settings = ChainMap(options, vars(image_processor))
-    rows, columns = zoom
-    grids = [[int(t), rows * int(h), columns * int(w)] for t, h, w in low_res["image_grid_thw"]]
-    side = settings["patch_size"]
-    resized = [
-        _resize(image, (side * height, side * width), settings["resample"])
-        for image, (_, height, width) in zip(images, grids, strict=True)
-    ]
-    high_res = image_processor.preprocess(resized, **{**options, "do_resize": False})
-    made = [[int(number) for number in grid] for grid in high_res["image_grid_thw"]]
-    if made != grids:
+    names = [name for name in image_processor.model_input_names if name in _KEPT and name in low_res]
+    name = next(name for name in names if name in SIZES)
+    views = [_view(image_processor, image, options, zoom, name) for image in images]
+    axes = {"pixel_values": -1} if name == "target_sizes" else {}  # patches side by side
+    fillers = {"image_position_ids": -1}
+    whole = {
+        key: joined([view[key] for view in views], axis=axes.get(key, 0), filler=fillers.get(key, 0)) for key in names
+    }
+    expected = [(zoom[0] * rows, zoom[1] * columns) for rows, columns in _sizes(name, low_res[name])]
+    if _sizes(name, whole[name]) != expected:
         raise UnsupportedModelError(
-            f"{type(image_processor).__name__} cut the high-res view into grids {made} where zoom {zoom} "
-            f"asks for {grids}: it does not cut an image of patch_size={side} times the grid into that grid."
+            f"{type(image_processor).__name__} made a high-res view with {name} {_sizes(name, whole[name])}, where "
+            f"zoom {zoom} asks for {expected}: it resizes what is not to be resized."
         )
-    names = [name for name in image_processor.model_input_names if name in high_res]
-    return {f"hd_{name}": high_res[name] for name in names}
+    return {f"hd_{key}": like(value, low_res[key]) for key, value in whole.items()}
 
 
-def _resize(image: Any, size: Pair, resample: Any) -> Any:
-    pil_filter = resample if isinstance(resample, int) else None
-    return resize(to_numpy_array(image), size, pil_filter, input_data_format="channels_first")
+def _view(image_processor: Any, image: Any, options: dict[str, Any], zoom: Pair, name: str) -> Mapping[str, Tensor]:
+    """The high-res view of one image."""
+    settings = ChainMap(options, vars(image_processor))
+    alone, shown = extent(image_processor, image, options)
+    ((rows, columns),) = _sizes(name, alone[name])
+    side = _side(name, alone["pixel_values"], settings)
+    canvas = zoom[0] * rows * side, zoom[1] * columns * side
+    size = canvas if shown is None else (zoom[0] * shown[0], zoom[1] * shown[1])
+    enlarged = resized(image, size, settings, canvas)
+    return processed(image_processor, enlarged, options, **_as_it_is(canvas, settings))
+
+
+def _sizes(name: str, values: Any) -> list[Pair]:
+    """Rows and columns of every image."""
+    sizes = torch.as_tensor(values)
+    if name == "image_position_ids":
+        sizes = sizes.amax(-2).flip(-1) + 1
+    return [(rows, columns) for rows, columns in sizes[:, -2:].tolist()]
+
+
+def _side(name: str, pixels: Tensor, settings: Mapping[str, Any]) -> int:
+    """How many pixels a side the unit of these sizes has."""
+    if name == "image_sizes":
+        return 1
+    if name == "image_position_ids":
+        return math.isqrt(pixels.shape[-1] // 3)
+    side = settings.get("encoder_patch_size") or settings.get("patch_size") or settings["size"]["height"]
+    return int(side)
+
+
+def _as_it_is(canvas: Pair, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that leave a picture of this size as it is."""
+    options: dict[str, Any] = {"do_resize": False}
+    if "encoder_patch_size" in settings:  # LFM2-VL resizes whatever it is told
+        cells = canvas[0] * canvas[1] // (settings["encoder_patch_size"] * settings["downsample_factor"]) ** 2
+        options |= {"min_image_tokens": cells, "max_image_tokens": cells}
+    if "min_num_patches" in settings:  # Nemotron, too
+        patches = canvas[0] * canvas[1] // settings["patch_size"] ** 2
+        options |= {"min_num_patches": patches, "max_num_patches": patches}
+    if "scale_resolution" in settings:  # MiniCPM, to an area
+        options |= {"do_resize": True, "scale_resolution": math.isqrt(canvas[0] * canvas[1] - 1) + 1}
+    return options
