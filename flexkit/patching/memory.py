@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -59,9 +59,13 @@ class HighResMemory:
     """``(batch,)``, int64: which sample a row continues; beams of one sample share it."""
     projected: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """K' and V' of each layer, ``(batch, key_heads, tokens, head_dim)`` both."""
+    in_sequence: bool = True
+    """Whether columns are positions of the decoder's sequence, or keys of a context beside it."""
 
     @classmethod
-    def pack(cls, features: Sequence[Tensor], spans: Sequence[ImageSpan], batch: int) -> Self:
+    def pack(
+        cls, features: Sequence[Tensor], spans: Sequence[ImageSpan], batch: int, *, in_sequence: bool = True
+    ) -> Self:
         """Lay out the features of images, each ``(tokens, dim)``, by the batch rows of their spans."""
         rows: list[list[Tensor]] = [[features[0].new_zeros(0, features[0].shape[-1])] for _ in range(batch)]
         images = []
@@ -70,7 +74,7 @@ class HighResMemory:
             images.append(replace(span, start=start))
             rows[span.row].append(image)
         packed = torch.nn.utils.rnn.pad_sequence([torch.cat(parts) for parts in rows], batch_first=True)
-        return cls(packed.detach(), tuple(images), torch.arange(batch))
+        return cls(packed.detach(), tuple(images), torch.arange(batch), in_sequence=in_sequence)
 
     @property
     def batch(self) -> int:
@@ -126,6 +130,8 @@ class HighResMemory:
 
     def within(self, length: int) -> "HighResMemory | None":
         """The memory without images that a cache cropped to ``length`` no longer holds; None if none is left."""
+        if not self.in_sequence:
+            return self
         images = tuple(span for span in self.images if int(span.columns.max()) < length)
         if not images:
             return None
@@ -208,11 +214,17 @@ class MemoryLayer(CacheLayerMixin):
             self.memory = self.memory.repeat_interleave(repeats)
 
 
+def _own_layers(cache: Any) -> list[CacheLayerMixin]:
+    """The layers that hold a sequence of the decoder's own, if the cache holds an encoder's beside."""
+    layers: list[CacheLayerMixin] = getattr(cache, "self_attention_cache", cache).layers
+    return layers
+
+
 def cached_memory(cache: object) -> HighResMemory | None:
     """The high-res memory that a KV cache carries, if any."""
     if not isinstance(cache, Cache):
         return None
-    carriers = [layer for layer in cache.layers if isinstance(layer, MemoryLayer)]
+    carriers = [layer for layer in _own_layers(cache) if isinstance(layer, MemoryLayer)]
     return carriers[-1].memory if carriers else None
 
 
@@ -220,11 +232,12 @@ def attach_memory(cache: object, memory: HighResMemory) -> None:
     """Let a KV cache carry ``memory``, in place of what it carried."""
     if not isinstance(cache, Cache):
         return
-    carriers = [layer for layer in cache.layers if isinstance(layer, MemoryLayer)]
+    layers = _own_layers(cache)
+    carriers = [layer for layer in layers if isinstance(layer, MemoryLayer)]
     if carriers:
         carriers[-1].memory = memory
     else:
-        cache.layers.append(MemoryLayer(memory, is_sliding=getattr(cache.layers[-1], "is_sliding", False)))
+        layers.append(MemoryLayer(memory, is_sliding=getattr(layers[-1], "is_sliding", False)))
     if getattr(cache, "offloading", False):
         # Behind its last layer a cache fetches the first again; behind ours, which stands last, it would not.
         cache.prefetch(0, cache.only_non_sliding)

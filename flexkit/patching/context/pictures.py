@@ -1,0 +1,196 @@
+"""Pictures of one size: the high-res view is cut into tiles, and each takes the place of its image."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from flexkit.encoding import split_tiles, stitch_tiles
+from flexkit.errors import HighResInputError
+from flexkit.patching.context.geometry import Context, Places
+from flexkit.zoom import Pair
+
+__all__ = ["Arrangement", "AtTokens", "ByRow", "OneARow", "Pictures", "RealOnes"]
+
+
+def patch_size(config: Any) -> int:
+    """Side of a cell in pixels, as most configs say it."""
+    return int(config.vision_config.patch_size)
+
+
+class Arrangement(ABC):
+    """How the images of a batch lie in ``pixel_values``, and their cells in the context."""
+
+    def pictures(self, pixels: Tensor) -> int:
+        """How many images ``pixel_values`` show."""
+        return len(pixels.flatten(0, -4))
+
+    def put(self, tiles: Tensor, pixels: Tensor) -> Tensor:
+        """One tile of every image, ``(images, 3, height, width)``, in the place of the images."""
+        return tiles.view(pixels.shape)
+
+    @abstractmethod
+    def places(self, config: Any, inputs: Mapping[str, Any], prefix: int, cells: int) -> Places:
+        """Where the cells of every image stand, behind a prefix of columns of its own."""
+
+
+class OneARow(Arrangement):
+    """A row of the context for every image, or frame."""
+
+    def places(self, config: Any, inputs: Mapping[str, Any], prefix: int, cells: int) -> Places:
+        images = self.pictures(inputs["pixel_values"])
+        return Places(images, list(range(images)), [prefix + torch.arange(cells)] * images)
+
+
+class ByRow(Arrangement):
+    """Images of a batch row behind one another; ``pixel_values`` are black where a row has fewer.
+
+    ``(batch, images, 3, height, width)``, or with slots for several tiles of an image, of which the first is taken.
+    """
+
+    def pictures(self, pixels: Tensor) -> int:
+        return int(_real(pixels).sum())
+
+    def put(self, tiles: Tensor, pixels: Tensor) -> Tensor:
+        placed = torch.zeros_like(pixels)
+        first = placed[:, :, 0] if pixels.ndim == 6 else placed
+        first[_real(pixels)] = tiles.to(pixels.dtype)
+        return placed
+
+    def places(self, config: Any, inputs: Mapping[str, Any], prefix: int, cells: int) -> Places:
+        pixels: Tensor = inputs["pixel_values"]
+        slots = pixels.shape[2] if pixels.ndim == 6 else 1
+        rows, images = (each.tolist() for each in _real(pixels).nonzero(as_tuple=True))
+        columns = [image * slots * (prefix + cells) + prefix + torch.arange(cells) for image in images]
+        return Places(len(pixels), rows, columns)
+
+
+class RealOnes(ByRow):
+    """The same pictures, and a row of the context for every one that is an image, or for all."""
+
+    def __init__(self, *, black_too: bool = False) -> None:
+        self._black_too = black_too
+
+    def places(self, config: Any, inputs: Mapping[str, Any], prefix: int, cells: int) -> Places:
+        real = _real(inputs["pixel_values"]).flatten()
+        rows = real.nonzero().flatten().tolist() if self._black_too else list(range(int(real.sum())))
+        batch = len(real) if self._black_too else len(rows)
+        return Places(batch, rows, [prefix + torch.arange(cells)] * len(rows))
+
+
+class AtTokens(Arrangement):
+    """At the image tokens of the prompt that an encoder reads, and a decoder its output.
+
+    Parameters
+    ----------
+    token : callable
+        From the model's config to the id of the image token.
+    from_end : bool
+        Whether columns count from the end.
+    """
+
+    def __init__(self, token: Callable[[Any], int], *, from_end: bool = False) -> None:
+        self._token = token
+        self._from_end = from_end
+
+    def places(self, config: Any, inputs: Mapping[str, Any], prefix: int, cells: int) -> Places:
+        ids: Tensor = inputs["input_ids"]
+        places = Places(len(ids), [], [])
+        for row, tokens in enumerate(ids == self._token(config)):
+            left = tokens.nonzero().flatten() - (ids.shape[1] if self._from_end else 0)
+            if len(left) % (prefix + cells):
+                raise HighResInputError(
+                    f"row {row} of the prompt holds {len(left)} image tokens; an image has {prefix + cells}."
+                )
+            for image in left.split(prefix + cells) if len(left) else ():
+                places.rows.append(row)
+                places.columns.append(image[prefix:])
+        return places
+
+
+class Pictures(Context):
+    """Pictures ``(images, 3, height, width)``, whose cells are squares of pixels.
+
+    Parameters
+    ----------
+    sites, source, **options
+        As for :class:`~flexkit.patching.context.geometry.Context`.
+    prefix : int or callable
+        Columns of an image in front of its cells, or what tells them by the model's config: class tokens, a mean.
+    cell : callable
+        From the model's config to the side of a cell in pixels.
+    arrangement : Arrangement
+        How images lie in a batch.
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    default_zoom = 3
+
+    def __init__(
+        self,
+        sites: str,
+        source: str,
+        *,
+        prefix: int = 0,
+        cell: Callable[[Any], int] = patch_size,
+        arrangement: Arrangement | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(sites, source, **options)
+        self._prefix = prefix
+        self._cell = cell
+        self._arrangement = arrangement or OneARow()
+
+    def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
+        pixels, cell = inputs["pixel_values"], self._cell(model.config)
+        sides = tuple(pixels.shape[-2:])
+        if pixels.ndim not in (4, 5) or any(side % (times * cell) for side, times in zip(sides, zoom, strict=True)):
+            raise HighResInputError(
+                f"hd_pixel_values has shape {tuple(pixels.shape)}; expected (images, 3, height, width) with a height "
+                f"divisible by {zoom[0] * cell} and a width by {zoom[1] * cell}: zoom {zoom} times {cell} pixels a cell."
+            )
+        grid = sides[0] // zoom[0] // cell, sides[1] // zoom[1] // cell
+        return [grid] * len(pixels.flatten(0, -4))
+
+    def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
+        pixels, cell = inputs["pixel_values"], self._cell(model.config)
+        assert isinstance(pixels, Tensor)
+        low = pixels.shape[-2] // cell, pixels.shape[-1] // cell
+        if low != grids[0] or self._arrangement.pictures(pixels) != len(grids):
+            raise HighResInputError(
+                f"pixel_values shows {self._arrangement.pictures(pixels)} images of {low} cells; hd_pixel_values is a "
+                f"zoom of {len(grids)} images of {grids[0]}. Pass one high-res view for each image of the prompt, in "
+                "its order."
+            )
+
+    def places(self, model: PreTrainedModel, inputs: Mapping[str, Any], grids: Sequence[Pair]) -> Places:
+        rows, columns = grids[0]
+        places = self._arrangement.places(model.config, inputs, self._prefix, rows * columns)
+        if len(places.rows) != len(grids):
+            raise HighResInputError(
+                f"the prompt holds {len(places.rows)} images, {len(grids)} high-res views were given."
+            )
+        return places
+
+    def encode(
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
+    ) -> list[Tensor]:
+        places = self.places(model, inputs, grids)
+        tiles = split_tiles(inputs["hd_pixel_values"].flatten(0, -4), zoom)
+        encoded = []
+        for tile in tiles.unbind(1):
+            pixels = self._arrangement.put(tile, inputs["pixel_values"])
+            states = self.show(model, inputs, len(tile), pixel_values=pixels)
+            states = states.reshape(places.batch, -1, states.shape[-1])
+            each = zip(places.rows, places.columns, strict=True)
+            encoded.append(torch.stack([states[row, columns.to(states.device)] for row, columns in each]))
+        return list(rearrange(stitch_tiles(torch.stack(encoded, 1), grids[0], zoom), "n r c d -> n (r c) d"))
+
+
+def _real(pixels: Tensor) -> Tensor:
+    """``(batch, images)``, bool: which are images, and not black to fill a row up."""
+    return pixels.flatten(2).any(-1)
