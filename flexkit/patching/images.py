@@ -93,9 +93,7 @@ class View:
     """``(images, 2)``: padded cells on each side."""
 
 
-def checked_view(
-    model: nn.Module, patch: Patch, inputs: Mapping[str, Tensor], low_res: Mapping[str, object]
-) -> View:
+def checked_view(model: nn.Module, patch: Patch, inputs: Mapping[str, Tensor], low_res: Mapping[str, object]) -> View:
     """What the ``hd_*`` inputs show, checked against the model and the base model's inputs."""
     geometry, zoom = patch.geometry, patch.config.zoom_pair
     missing = [PREFIX + name for name in geometry.inputs if PREFIX + name not in inputs]

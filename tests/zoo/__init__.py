@@ -25,9 +25,11 @@ from tests.zoo.tiny import TEXT, VISION
 from tests.zoo.towers import TOWERS
 
 __all__ = [
+    "CONTEXT",
     "END",
     "FAMILIES",
     "IMAGE",
+    "IN_SEQUENCE",
     "MAIN",
     "PAD",
     "REFUSED",
@@ -46,6 +48,8 @@ __all__ = [
 
 FAMILIES = {family.name: family for family in FEW}
 """Those that the laws are tried on in depth."""
+CONTEXT = {family.name: family for family in (*CROSS, *ENCODER_DECODER, *RESAMPLERS)}
+"""Those whose attention reads the image from a context beside the decoder's sequence."""
 MAIN = ("llava", "qwen2_5_vl", "gemma3")
 """Families that differ in structure; the others differ from these in their language model only."""
 ZOO = {
@@ -73,3 +77,5 @@ ZOO = {
     )
 }
 """All kinds."""
+IN_SEQUENCE = {name: family for name, family in ZOO.items() if name not in CONTEXT}
+"""Those whose image tokens stand in the decoder's own sequence."""

@@ -7,7 +7,7 @@ import torch
 import transformers as tf
 from torch import Tensor
 
-from tests.zoo.family import END, IMAGE, START, Family, Grid, nothing
+from tests.zoo.family import END, IMAGE, LEARNED_POSITIONS, START, Family, Grid, nothing
 from tests.zoo.pixels import numbered_patches, picture, square
 from tests.zoo.tiny import BART, SAM, TEXT, VISION, config
 
@@ -170,9 +170,25 @@ def _on_page(settings: Any, inputs: dict[str, Tensor], images: Sequence[int]) ->
 
 
 ENCODER_DECODER = (
-    Family("florence2", _florence2, picture(48, 48), tokens=_mean_before, finish=_to_encoder),
-    Family("t5gemma2", _t5gemma2, _four, grid=(2, 2), finish=_to_encoder),
-    Family("udop", _udop, picture(42, 42), tokens=nothing, finish=_on_page, one_image=True),
+    Family(
+        "florence2",
+        _florence2,
+        picture(48, 48),
+        tokens=_mean_before,
+        finish=_to_encoder,
+        stream="decoder_",
+        right_padding=LEARNED_POSITIONS,
+    ),
+    Family("t5gemma2", _t5gemma2, _four, grid=(2, 2), finish=_to_encoder, stream="decoder_"),
+    Family(
+        "udop",
+        _udop,
+        picture(42, 42),
+        tokens=nothing,
+        finish=_on_page,
+        one_image=True,
+        stream="decoder_",
+    ),
     Family(
         "pix2struct",
         _pix2struct,
@@ -181,8 +197,18 @@ ENCODER_DECODER = (
         tokens=nothing,
         finish=_whole_image,
         one_image=True,
+        stream="decoder_",
     ),
-    Family("pp_formulanet", _pp_formulanet, square, tokens=nothing, finish=_to_decoder, one_image=True),
+    Family(
+        "pp_formulanet",
+        _pp_formulanet,
+        square,
+        tokens=nothing,
+        finish=_to_decoder,
+        one_image=True,
+        stream="decoder_",
+        right_padding=LEARNED_POSITIONS,
+    ),
     *(
         Family(
             name,
@@ -192,6 +218,8 @@ ENCODER_DECODER = (
             tokens=nothing,
             finish=_to_decoder,
             one_image=True,
+            stream="decoder_",
+            right_padding=LEARNED_POSITIONS,
         )
         for name, encoder, decoder, pixels, grid in (
             ("vision-encoder-decoder", _VIT, _BERT, picture(42, 42), (3, 3)),

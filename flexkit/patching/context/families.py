@@ -56,11 +56,11 @@ def _vision_encoder_decoder(config: Any) -> Geometry:
     encoder, decoder = config.encoder.model_type, config.decoder.model_type
     for kind, known in ((encoder, _CLASS_TOKENS), (decoder, _DECODERS)):
         if kind not in known:
-            raise UnsupportedModelError(f"flexkit does not know {kind!r} in a vision encoder-decoder, but {list(known)}.")
+            raise UnsupportedModelError(
+                f"flexkit does not know {kind!r} in a vision encoder-decoder, but {list(known)}."
+            )
     sites, source, carrier = _DECODERS[decoder]
-    return Pictures(
-        sites, source, prefix=_CLASS_TOKENS[encoder], cell=_merged_patch, reader=_decoder, carrier=carrier
-    )
+    return Pictures(sites, source, prefix=_CLASS_TOKENS[encoder], cell=_merged_patch, reader=_decoder, carrier=carrier)
 
 
 CONTEXTS: dict[str, Geometry | Callable[[Any], Geometry]] = {
@@ -80,9 +80,7 @@ CONTEXTS: dict[str, Geometry | Callable[[Any], Geometry]] = {
         arrangement=AtTokens(lambda config: config.image_token_id),
         reader=_decoder,
     ),
-    "git": Pictures(
-        "git.encoder.layer.*.attention.self", "hidden_states", prefix=1, reader=Words(image_in_front=True)
-    ),
+    "git": Pictures("git.encoder.layer.*.attention.self", "hidden_states", prefix=1, reader=Words(image_in_front=True)),
     "idefics": lambda config: _idefics_resampler if config.use_resampler else _idefics,
     "idefics2": Pictures(
         "model.connector.perceiver_resampler.layers.*.self_attn",

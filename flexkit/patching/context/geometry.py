@@ -83,7 +83,7 @@ class Context(Geometry):
         Raises :class:`~flexkit.errors.HighResInputError` if these are not as many as the grids.
         """
 
-    def decoder(self, model: PreTrainedModel) -> nn.Module:
+    def decoder(self, model: nn.Module) -> nn.Module:
         return model  # what reads may be no decoder
 
     def layers(self, model: PreTrainedModel) -> list[DecoderLayer]:
@@ -136,9 +136,7 @@ class Context(Geometry):
         places = self.places(model, inputs, view.grids)
         spans = [
             ImageSpan(row, columns, grid, zoom, 0, margins)
-            for row, columns, grid, margins in zip(
-                places.rows, places.columns, view.grids, view.margins, strict=True
-            )
+            for row, columns, grid, margins in zip(places.rows, places.columns, view.grids, view.margins, strict=True)
         ]
         both = {**inputs, **{PREFIX + name: value for name, value in view.inputs.items()}}
         features = self.encode(model, both, view.grids, zoom)
@@ -155,5 +153,5 @@ class Context(Geometry):
     def _first(self, model: PreTrainedModel) -> str:
         """Name of the module that is given the context first: a site, or its layer where that has a norm for it."""
         attention = self._find(model)[0].attention
-        name = next(name for name, module in model.named_modules() if module is attention)
+        name: str = next(name for name, module in model.named_modules() if module is attention)
         return name if self._norm is None else name.rpartition(".")[0]

@@ -167,7 +167,7 @@ def _read(
         )
 
     if heads.project is None:
-        read = attend(own.unflatten(-1, (heads.query.shape[1], -1))).flatten(2)
+        read = attend(rearrange(own, "b n (h d) -> b n h d", h=heads.query.shape[1])).flatten(2)
     else:
         base = scaled_dot_product_attention(heads.query, heads.key, heads.value, heads.mask, scale=heads.scaling)
         base = base.transpose(1, 2)

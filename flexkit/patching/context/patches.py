@@ -8,8 +8,7 @@ from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
 from flexkit.patching.context.geometry import Context, Places
-from flexkit.patching.geometry.anysize import AnySize
-from flexkit.selection import Policy
+from flexkit.selection import Policy, Threshold
 from flexkit.zoom import Pair
 
 __all__ = ["Patches"]
@@ -23,7 +22,7 @@ class Patches(Context):
 
     @property
     def default_policy(self) -> Policy:
-        return AnySize.default_policy.fget(self)
+        return Threshold(48 / 255).dilated(1)
 
     def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
         view = inputs["flattened_patches"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from flexkit.attention.rows import QueryRows
@@ -66,9 +66,7 @@ class Reading:
     def __call__(self, inputs: Mapping[str, Any]) -> FlexCall:
         """The call of one step, with the inputs of the text model."""
         memory = cached_memory(inputs.get("past_key_values")) or self.memory
-        return self.reader.call(
-            self.patch, memory, inputs, self.named_in(inputs, memory), training=self.training
-        )
+        return self.reader.call(self.patch, memory, inputs, self.named_in(inputs, memory), training=self.training)
 
     def named_in(self, inputs: Mapping[str, Any], memory: HighResMemory) -> Tensor | None:
         """The positions that query; generating without a cache, those behind the prompt do as with a cache."""
@@ -148,7 +146,13 @@ class Words(Reader):
         if named is not None:
             named = pad(named, (front, 0))
         rows = query_rows(
-            patch.config, text, memory, named, past=past, length=length, repeats=batch // len(named) if named is not None else 1
+            patch.config,
+            text,
+            memory,
+            named,
+            past=past,
+            length=length,
+            repeats=batch // len(named) if named is not None else 1,
         )
         return FlexCall(patch, memory, rows, past, keep_projected=not training, records=bool(patch.recorders))
 
@@ -190,7 +194,7 @@ class LearnedQueries(Reader):
 class _OfLearnedQueries(FlexCall):
     """A call whose rows are known when the first attention has them."""
 
-    _shared_from = None  # type: ignore[assignment]
+    _shared_from = None
 
     def attend(self, layer: int, query: Tensor, *args: Any, **options: Any) -> Tensor:
         if not self.length:  # a generation may repeat every image for its beams
