@@ -98,7 +98,10 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
         decoder=decoder,
         layers={layer.index: layer for layer in layers[first:]},
         earlier={name: vars(model)[name] for name in (EXPAND, "forward", "generate", *METHODS) if name in vars(model)},
-        hooks=[decoder.register_forward_pre_hook(place_images, with_kwargs=True), *geometry.hooks(model, layers)],
+        hooks=[
+            decoder.register_forward_pre_hook(place_images, with_kwargs=True),
+            *geometry.hooks(model, layers[first:]),
+        ],
     )
     forward = make_forward(inspect.signature(model.forward), input_names(patch))
     for layer in patch.layers.values():

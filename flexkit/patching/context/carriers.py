@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from flexkit.errors import ConfigError
 from flexkit.patching.call import FlexCall
 from flexkit.patching.config_view import CALL
 from flexkit.patching.context.sites import Site
@@ -145,6 +146,8 @@ def _tag(
     call = held()
     if callable(call):  # a generate that calls its decoder past the model's forward
         call = call(kwargs)
+        if call.patch.config.gate is not None:
+            raise ConfigError("generate of this model asks its decoder past the gate; set gate=None.")
     if not isinstance(call, FlexCall):
         return None
     states: Tensor = kwargs["encoder_hidden_states"]
@@ -158,3 +161,4 @@ def _finish(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], o
     if callable(held()):
         call: FlexCall = getattr(kwargs["encoder_hidden_states"], CALL)
         call.finish()
+        call.keep(kwargs.get("past_key_values"))

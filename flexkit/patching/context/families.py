@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 from flexkit.errors import UnsupportedModelError
-from flexkit.patching.context.carriers import Door, Held, Keyword, Tag
+from flexkit.patching.context.carriers import Carrier, Door, Held, Keyword, Tag
 from flexkit.patching.context.page import Page
 from flexkit.patching.context.patches import Patches
-from flexkit.patching.context.pictures import AtTokens, ByRow, Pictures, RealOnes
+from flexkit.patching.context.pictures import AtTokens, ByRow, Frames, Pictures, RealOnes
 from flexkit.patching.context.readers import LearnedQueries, Words
 from flexkit.patching.geometry.base import Geometry
 
@@ -36,11 +36,16 @@ _idefics_resampler = Pictures(
     carrier=Held(),
 )
 
-_DECODERS: dict[str, tuple[str, str, Any]] = {
-    "bert": ("decoder.bert.encoder.layer.*.crossattention.self", "encoder_hidden_states", Keyword("decoder_")),
+_BERT = ("decoder.*.encoder.layer.*.crossattention.self", "encoder_hidden_states", Keyword("decoder_"))
+_BART = ("decoder.model.decoder.layers.*.encoder_attn", "key_value_states", Keyword("decoder_"))
+_DECODERS: dict[str, tuple[str, str, Carrier]] = {
+    "bart": _BART,
+    "bert": _BERT,
     "gpt2": ("decoder.transformer.h.*.crossattention", "encoder_hidden_states", Tag("decoder")),
-    "mbart": ("decoder.model.decoder.layers.*.encoder_attn", "key_value_states", Keyword("decoder_")),
+    "mbart": _BART,
+    "roberta": _BERT,
     "trocr": ("decoder.model.decoder.layers.*.encoder_attn", "key_value_states", Tag("decoder")),
+    "xlm-roberta": _BERT,
 }
 """Of a vision encoder-decoder: where its decoder reads, by which argument, and how a call gets there."""
 _CLASS_TOKENS = {"beit": 1, "deit": 2, "dinov2": 1, "donut-swin": 0, "swin": 0, "swinv2": 0, "vit": 1}
@@ -91,7 +96,14 @@ CONTEXTS: dict[str, Geometry | Callable[[Any], Geometry]] = {
         carrier=Door("model.connector.perceiver_resampler"),
     ),
     "instructblip": _q_former,
-    "instructblipvideo": _q_former,
+    "instructblipvideo": Pictures(
+        _Q_FORMER,
+        "encoder_hidden_states",
+        prefix=1,
+        arrangement=Frames(),
+        reader=_learned,
+        carrier=Door("qformer"),
+    ),
     "kosmos-2": Pictures(
         "image_to_text_projection.x_attn",
         "encoder_hidden_states",

@@ -114,7 +114,9 @@ class Context(Geometry):
         if isinstance(reading, Reading):
             return reading(inputs)
         memory = cached_memory(inputs.get("past_key_values"))
-        if memory is None and high_res:
+        if memory is not None and high_res:
+            self._reader.check_later(inputs, self.inputs[0])
+        elif high_res:
             memory = self.read(model, patch, high_res, inputs)
         if memory is None:
             return None

@@ -33,7 +33,7 @@ class Page(Pictures):
             left[y[row] * side + x[row]] = False  # by words without a place, too
             # A patch that the model has dropped altogether is looked at where the next one is.
             behind = words + (left.cumsum(0) - left.long()).clamp_max(int(left.sum()) - 1)
-            for word in ((0 < boxes[row].mean(-1)) & (boxes[row].mean(-1) < 1)).nonzero().flatten():
+            for word in ((boxes[row].mean(-1) > 0) & (boxes[row].mean(-1) < 1)).nonzero().flatten():
                 behind[y[row, word] * side + x[row, word]] = word
             columns.append(behind)
         return Places(batch, list(range(batch)), columns)

@@ -14,7 +14,7 @@ from flexkit.errors import HighResInputError
 from flexkit.patching.context.geometry import Context, Places
 from flexkit.zoom import Pair
 
-__all__ = ["Arrangement", "AtTokens", "ByRow", "OneARow", "Pictures", "RealOnes"]
+__all__ = ["Arrangement", "AtTokens", "ByRow", "Frames", "OneARow", "Pictures", "RealOnes"]
 
 
 def patch_size(config: Any) -> int:
@@ -24,6 +24,11 @@ def patch_size(config: Any) -> int:
 
 class Arrangement(ABC):
     """How the images of a batch lie in ``pixel_values``, and their cells in the context."""
+
+    axes: ClassVar[tuple[int, ...]] = (4,)
+    """How many ``pixel_values`` may have."""
+    view_axes: ClassVar[int] = 4
+    """How many the high-res view has."""
 
     def pictures(self, pixels: Tensor) -> int:
         """How many images ``pixel_values`` show."""
@@ -39,11 +44,18 @@ class Arrangement(ABC):
 
 
 class OneARow(Arrangement):
-    """A row of the context for every image, or frame."""
+    """A row of the context for every image."""
 
     def places(self, config: Any, inputs: Mapping[str, Any], prefix: int, cells: int) -> Places:
         images = self.pictures(inputs["pixel_values"])
         return Places(images, list(range(images)), [prefix + torch.arange(cells)] * images)
+
+
+class Frames(OneARow):
+    """A row of the context for every frame of a video, ``(videos, frames, 3, height, width)``."""
+
+    axes = (5,)
+    view_axes = 5
 
 
 class ByRow(Arrangement):
@@ -52,17 +64,26 @@ class ByRow(Arrangement):
     ``(batch, images, 3, height, width)``, or with slots for several tiles of an image, of which the first is taken.
     """
 
+    axes = (5, 6)
+
     def pictures(self, pixels: Tensor) -> int:
         return int(_real(pixels).sum())
 
     def put(self, tiles: Tensor, pixels: Tensor) -> Tensor:
         placed = torch.zeros_like(pixels)
         first = placed[:, :, 0] if pixels.ndim == 6 else placed
+        blank = (tiles == 0).flatten(1).all(1)  # models drop black images; a tile may be part of a black margin
+        tiles = tiles.masked_fill(blank[:, None, None, None], torch.finfo(tiles.dtype).tiny)
         first[_real(pixels)] = tiles.to(pixels.dtype)
         return placed
 
     def places(self, config: Any, inputs: Mapping[str, Any], prefix: int, cells: int) -> Places:
-        pixels: Tensor = inputs["pixel_values"]
+        pixels, ratios = inputs["pixel_values"], inputs.get("aspect_ratio_ids")
+        if ratios is not None and bool((ratios > 1).any()):
+            raise HighResInputError(
+                "the prompt holds images of several tiles; the high-res view takes their place: call the processor "
+                "with max_image_tiles=1."
+            )
         slots = pixels.shape[2] if pixels.ndim == 6 else 1
         rows, images = (each.tolist() for each in _real(pixels).nonzero(as_tuple=True))
         columns = [image * slots * (prefix + cells) + prefix + torch.arange(cells) for image in images]
@@ -76,7 +97,13 @@ class RealOnes(ByRow):
         self._black_too = black_too
 
     def places(self, config: Any, inputs: Mapping[str, Any], prefix: int, cells: int) -> Places:
-        real = _real(inputs["pixel_values"]).flatten()
+        pixels, mask = inputs["pixel_values"], inputs.get("pixel_attention_mask")
+        real = _real(pixels).flatten()
+        if mask is not None and not bool(mask.flatten(0, 1)[real].all()):
+            raise HighResInputError(
+                "pixel_attention_mask says that images were padded to one size; pass images of one size in a call, not "
+                "split (do_image_splitting=False)."
+            )
         rows = real.nonzero().flatten().tolist() if self._black_too else list(range(int(real.sum())))
         batch = len(real) if self._black_too else len(rows)
         return Places(batch, rows, [prefix + torch.arange(cells)] * len(rows))
@@ -98,7 +125,9 @@ class AtTokens(Arrangement):
         self._from_end = from_end
 
     def places(self, config: Any, inputs: Mapping[str, Any], prefix: int, cells: int) -> Places:
-        ids: Tensor = inputs["input_ids"]
+        ids: Tensor | None = inputs.get("input_ids")
+        if ids is None:
+            raise HighResInputError("a high-res view needs the prompt's input_ids, which say where its images stand.")
         places = Places(len(ids), [], [])
         for row, tokens in enumerate(ids == self._token(config)):
             left = tokens.nonzero().flatten() - (ids.shape[1] if self._from_end else 0)
@@ -119,8 +148,8 @@ class Pictures(Context):
     ----------
     sites, source, **options
         As for :class:`~flexkit.patching.context.geometry.Context`.
-    prefix : int or callable
-        Columns of an image in front of its cells, or what tells them by the model's config: class tokens, a mean.
+    prefix : int
+        Columns of an image in front of its cells: class tokens, a mean.
     cell : callable
         From the model's config to the side of a cell in pixels.
     arrangement : Arrangement
@@ -148,17 +177,24 @@ class Pictures(Context):
     def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
         pixels, cell = inputs["pixel_values"], self._cell(model.config)
         sides = tuple(pixels.shape[-2:])
-        if pixels.ndim not in (4, 5) or any(side % (times * cell) for side, times in zip(sides, zoom, strict=True)):
+        if pixels.ndim != self._arrangement.view_axes or any(
+            side % (times * cell) for side, times in zip(sides, zoom, strict=True)
+        ):
             raise HighResInputError(
-                f"hd_pixel_values has shape {tuple(pixels.shape)}; expected (images, 3, height, width) with a height "
-                f"divisible by {zoom[0] * cell} and a width by {zoom[1] * cell}: zoom {zoom} times {cell} pixels a cell."
+                f"hd_pixel_values has shape {tuple(pixels.shape)}; expected {self._arrangement.view_axes} axes, the "
+                f"last two divisible by {zoom[0] * cell} and {zoom[1] * cell}: zoom {zoom} times {cell} pixels a cell."
             )
         grid = sides[0] // zoom[0] // cell, sides[1] // zoom[1] // cell
         return [grid] * len(pixels.flatten(0, -4))
 
     def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
-        pixels, cell = inputs["pixel_values"], self._cell(model.config)
-        assert isinstance(pixels, Tensor)
+        pixels: Any = inputs["pixel_values"]
+        cell = self._cell(model.config)
+        if pixels.ndim not in self._arrangement.axes:
+            raise HighResInputError(
+                f"pixel_values has shape {tuple(pixels.shape)}; with a high-res view, expected "
+                f"{' or '.join(map(str, self._arrangement.axes))} axes."
+            )
         low = pixels.shape[-2] // cell, pixels.shape[-1] // cell
         if low != grids[0] or self._arrangement.pictures(pixels) != len(grids):
             raise HighResInputError(

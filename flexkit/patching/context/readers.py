@@ -19,7 +19,7 @@ from flexkit.patching.state import Patch
 
 __all__ = ["LearnedQueries", "Reader", "Reading", "Words"]
 
-_OF_THE_CALL = ("past_key_values", "labels", "use_cache", "encoder_outputs", "logits_to_keep", "inputs_embeds")
+_OF_THE_CALL = ("past_key_values", "labels", "use_cache", "encoder_outputs", "logits_to_keep")
 """Inputs that do not tell what an image looks like."""
 
 
@@ -48,6 +48,10 @@ class Reader(ABC):
 
     def check_config(self, config: FlexConfig) -> None:
         """Raise :class:`~flexkit.errors.ConfigError` for settings that mean nothing to this reader."""
+        return
+
+    def check_later(self, inputs: Mapping[str, Any], image: str) -> None:
+        """Raise :class:`~flexkit.errors.HighResInputError` for a view that comes with a cache that holds one."""
         return
 
 
@@ -100,18 +104,18 @@ class Words(Reader):
         shown = super().shown(inputs, images)
         if self.prefix:  # what the decoder has said does not matter to what it reads
             shown = {name: value for name, value in shown.items() if not name.startswith(self.prefix)}
-            ids = shown.get("input_ids")
-            device = next(value.device for value in shown.values() if isinstance(value, Tensor))
-            batch = images if ids is None else len(ids)
-            shown[self.prefix + "input_ids"] = torch.ones(batch, 1, dtype=torch.long, device=device)
+            tensors = {name: value for name, value in shown.items() if isinstance(value, Tensor)}
+            texts = [len(tensors[name]) for name in ("input_ids", "inputs_embeds") if name in tensors]
+            one = torch.ones(1, 1, dtype=torch.long, device=next(iter(tensors.values())).device)
+            shown[self.prefix + "input_ids"] = one.expand((*texts, images)[0], -1)
         return shown
 
     def shape(self, inputs: Mapping[str, Any], memory: HighResMemory) -> tuple[int, int]:
-        """Batch and length of the text of a call, with the image if that stands in front of it."""
+        """Batch and length of the text of a call."""
         tokens = (inputs.get(self.prefix + name) for name in ("input_ids", "inputs_embeds"))
         given = next((each for each in (*tokens, inputs.get("labels")) if each is not None), None)
         batch, length = given.shape[:2] if given is not None else (memory.batch, 1)
-        return batch, length + self._in_front(inputs, memory)
+        return batch, length
 
     def call(
         self,
@@ -131,8 +135,8 @@ class Words(Reader):
         memory = memory.repeat_interleave(batch // memory.batch)
         past, front = _past(inputs), self._in_front(inputs, memory)
         mask, labels = inputs.get(self.prefix + "attention_mask"), inputs.get("labels")
-        attended = mask if isinstance(mask, Tensor) and mask.ndim == 2 else memory.items.new_ones(batch, length - front)
-        attended = attended[:, front - length :].bool().to(memory.features.device)
+        attended = mask if isinstance(mask, Tensor) and mask.ndim == 2 else memory.items.new_ones(batch, length)
+        attended = attended[:, -length:].bool().to(memory.features.device)
         seen = inputs.get(self._seen)
         if seen is not None:
             attended = attended & (seen[:, -length:].flatten(2) > 0).any(-1)
@@ -151,10 +155,17 @@ class Words(Reader):
             memory,
             named,
             past=past,
-            length=length,
+            length=front + length,
             repeats=batch // len(named) if named is not None else 1,
         )
         return FlexCall(patch, memory, rows, past, keep_projected=not training, records=bool(patch.recorders))
+
+    def check_later(self, inputs: Mapping[str, Any], image: str) -> None:
+        if not self.prefix and inputs.get(image) is not None:
+            raise HighResInputError(
+                "this KV cache holds a high-res view already, and takes no other; pass all images in the first call, "
+                "and hd_* with that call only."
+            )
 
     def held(self, patch: Patch, memory: HighResMemory, named: Tensor | None, *, training: bool) -> Reading:
         return Reading(patch, memory, named, self, training)

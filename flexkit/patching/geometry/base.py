@@ -88,7 +88,7 @@ class Geometry(ABC):
         return
 
     def hooks(self, model: PreTrainedModel, layers: Sequence[DecoderLayer]) -> list[RemovableHandle]:
-        """Hooks that a model carries while it is patched, besides those of every patched model."""
+        """Hooks that a model carries while these layers of it are patched, besides those of every patched model."""
         return []
 
     def prepare(
