@@ -90,6 +90,8 @@ class HighResMemory:
 
     def place(self, position_ids: Tensor, past: int) -> None:
         """Note the rotary positions ``(axes, batch, length)`` of images that entered the sequence after ``past``."""
+        if not self.in_sequence:
+            return
         self.images = tuple(
             span.placed(position_ids[:, span.row, span.columns - past]) if span.positions is None else span
             for span in self.images

@@ -219,7 +219,8 @@ def _resolved(config: FlexConfig, geometry: Geometry, layers: list[DecoderLayer]
         policy=geometry.default_policy if config.policy is None else config.policy,
     )
     geometry.check_config(config)
-    needs_map_before = len(layers) > 1 and config.select_from == "previous" and config.selector.uses_scores
+    alone = len(layers) == 1 and geometry.single_reader
+    needs_map_before = config.select_from == "previous" and config.selector.uses_scores and not alone
     lowest = layers[0].index + 1 if needs_map_before else 0
     start = config.start_layer
     if not isinstance(start, int) or not lowest <= start <= layers[-1].index:

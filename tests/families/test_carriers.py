@@ -191,11 +191,10 @@ def test_views_that_do_not_fit() -> None:
     refused("florence2", "shows 2 images .* zoom of 1 images", hd_pixel_values=lambda pixels: pixels[:1])
     refused("instructblipvideo", "expected 5 axes", hd_pixel_values=lambda pixels: pixels[0])
     refused("pix2struct", "one patch in each", hd_flattened_patches=lambda patches: patches[:, 1:])
-    refused(
-        "pix2struct", "is a zoom of", hd_flattened_patches=lambda patches: patches[:, :0].new_ones(2, 24, 14).cumsum(1)
-    )
+    other = prompt(CONTEXT["pix2struct"], [Row(((1, 3),))] * 2)["hd_flattened_patches"]
+    refused("pix2struct", r"grids \[\(2, 3\), \(2, 3\)\]; .* is a zoom of", hd_flattened_patches=other)
     refused("mllama", "max_image_tiles=1", aspect_ratio_ids=lambda ratios: ratios + 1)
-    refused("florence2", "row 0 of the prompt holds", input_ids=lambda ids: ids.roll(1, 0).tril())
+    refused("florence2", "row 1 of the prompt holds", input_ids=lambda ids: ids.roll(1, 0).tril())
 
 
 def test_a_view_without_its_images() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import flexkit
 from flexkit import FlexConfig
+from flexkit.attention.rotary import fractional_positions
 from flexkit.patching import get_patch
 from flexkit.patching.memory import HighResMemory
 from tests.zoo import CONTEXT, Family, Row, low_res, prompt
@@ -81,10 +82,12 @@ def test_features_are_what_keys_are_made_of(family: Family) -> None:
 
 
 @contextmanager
-def longer_context(sites: list[Any], features: Tensor, readers: Tensor | None) -> Iterator[None]:
+def longer_context(
+    sites: list[Any], features: Tensor, readers: Tensor | None, tables: list[Tensor] | None
+) -> Iterator[None]:
     """Let attention modules of an unpatched model find high-res features in their context too.
 
-    ``readers``, ``(batch, length)``, says which positions do; all by default.
+    ``readers``, ``(batch, length)``, says which positions do; all by default. ``tables`` rotate the features.
     """
 
     def hook_of(site: Any) -> Any:
@@ -118,6 +121,28 @@ def longer_context(sites: list[Any], features: Tensor, readers: Tensor | None) -
 
         return attend
 
+    def hooks_of_rotated(site: Any) -> Any:
+        """For DeepSeek-OCR 2: the features are a part of the sequence, which is cut off again."""
+
+        def lengthen(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            given = bound(module, args, kwargs)
+            given["hidden_states"] = torch.cat([given["hidden_states"], site.source_norm(features)], dim=1)
+            given["position_embeddings"] = tuple(
+                torch.cat([own.expand(len(more), -1, -1), more], dim=1)
+                for own, more in zip(given["position_embeddings"], tables or [], strict=True)
+            )
+            mask = wider(given["attention_mask"], given["attention_mask"].shape[-1])
+            given["attention_mask"] = torch.cat([mask, mask[..., -features.shape[1] :, :]], dim=-2)
+            return (), given
+
+        def cut(module: nn.Module, args: Any, output: Any) -> Any:
+            return (output[0][:, : -features.shape[1]], *output[1:])
+
+        return [
+            site.attention.register_forward_pre_hook(lengthen, with_kwargs=True),
+            site.attention.register_forward_hook(cut),
+        ]
+
     def wider(mask: Tensor, at: int) -> Tensor:
         """A mask with the columns of the features from column ``at`` on."""
         shown = torch.ones(1, 1, dtype=torch.bool) if readers is None else readers
@@ -128,7 +153,9 @@ def longer_context(sites: list[Any], features: Tensor, readers: Tensor | None) -
 
     hooks: list[Any] = []
     for site in sites:
-        if site.reads == "hidden_states":
+        if site.rotated:
+            hooks += hooks_of_rotated(site)
+        elif site.reads == "hidden_states":
             hooks.append(site.attention.register_forward_hook(hook_of_sequence(site), with_kwargs=True))
         else:
             hooks.append(site.attention.register_forward_pre_hook(hook_of(site), with_kwargs=True))
@@ -144,20 +171,27 @@ def test_everything_selected_is_a_longer_context(family: Family, fact: Any) -> N
     """Law 2: what the unpatched model computes whose context is lengthened by the high-res features."""
     model = family.model()
     inputs = prompt(family, [Row(), Row(words=2)], padding="right")
-    with patched(model, queries="all") as patch, torch.no_grad():
+    tables = None
+    with patched(model, queries="all", positions="fractional") as patch, torch.no_grad():
         found = model(**inputs).logits
-        features, sites = read(model, inputs).features, list(patch.layers.values())
+        memory, sites = read(model, inputs), list(patch.layers.values())
+        features, image = memory.features, memory.images[0]
+        if image.positions is not None:
+            places = fractional_positions(image.positions, image.grid, image.zoom)
+            tables = [table.expand(len(features), -1, -1) for table in patch.decoder.rotary_emb(features, places)]
     options = {} if family.learned_queries else {"use_cache": False}
     text = inputs[family.stream + "input_ids"]
     attended = inputs.get(family.stream + "attention_mask", torch.ones_like(text)).bool()
     front = found.shape[1] - text.shape[1]
     seen = next((inputs[name] for name in ("cross_attention_mask", "image_attention_mask") if name in inputs), None)
-    readers = None if seen is None else seen.flatten(2).any(-1)
-    if front:
+    readers = None if seen is None or family.learned_queries else seen.flatten(2).any(-1)
+    if tables:
+        readers = torch.arange(int(image.columns.max()) + 1 + 144)[None] > image.columns.max()
+    elif front:
         readers = torch.arange(found.shape[1])[None] >= front
     with torch.no_grad():
         plain = model(**low_res(inputs), **options).logits
-        with longer_context(sites, features, None if family.learned_queries else readers):
+        with longer_context(sites, features, readers, tables):
             expected = model(**low_res(inputs), **options).logits
     assert float((expected - plain)[:, front:][attended].abs().max()) > 1e-3
     torch.testing.assert_close(found[:, front:][attended], expected[:, front:][attended], rtol=1e-5, atol=1e-5)
@@ -188,7 +222,9 @@ def keep_places_apart(model: Any) -> None:
             if last in mixing and (tower or "vision" in name) and "patch" not in name and "multi_modal" not in name:
                 weight.mul_(0.02)
             if weight.ndim == 4 and weight.shape[-1] > 1 and "patch" not in name:
-                if ".convs." in name or "projector" in name:  # each sees what it makes one of, and nothing beside
+                if any(
+                    part in name for part in (".convs.", "projector", ".proj.conv")
+                ):  # each sees what it makes one of, and nothing beside
                     stride, padding = {3: (2, 1), 5: (4, 2), 7: (4, 3)}[weight.shape[-1]]
                     kept = torch.zeros(weight.shape[-1]).double()
                     kept[padding : padding + stride] = 1

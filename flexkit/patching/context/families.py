@@ -8,7 +8,7 @@ from flexkit.errors import UnsupportedModelError
 from flexkit.patching.context.carriers import Carrier, Door, Held, Keyword, Tag
 from flexkit.patching.context.page import Page
 from flexkit.patching.context.patches import Patches
-from flexkit.patching.context.pictures import AtTokens, ByRow, Frames, Pictures, RealOnes
+from flexkit.patching.context.pictures import AtTokens, ByRow, Frames, InSequence, Pictures, RealOnes
 from flexkit.patching.context.readers import LearnedQueries, Words
 from flexkit.patching.geometry.base import Geometry
 
@@ -77,6 +77,17 @@ CONTEXTS: dict[str, Geometry | Callable[[Any], Geometry]] = {
         carrier=Tag("text_decoder"),
     ),
     "blip-2": _q_former,
+    "deepseek_ocr2": Pictures(
+        "model.vision_tower.vision_encoder.layers.*.self_attn",
+        "hidden_states",
+        cell=lambda config: 4 * config.vision_config.sam_config.patch_size,  # two convolutions of stride 2
+        norm="input_layernorm",
+        encoder="model.vision_tower.vision_encoder",
+        arrangement=InSequence(),
+        overview_only="call the processor with crop_to_patches=False",
+        reader=LearnedQueries(behind_image=True),
+        carrier=Door("model.vision_tower.vision_encoder"),
+    ),
     "florence2": Pictures(
         "model.language_model.decoder.layers.*.encoder_attn",
         "key_value_states",

@@ -38,6 +38,8 @@ class Places:
     """Row of each image."""
     columns: list[Tensor]
     """Columns of its cells, in raster order; negative ones count from the end."""
+    positions: Sequence[Tensor | None] = ()
+    """``(axes, cells)`` of each: the rotary positions of its cells, if their keys are rotated."""
 
 
 class Context(Geometry):
@@ -57,7 +59,11 @@ class Context(Geometry):
         The norm of the site's layer that the source passes first.
     behind_text : bool
         Whether the keys of the context stand behind those of the text.
+    encoder : str, optional
+        The module that rotates keys of the context, if they are.
     """
+
+    single_reader = True
 
     def __init__(
         self,
@@ -68,6 +74,7 @@ class Context(Geometry):
         carrier: Carrier | None = None,
         norm: str | None = None,
         behind_text: bool = False,
+        encoder: str | None = None,
     ) -> None:
         self._sites = sites
         self._source = source
@@ -75,6 +82,7 @@ class Context(Geometry):
         self._carrier = carrier or Keyword()
         self._norm = norm
         self._behind_text = behind_text
+        self._encoder = encoder
 
     @abstractmethod
     def places(self, model: PreTrainedModel, inputs: Mapping[str, Any], grids: Sequence[Pair]) -> Places:
@@ -84,7 +92,7 @@ class Context(Geometry):
         """
 
     def decoder(self, model: nn.Module) -> nn.Module:
-        return model  # what reads may be no decoder
+        return model.get_submodule(self._encoder or "")  # what reads may be no decoder
 
     def layers(self, model: PreTrainedModel) -> list[DecoderLayer]:
         return list(self._find(model))
@@ -137,8 +145,15 @@ class Context(Geometry):
         zoom = patch.config.zoom_pair
         places = self.places(model, inputs, view.grids)
         spans = [
-            ImageSpan(row, columns, grid, zoom, 0, margins)
-            for row, columns, grid, margins in zip(places.rows, places.columns, view.grids, view.margins, strict=True)
+            ImageSpan(row, columns, grid, zoom, 0, margins, positions)
+            for row, columns, grid, margins, positions in zip(
+                places.rows,
+                places.columns,
+                view.grids,
+                view.margins,
+                places.positions or [None] * len(places.rows),
+                strict=True,
+            )
         ]
         both = {**inputs, **{PREFIX + name: value for name, value in view.inputs.items()}}
         features = self.encode(model, both, view.grids, zoom)
@@ -150,7 +165,14 @@ class Context(Geometry):
         return show(model, self._reader.shown(own, images) | view)
 
     def _find(self, model: PreTrainedModel) -> list[Site]:
-        return find_sites(model, self._sites, self._source, norm=self._norm, behind_text=self._behind_text)
+        return find_sites(
+            model,
+            self._sites,
+            self._source,
+            norm=self._norm,
+            behind_text=self._behind_text,
+            rotated=self._encoder is not None,
+        )
 
     def _first(self, model: PreTrainedModel) -> str:
         """Name of the module that is given the context first: a site, or its layer where that has a norm for it."""

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from flexkit.errors import HighResInputError
 from flexkit.patching.context.geometry import Context, Places
 from flexkit.zoom import Pair
 
-__all__ = ["Arrangement", "AtTokens", "ByRow", "Frames", "OneARow", "Pictures", "RealOnes"]
+__all__ = ["Arrangement", "AtTokens", "ByRow", "Frames", "InSequence", "OneARow", "Pictures", "RealOnes"]
 
 
 def patch_size(config: Any) -> int:
@@ -49,6 +50,14 @@ class OneARow(Arrangement):
     def places(self, config: Any, inputs: Mapping[str, Any], prefix: int, cells: int) -> Places:
         images = self.pictures(inputs["pixel_values"])
         return Places(images, list(range(images)), [prefix + torch.arange(cells)] * images)
+
+
+class InSequence(OneARow):
+    """A row for every image, in one sequence with queries behind it, which counts positions."""
+
+    def places(self, config: Any, inputs: Mapping[str, Any], prefix: int, cells: int) -> Places:
+        places = super().places(config, inputs, prefix, cells)
+        return replace(places, positions=[columns[None] for columns in places.columns])
 
 
 class Frames(OneARow):
@@ -154,6 +163,8 @@ class Pictures(Context):
         From the model's config to the side of a cell in pixels.
     arrangement : Arrangement
         How images lie in a batch.
+    overview_only : str
+        What makes the family's prompts carry overviews only.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
@@ -167,12 +178,14 @@ class Pictures(Context):
         prefix: int = 0,
         cell: Callable[[Any], int] = patch_size,
         arrangement: Arrangement | None = None,
+        overview_only: str = "",
         **options: Any,
     ) -> None:
         super().__init__(sites, source, **options)
         self._prefix = prefix
         self._cell = cell
         self._arrangement = arrangement or OneARow()
+        self.overview_only = overview_only
 
     def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
         pixels, cell = inputs["pixel_values"], self._cell(model.config)
@@ -190,6 +203,8 @@ class Pictures(Context):
     def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
         pixels: Any = inputs["pixel_values"]
         cell = self._cell(model.config)
+        if inputs.get("pixel_values_local") is not None:
+            raise HighResInputError(f"The prompt must carry overviews only: {self.overview_only}.")
         if pixels.ndim not in self._arrangement.axes:
             raise HighResInputError(
                 f"pixel_values has shape {tuple(pixels.shape)}; with a high-res view, expected "

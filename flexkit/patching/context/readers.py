@@ -177,7 +177,16 @@ class Words(Reader):
 
 
 class LearnedQueries(Reader):
-    """Queries that are weights of the model: all of them read, each by its own map, and words read what they say."""
+    """Queries that are weights of the model: all of them read, each by its own map, and words read what they say.
+
+    Parameters
+    ----------
+    behind_image : bool
+        Whether they stand behind the image in one sequence with it.
+    """
+
+    def __init__(self, *, behind_image: bool = False) -> None:
+        self._behind_image = behind_image
 
     def call(
         self,
@@ -191,7 +200,8 @@ class LearnedQueries(Reader):
         if named is not None:
             raise HighResInputError("hd_queries names words, and in this model learned queries read; leave it out.")
         unknown = QueryRows(torch.zeros(memory.batch, 0, dtype=torch.bool, device=memory.features.device))
-        return _OfLearnedQueries(patch, memory, unknown, 0, not training, bool(patch.recorders))
+        first = int(max(span.columns.max() for span in memory.images)) + 1 if self._behind_image else 0
+        return _OfLearnedQueries(patch, memory, unknown, 0, not training, bool(patch.recorders), first=first)
 
     def held(self, patch: Patch, memory: HighResMemory, named: Tensor | None, *, training: bool) -> FlexCall:
         return self.call(patch, memory, {}, named, training=training)
@@ -202,15 +212,22 @@ class LearnedQueries(Reader):
                 raise ConfigError(f"learned queries read the image in this model, not words; set {name}=None.")
 
 
+@dataclass
 class _OfLearnedQueries(FlexCall):
     """A call whose rows are known when the first attention has them."""
 
-    _shared_from = None
+    first: int = 0
+    """The first position that reads."""
+
+    @property
+    def _shared_from(self) -> None:
+        return None
 
     def attend(self, layer: int, query: Tensor, *args: Any, **options: Any) -> Tensor:
         if not self.length:  # a generation may repeat every image for its beams
             self.memory = self.memory.repeat_interleave(len(query) // self.memory.batch)
-            self.rows = QueryRows(self.memory.rows_with_images[:, None].repeat(1, query.shape[2]))
+            reading = torch.arange(query.shape[2], device=query.device) >= self.first
+            self.rows = QueryRows(self.memory.rows_with_images[:, None] & reading)
         return super().attend(layer, query, *args, **options)
 
     def keep(self, cache: object) -> None:

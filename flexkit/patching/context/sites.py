@@ -42,10 +42,10 @@ class Site(DecoderLayer):
         return -keys if self.behind_text else 0  # columns count from the end, or from the start, of the keys
 
     def project(self, features: Tensor, tables: Any) -> tuple[Tensor, Tensor]:
-        if self.rotated:
-            return super().project(features, tables)
         if self.source_norm is not None:
             features = self.source_norm(features)
+        if self.rotated:
+            return super().project(features, tables)
         # Each token is a context of its own.
         states = rearrange(features, "b n d -> (b n) 1 d")
         unrotated = states.new_ones(1, 1, 1), states.new_zeros(1, 1, 1)
@@ -71,7 +71,13 @@ class Site(DecoderLayer):
 
 
 def find_sites(
-    model: nn.Module, names: str, reads: str, *, norm: str | None = None, behind_text: bool = False
+    model: nn.Module,
+    names: str,
+    reads: str,
+    *,
+    norm: str | None = None,
+    behind_text: bool = False,
+    rotated: bool = False,
 ) -> list[Site]:
     """The modules of these names, where ``*`` stands for a number, and the norm of each one's layer.
 
@@ -100,6 +106,7 @@ def find_sites(
                 reads=reads,
                 source_norm=getattr(layer, norm) if norm else None,
                 behind_text=behind_text,
+                rotated=rotated,
             )
         )
     return sites

@@ -77,6 +77,9 @@ class Geometry(ABC):
         """Functions that stand for methods of the model's parts while it is patched: module, name, function."""
         return ()
 
+    single_reader: ClassVar[bool] = False
+    """Whether a model may have one layer only, which then reads what it has selected itself."""
+
     # What follows differs only where attention reads the image beside the decoder's sequence (patching/context).
 
     def layers(self, model: PreTrainedModel) -> list[DecoderLayer]:
