@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
+OLDEST := $(VENV)/oldest
 
 ARGS ?=
 IMAGE ?=
@@ -14,11 +15,15 @@ export IMAGE QUESTION
 # Measuring coverage doubles the time until the first test; a part of the suite says nothing about the whole.
 COVERAGE := $(if $(CI),$(if $(ARGS),,--cov=flexkit --cov-report=term --cov-fail-under=95))
 
-.PHONY: help venv test coverage matrix demo docs lint types format clean
+RUN := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses=8 --dist worksteal
+OLDEST_TESTS := $(addprefix tests/,checkpoints families patching processing training ways)
+
+.PHONY: help venv test test-oldest coverage matrix demo docs lint types format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make test                run all tests and doctests     (make test ARGS='-k policy' for some)"
+	@echo "make test-oldest         run those that meet transformers with its oldest supported version"
 	@echo "make coverage            the same, and at least 95 % of lines covered"
 	@echo "make matrix              write docs/support.csv, the table of supported models, from what the tests find"
 	@echo "make demo                see it look closer             (IMAGE=photo.jpg QUESTION='What is it?')"
@@ -39,7 +44,16 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 test: $(STAMP)
-	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses=8 --dist worksteal $(COVERAGE) $(ARGS)
+	$(RUN) $(COVERAGE) $(ARGS)
+
+# What meets transformers, with its oldest supported version in front of the newest.
+test-oldest: $(OLDEST)/.stamp
+	PYTHONPATH=$(abspath $(OLDEST)) $(RUN) $(OLDEST_TESTS) $(ARGS)
+
+$(OLDEST)/.stamp: constraints-oldest.txt $(STAMP)
+	@rm -rf $(OLDEST)
+	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --target $(OLDEST) -r $<
+	@touch $@
 
 coverage:
 	@$(MAKE) test CI=1

@@ -1,10 +1,11 @@
 """The positions that read high-res keys, gathered out of a sequence and put back into it."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from flexkit.lazy import lazy
 
 __all__ = ["QueryRows"]
 
@@ -21,17 +22,19 @@ class QueryRows:
 
     mask: Tensor
 
-    @cached_property
+    @lazy
     def count(self) -> int:
         """The largest number of querying positions in a batch row; shorter rows are padded to it."""
+        if torch.compiler.is_compiling():
+            return self.mask.shape[1]  # a bound that no data decides: decoding, all there is
         return int(self.mask.sum(-1).max())
 
-    @cached_property
+    @lazy
     def index(self) -> Tensor:
         """``(batch, count)``, int64: the querying positions in order, then arbitrary other ones."""
         return torch.argsort(~self.mask, dim=-1, stable=True)[:, : self.count]
 
-    @cached_property
+    @lazy
     def valid(self) -> Tensor:
         """``(batch, count)``, bool: which entries of :attr:`index` do query."""
         return self.mask.gather(1, self.index)

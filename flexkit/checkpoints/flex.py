@@ -17,6 +17,7 @@ from flexkit.checkpoints.hub import HubOptions, fetched
 from flexkit.checkpoints.tensors import check_tensors, read_tensors
 from flexkit.errors import CheckpointError, ConfigError, FlexkitError
 from flexkit.patching import FlexConfig, added_parameters, get_patch, is_patched, patch_model, unpatch_model
+from flexkit.patching.state import patched_model
 from flexkit.selection import Policy, Schedule, as_policy, policy_to_dict
 
 __all__ = ["SETTINGS", "STEM", "WEIGHTS", "load_added", "load_flex", "save_flex", "write_flex"]
@@ -157,7 +158,8 @@ def load_added(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str |
         if weight.is_meta:
             owner, _, own = name.rpartition(".")
             data = tensors[name].to(weight.dtype, copy=True)
-            setattr(model.get_submodule(owner), own, nn.Parameter(data, requires_grad=weight.requires_grad))
+            projection = patched_model(model).get_submodule(owner)
+            setattr(projection, own, nn.Parameter(data, requires_grad=weight.requires_grad))
         else:
             weight.copy_(tensors[name])
 
@@ -224,4 +226,5 @@ def _on_cpu(weight: Tensor) -> Tensor:
 
 
 def _model_type(model: nn.Module) -> str | None:
+    model = patched_model(model) if is_patched(model) else model
     return getattr(getattr(model, "config", None), "model_type", None)

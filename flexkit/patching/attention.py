@@ -7,7 +7,7 @@ from transformers import AttentionInterface
 
 from flexkit.patching.config_view import CALL, NAME, ConfigView, SparseConfigView
 from flexkit.patching.decoder import DecoderLayer, modeling_module
-from flexkit.patching.projection import Captured
+from flexkit.patching.projection import Captured, reached
 
 __all__ = ["divert", "restore"]
 
@@ -65,6 +65,8 @@ def _high_res_attention(
             sliding_window=kwargs.get("sliding_window"),
             dropout=dropout,
         )
+    if module.training:
+        output = reached(module, output)
     return output, weights
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from flexkit.attention.core import attention_logits, attention_map
 from flexkit.attention.joint import joint_attention
 from flexkit.attention.rows import QueryRows
 from flexkit.errors import PatchError
+from flexkit.lazy import lazy
 from flexkit.patching.decoder import DecoderLayer
 from flexkit.patching.masks import rows_of_mask
 from flexkit.patching.memory import HighResMemory, attach_memory
@@ -30,7 +30,7 @@ class FlexCall:
     patch: Patch
     memory: HighResMemory
     rows: QueryRows
-    past: int
+    past: int | Tensor
     """Number of positions in the KV cache before this call."""
     keep_projected: bool
     """Whether K' and V' may be kept: not while training, where checkpointing computes layers twice."""
@@ -63,7 +63,7 @@ class FlexCall:
         """Note the rotary positions that the text model was given, ``([axes,] batch, length)``."""
         if position_ids is None:
             device = self.rows.mask.device
-            position_ids = torch.arange(self.past, self.past + self.length, device=device)[None]
+            position_ids = self.past + torch.arange(self.length, device=device)[None]
         if position_ids.ndim == 2:
             position_ids = position_ids[None]
         if len(position_ids) > self.patch.position_axes:  # the first axis, of the text, only serves the masks
@@ -179,12 +179,12 @@ class FlexCall:
         """The querying rows of ``(batch or 1, heads, length, ...)``."""
         return self.rows.gather(states.expand(len(self.rows.mask), *states.shape[1:]).transpose(1, 2)).transpose(1, 2)
 
-    @cached_property
+    @lazy
     def groups(self) -> tuple[ImageGroup, ...]:
         """The images by grid."""
         return group_images(self.memory.images)
 
-    @cached_property
+    @lazy
     def _selector(self) -> AttentionMapSelector:
         return self.patch.config.selector
 
@@ -193,13 +193,13 @@ class FlexCall:
         """``(batch, count)``: of the querying rows in the sequence; no context beside it is behind any of them."""
         return self.rows.index + self.past if self.memory.in_sequence else torch.full_like(self.rows.index, -1)
 
-    @cached_property
+    @lazy
     def _shared_from(self) -> Tensor | None:
         if not self.patch.config.shares_selection:
             return None
         return (self.rows.mask.sum(-1) - 1).clamp_min(0)
 
-    def _select(self, layer: int, logits: Tensor, sinks: Tensor | None, offset: int) -> Selection:
+    def _select(self, layer: int, logits: Tensor, sinks: Tensor | None, offset: int | Tensor) -> Selection:
         with torch.no_grad():
             logits = logits.detach()
             return select_tokens(
@@ -216,7 +216,8 @@ class FlexCall:
             )
 
     def _keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
-        return self.memory.keys_values(layer, lambda: self._project(self.patch.layers[layer]), keep=self.keep_projected)
+        keep = self.keep_projected and self.memory.is_placed
+        return self.memory.keys_values(layer, lambda: self._project(self.patch.layers[layer]), keep=keep)
 
     def _project(self, layer: DecoderLayer) -> tuple[Tensor, Tensor]:
         """K' and V' of all high-res tokens."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from torch import Tensor
 
 from flexkit.errors import ConfigError
+from flexkit.lazy import lazy
 from flexkit.selection import (
     AttentionMapSelector,
     Policy,
@@ -173,6 +174,10 @@ class FlexConfig:
     @property
     def selector(self) -> AttentionMapSelector:
         """The selector that these settings describe; only for a config that has a policy."""
+        return self._selector
+
+    @lazy
+    def _selector(self) -> AttentionMapSelector:
         if self.policy is None:
             raise ConfigError("this config leaves the policy to the model; patch a model, or set policy.")
         return AttentionMapSelector(self.policy, reduce=self.reduce, heads=self.heads, budget=self.budget)

@@ -55,9 +55,10 @@ class DecoderLayer:
         """Whether the cache holds the prompt and a window of what was decoded since (Unlimited-OCR)."""
         return self.kind == "reference_sliding_attention"
 
-    def first_key(self, end: int, keys: int) -> int:
+    def first_key(self, end: int | Tensor, keys: int) -> int | Tensor:
         """Column of the first of its keys, where the sequence ends at ``end``."""
-        return 0 if self.keeps_prompt else max(0, end - keys)
+        left = 0 if self.keeps_prompt else end - keys
+        return left.clamp_min(0) if isinstance(left, Tensor) else max(0, left)
 
     def project(self, features: Tensor, tables: Any) -> tuple[Tensor, Tensor]:
         """K' and V' of features ``(batch, tokens, dim)`` with these position embeddings."""
@@ -114,8 +115,9 @@ def find_layers(decoder: nn.Module) -> list[DecoderLayer]:
 
 
 def modeling_module(module: nn.Module) -> ModuleType:
-    """The ``modeling_*.py`` file that defines a module's class."""
-    return sys.modules[type(module).__module__]
+    """The ``modeling_*.py`` file that defines a module's class, or the class that FSDP2 or a user derived it from."""
+    files = (sys.modules[kind.__module__] for kind in type(module).__mro__)
+    return next(file for file in files if hasattr(file, "ALL_ATTENTION_FUNCTIONS"))
 
 
 def rotary_embedding(decoder: nn.Module, layer: DecoderLayer, like: Tensor, positions: Tensor) -> Any:

@@ -3,10 +3,8 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from types import MethodType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
@@ -18,17 +16,8 @@ from flexkit.patching.gate import restore, snapshot, uncertain_positions
 from flexkit.patching.images import PREFIX, check_names
 from flexkit.patching.state import Patch, get_patch
 
-__all__ = [
-    "EXPAND",
-    "FORWARD",
-    "base_forward",
-    "expand_inputs",
-    "make_forward",
-    "place_images",
-    "take_high_res",
-]
+__all__ = ["FORWARD", "base_forward", "make_forward", "place_images", "take_high_res"]
 
-EXPAND = "_expand_inputs_for_generation"
 FORWARD = "flexkit_forward"
 """Name of the forward that patching sets, by which unpatching knows it."""
 
@@ -64,24 +53,6 @@ def make_forward(signature: inspect.Signature, names: tuple[str, ...]) -> Callab
     return forward
 
 
-def expand_inputs(self: nn.Module, expand_size: int = 1, **kwargs: Any) -> Any:
-    """``_expand_inputs_for_generation`` of a patched model: high-res views are encoded once for all beams of a sample.
-
-    Generating without a cache runs the whole sequence at every step, so where the prompt ends is noted here.
-    """
-    high_res = take_high_res(kwargs)
-    ids = kwargs.get("input_ids")
-    queries = get_patch(self).config.queries
-    follows = isinstance(queries, str) and queries == "last" and high_res.get("hd_queries") is None
-    if high_res and follows and ids is not None and ids.shape[1] and kwargs.get("past_key_values") is None:
-        high_res["hd_queries"] = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) == ids.shape[1] - 1
-    original = inspect.getattr_static(type(self), EXPAND).__get__(self, type(self))
-    input_ids, model_kwargs = original(expand_size=expand_size, **kwargs)
-    if high_res and expand_size > 1:
-        high_res["hd_repeats"] = expand_size
-    return input_ids, model_kwargs | high_res
-
-
 def place_images(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of the text model: tell the call which rotary positions its images have."""
     call = kwargs.get(CALL)
@@ -91,7 +62,7 @@ def place_images(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 def base_forward(model: nn.Module) -> Callable[..., Any]:
     """The forward that a model had before it was patched."""
-    return get_patch(model).earlier_forward or MethodType(type(model).forward, model)
+    return get_patch(model).earlier_forward or partial(type(model).forward, model)
 
 
 def take_high_res(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from flexkit.zoom import Pair
 __all__ = ["PREFIX", "View", "check_names", "checked_view", "input_names", "read_images"]
 
 PREFIX = "hd_"
-_OPTIONAL = ("hd_image_sizes", "hd_queries", "hd_repeats")
+_OPTIONAL = ("hd_image_sizes", "hd_queries", "hd_repeats", "hd_image_tokens")
 
 
 def input_names(patch: Patch) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ def checked_view(model: nn.Module, patch: Patch, inputs: Mapping[str, Tensor], l
     geometry, zoom = patch.geometry, patch.config.zoom_pair
     missing = [PREFIX + name for name in geometry.inputs if PREFIX + name not in inputs]
     if missing:
-        raise HighResInputError(f"high-res inputs lack {missing}; pass all of {list(input_names(patch)[:-2])}.")
+        raise HighResInputError(f"high-res inputs lack {missing}; pass all of {list(input_names(patch)[:-3])}.")
     wrong = [f"{name} ({type(value).__name__})" for name, value in inputs.items() if not isinstance(value, Tensor)]
     if wrong:
         raise HighResInputError(f"high-res inputs must be tensors, not {', '.join(wrong)}; use return_tensors='pt'.")

@@ -10,7 +10,7 @@ __all__ = ["rows_of_mask"]
 
 
 def rows_of_mask(
-    mask: Tensor | None, rows: QueryRows, *, keys: int, past: int, is_causal: bool, sliding_window: int | None
+    mask: Tensor | None, rows: QueryRows, *, keys: int, past: int | Tensor, is_causal: bool, sliding_window: int | None
 ) -> Tensor | None:
     """The mask of the querying rows alone.
 

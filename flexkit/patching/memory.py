@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from flexkit.errors import HighResInputError
+from flexkit.lazy import lazy
 from flexkit.zoom import Pair
 
 __all__ = ["HighResMemory", "ImageSpan", "MemoryLayer", "attach_memory", "cached_memory"]
@@ -29,15 +30,31 @@ class ImageSpan:
     margins: Tensor
     """``(2,)``, int64: padded cells on each side, along rows and columns."""
     positions: Tensor | None = None
-    """``(axes, cells)``: rotary positions of the low-res tokens, known once the text model runs."""
+    """``(axes, cells)``: rotary positions of the low-res tokens, known once the text model has run them all."""
+
+    @lazy
+    def end(self) -> int:
+        """Position behind the last low-res token."""
+        return int(self.columns.max()) + 1
 
     @property
     def tokens(self) -> int:
         """Number of high-res tokens."""
         return self.grid[0] * self.zoom[0] * self.grid[1] * self.zoom[1]
 
-    def placed(self, positions: Tensor) -> "ImageSpan":
-        """The same image with its rotary positions; these must not lay out another grid."""
+    def placed(self, position_ids: Tensor, past: int) -> "ImageSpan":
+        """The same image with the rotary positions ``(axes, length)`` of its tokens behind the first ``past``."""
+        index = self.columns - past
+        length = position_ids.shape[-1]
+        positions = position_ids[:, index.clamp(0, length - 1)]
+        if self.positions is not None:
+            positions = torch.where((index >= 0) & (index < length), positions, self.positions)
+        if self.end <= past + length:
+            self._check(positions)
+        return replace(self, positions=positions)
+
+    def _check(self, positions: Tensor) -> None:
+        """Raise :class:`~flexkit.errors.HighResInputError` if rotary positions lay out another grid."""
         if len(positions) == 3 and not torch.equal(positions[1], positions[2]):  # (time, row, column)
             laid_out = tuple(len(axis.unique()) for axis in positions[1:])
             if laid_out != self.grid:
@@ -45,7 +62,6 @@ class ImageSpan:
                     f"the rotary positions of an image lay out a grid of {laid_out}, its high-res view is a zoom of "
                     f"{self.grid}; pass the high-res views in the order of the images."
                 )
-        return replace(self, positions=positions)
 
 
 @dataclass
@@ -59,6 +75,8 @@ class HighResMemory:
     """``(batch,)``, int64: which sample a row continues; beams of one sample share it."""
     projected: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """K' and V' of each layer, ``(batch, key_heads, tokens, head_dim)`` both."""
+    seen: int = 0
+    """Number of positions that the text model has run."""
     in_sequence: bool = True
     """Whether columns are positions of the decoder's sequence, or keys of a context beside it."""
 
@@ -88,14 +106,23 @@ class HighResMemory:
         mask[[span.row for span in self.images]] = True
         return mask.to(self.features.device)
 
-    def place(self, position_ids: Tensor, past: int) -> None:
-        """Note the rotary positions ``(axes, batch, length)`` of images that entered the sequence after ``past``."""
+    @property
+    def is_placed(self) -> bool:
+        """Whether all images are in the sequence: a prompt may be run in chunks."""
+        return not self.in_sequence or all(span.end <= self.seen for span in self.images)
+
+    def place(self, position_ids: Tensor, past: int | Tensor) -> None:
+        """Note the rotary positions ``(axes, batch, length)`` of images that enter the sequence behind ``past``."""
         if not self.in_sequence:
             return
+        if not isinstance(past, int):
+            if self.is_placed:
+                return
+            past = int(past)
         self.images = tuple(
-            span.placed(position_ids[:, span.row, span.columns - past]) if span.positions is None else span
-            for span in self.images
+            span.placed(position_ids[:, span.row], past) if span.end > past else span for span in self.images
         )
+        self.seen = past + position_ids.shape[-1]
 
     def joined(self, later: "HighResMemory") -> "HighResMemory":
         """This memory followed by that of later images in the same rows."""
@@ -132,12 +159,10 @@ class HighResMemory:
 
     def within(self, length: int) -> "HighResMemory | None":
         """The memory without images that a cache cropped to ``length`` no longer holds; None if none is left."""
-        if not self.in_sequence:
+        if length >= self.seen or not self.in_sequence:
             return self
-        images = tuple(span for span in self.images if int(span.columns.max()) < length)
-        if not images:
-            return None
-        return self if len(images) == len(self.images) else replace(self, images=images)
+        images = tuple(span for span in self.images if span.end <= length)
+        return replace(self, images=images, seen=length) if images else None
 
     def keys_values(
         self, layer: int, project: Callable[[], tuple[Tensor, Tensor]], keep: bool

@@ -10,15 +10,16 @@ from typing import TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+import flexkit.patching.generation  # noqa: F401 - adds to METHODS
 from flexkit.errors import ConfigError, PatchError, UnsupportedModelError
 from flexkit.patching.attention import divert, restore
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.decoder import DecoderLayer
-from flexkit.patching.forward import EXPAND, FORWARD, expand_inputs, make_forward, place_images
+from flexkit.patching.forward import FORWARD, make_forward, place_images
 from flexkit.patching.geometry import Geometry, find_geometry
 from flexkit.patching.images import input_names
 from flexkit.patching.projection import add_projections, remove_projections
-from flexkit.patching.state import ATTRIBUTE, METHODS, Patch, added_parameters, get_patch, is_patched
+from flexkit.patching.state import ATTRIBUTE, METHODS, Patch, added_parameters, get_patch, is_patched, patched_model
 
 __all__ = [
     "UntrainedProjectionsWarning",
@@ -81,8 +82,11 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
     (True, False)
     """
     if not isinstance(model, PreTrainedModel):
+        held = next((type(module).__name__ for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+        mend = f"patch the {held} that it wraps (PEFT: model.get_base_model()), best before it is wrapped"
         raise UnsupportedModelError(
-            f"{type(model).__name__} is no transformers model; build with flexkit.HierarchicalSelfAttention instead."
+            f"{type(model).__name__} is no transformers model; "
+            f"{mend if held else 'build with flexkit.HierarchicalSelfAttention instead'}."
         )
     if is_patched(model):
         raise PatchError(f"this {type(model).__name__} is patched already; call flexkit.unpatch_model(model) first.")
@@ -97,7 +101,7 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
         geometry=geometry,
         decoder=decoder,
         layers={layer.index: layer for layer in layers[first:]},
-        earlier={name: vars(model)[name] for name in (EXPAND, "forward", "generate", *METHODS) if name in vars(model)},
+        earlier={name: vars(model)[name] for name in ("forward", "generate", *METHODS) if name in vars(model)},
         hooks=[
             decoder.register_forward_pre_hook(place_images, with_kwargs=True),
             *geometry.hooks(model, layers[first:]),
@@ -107,8 +111,8 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
     for layer in patch.layers.values():
         divert(layer)
     for layer in reading:
-        add_projections(layer.attention, layer.source)
-    methods = {"forward": forward, EXPAND: expand_inputs, **METHODS}
+        add_projections(layer.attention, layer.source, model.dtype)
+    methods = {"forward": forward, **METHODS}
     vars(model).update({name: MethodType(method, model) for name, method in methods.items()}, **{ATTRIBUTE: patch})
     for module, name, function in geometry.methods(model):
         vars(module)[name] = MethodType(function, module)
@@ -140,20 +144,20 @@ def unpatch_model(model: Model) -> Model:
     PatchError
         If the model is not patched, or its forward was wrapped since.
     """
-    patch = get_patch(model)
-    forward = vars(model).get("forward")
+    patch, patched = get_patch(model), patched_model(model)
+    forward = vars(patched).get("forward")
     if getattr(forward, "__name__", None) != FORWARD:
         raise PatchError("the forward of this model was replaced after patching; undo that first, then unpatch.")
     for layer in patch.layers.values():
         restore(layer)
         remove_projections(layer.attention)
-    for module, name, _ in patch.geometry.methods(model):
+    for module, name, _ in patch.geometry.methods(patched):
         del vars(module)[name]
     for hook in patch.hooks:
         hook.remove()
-    for name in (ATTRIBUTE, EXPAND, "forward", *METHODS):
-        del vars(model)[name]
-    vars(model).update(patch.earlier)
+    for name in (ATTRIBUTE, "forward", *METHODS):
+        del vars(patched)[name]
+    vars(patched).update(patch.earlier)
     return model
 
 

@@ -4,7 +4,6 @@ The module itself is run, up to its kernel, as a twin that shares everything but
 norms of keys, rotation, latents and biases are its own, whatever its kind.
 """
 
-import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -14,14 +13,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from flexkit.patching.config_view import CALL
+from flexkit.patching.copies import floating_dtype, trainable_copy
 
 __all__ = [
     "ADDED",
     "Captured",
     "add_projections",
+    "added_dtype",
     "captured",
     "own_projections",
     "project",
+    "reached",
     "remove_projections",
     "together",
     "twin_of",
@@ -78,14 +80,15 @@ def own_projections(attention: nn.Module) -> tuple[str, ...]:
     return ()
 
 
-def add_projections(attention: nn.Module, source: nn.Module) -> None:
+def add_projections(attention: nn.Module, source: nn.Module, dtype: torch.dtype) -> None:
     """Add trainable copies of the projections of ``source``: the module itself, or the one whose keys it shares.
 
-    Of shared latents, a module may still make its own keys and values.
+    Of shared latents, a module may still make its own keys and values. Copies of quantised projections are in
+    ``dtype``.
     """
     for name in own_projections(source):
         projection = getattr(attention, name, None) or getattr(source, name)
-        setattr(attention, name + _SUFFIX, _copied(projection).requires_grad_(True))
+        setattr(attention, name + _SUFFIX, trainable_copy(projection, dtype))
 
 
 def remove_projections(attention: nn.Module) -> None:
@@ -93,6 +96,19 @@ def remove_projections(attention: nn.Module) -> None:
     for name in ADDED:
         if hasattr(attention, name):
             delattr(attention, name)
+
+
+def reached(attention: nn.Module, output: Tensor) -> Tensor:
+    """The same output, from which a gradient, if only of 0, reaches every added projection.
+
+    A batch that reads no high-res token can then be trained on like any other: its loss has a gradient, and
+    DistributedDataParallel waits for no parameter in vain.
+    """
+    for name in ADDED:
+        for parameter in getattr(attention, name, nn.Module()).parameters():
+            if parameter.requires_grad:
+                output = output + parameter.flatten()[:0].sum()
+    return output
 
 
 def project(attention: nn.Module, source: nn.Module, features: Tensor, tables: Any) -> tuple[Tensor, Tensor]:
@@ -117,6 +133,8 @@ def project(attention: nn.Module, source: nn.Module, features: Tensor, tables: A
     batch = len(features)
     # Each token is a sequence of its own: high-res tokens are a set, whatever a module does along a sequence.
     states = rearrange(features, "b n d -> (b n) 1 d")
+    # The added projections may be kept in more exact numbers than the model, for training.
+    states = states.to(added_dtype(attention, source) or states.dtype)
     known = {
         "hidden_states": states,
         "key_hidden_states": states,
@@ -156,21 +174,9 @@ def _as_sequences(tables: Any) -> Any:
     return tables if tables is None else rearrange(tables, "... b n d -> ... (b n) 1 d")
 
 
-def _copied(projection: nn.Module) -> nn.Module:
-    """A copy that keeps its weights, even where accelerate's hooks fetch the original's for each call."""
-    hooks: dict[nn.Module, Any] = {
-        module: module._hf_hook for module in projection.modules() if hasattr(module, "_hf_hook")
-    }
-    for module, hook in hooks.items():
-        hook.pre_forward(module)
-    copied = copy.deepcopy(projection, {id(hook): None for hook in hooks.values()})
-    for module, hook in hooks.items():
-        hook.post_forward(module, None)
-    for module in copied.modules():
-        if hasattr(module, "_hf_hook"):
-            for name in ("_hf_hook", "_old_forward", "forward"):
-                vars(module).pop(name, None)
-    return copied
+def added_dtype(attention: nn.Module, source: nn.Module) -> torch.dtype | None:
+    """The dtype that the added projections take, if they tell."""
+    return next((floating_dtype(attention.get_submodule(name + _SUFFIX)) for name in own_projections(source)), None)
 
 
 def twin_of(attention: nn.Module, source: nn.Module) -> Any:

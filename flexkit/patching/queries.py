@@ -22,7 +22,7 @@ def query_rows(
     memory: HighResMemory,
     named: Tensor | None,
     *,
-    past: int,
+    past: int | Tensor,
     length: int,
     repeats: int,
 ) -> QueryRows:
@@ -83,14 +83,17 @@ def _last(attended: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     return after <= max(1, logits_to_keep)
 
 
-def _named(named: Tensor, batch: int, past: int, length: int, repeats: int) -> Tensor:
+def _named(named: Tensor, batch: int, past: int | Tensor, length: int, repeats: int) -> Tensor:
     if not isinstance(named, Tensor) or named.ndim != 2:
         raise HighResInputError(f"queries must be a bool tensor (batch, positions), got {named!r}.")
     named = named.repeat_interleave(repeats, dim=0) if len(named) * repeats == batch else named
-    if named.dtype != torch.bool or len(named) != batch or named.shape[1] > past + length:
+    too_long = isinstance(past, int) and named.shape[1] > past + length
+    if named.dtype != torch.bool or len(named) != batch or too_long:
         raise HighResInputError(
             f"queries are {named.dtype} of shape {tuple(named.shape)}; expected torch.bool of shape ({batch}, "
             f"{past + length}) or shorter: one entry a position, from the start of the sequence."
         )
-    later = named.new_ones(batch, past + length - named.shape[1])
-    return torch.cat([named, later], dim=1)[:, past:]
+    if not named.shape[1]:
+        return named.new_ones(batch, length)
+    place = past + torch.arange(length, device=named.device)
+    return named[:, place.clamp_max(named.shape[1] - 1)] | (place >= named.shape[1])

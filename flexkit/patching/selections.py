@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
 from flexkit.attention.joint import selected_cells
+from flexkit.lazy import lazy
 from flexkit.patching.memory import HighResMemory, ImageSpan
 from flexkit.selection import AttentionMapSelector
 from flexkit.zoom import Pair
@@ -32,22 +32,22 @@ class ImageGroup:
         """Zoom of each image."""
         return self.images[0].zoom
 
-    @cached_property
+    @lazy
     def rows(self) -> Tensor:
         """``(images,)``: batch row of each image."""
         return torch.tensor([span.row for span in self.images], device=self.columns.device)
 
-    @cached_property
+    @lazy
     def columns(self) -> Tensor:
         """``(images, cells)``: positions of the low-res tokens in the sequence."""
         return torch.stack([span.columns for span in self.images])
 
-    @cached_property
+    @lazy
     def margins(self) -> Tensor:
         """``(images, 2)``: padded cells on each side."""
         return torch.stack([span.margins for span in self.images])
 
-    @cached_property
+    @lazy
     def tokens(self) -> Tensor:
         """``(images, tokens)``: indices of the high-res tokens in the memory."""
         starts = torch.tensor([span.start for span in self.images], device=self.columns.device)
@@ -80,20 +80,25 @@ class Selection:
             selected[group.rows[:, None], group.tokens] = rearrange(mask, "i q r c -> i (r c) q")
         return selected.transpose(1, 2)
 
-    def low_res_keys(self, batch: int, length: int, offset: int, dilation: int) -> Tensor:
+    def low_res_keys(self, batch: int, length: int, offset: int | Tensor, dilation: int) -> Tensor:
         """``(batch, queries, length)``, bool: keys of the selected cells, in a sequence that starts at ``offset``."""
         queries = self.masks[0].shape[1]
-        # One column more takes the cells that have left the key sequence.
+        # One column more takes the cells that have left the key sequence, or are still to come.
         hidden = self.masks[0].new_zeros(batch, length + 1, queries)
         for group, mask in zip(self.groups, self.masks, strict=True):
             cells = selected_cells(mask, group.zoom, dilation=dilation)
-            columns = group.columns - offset
-            columns = columns.masked_fill(columns < 0, length)
+            columns, inside = _within(group.columns - offset, length)
+            columns = columns.masked_fill(~inside, length)
             hidden[group.rows[:, None], columns] = rearrange(cells, "i q r c -> i (r c) q")
         return hidden[:, :length].transpose(1, 2)
 
 
-def bias_of_tokens(bias: Tensor, groups: tuple[ImageGroup, ...], memory: HighResMemory, offset: int) -> Tensor:
+def _within(columns: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Indices that may be used on ``length`` keys, and which of them were inside."""
+    return columns.clamp(0, length - 1), (columns >= 0) & (columns < length)
+
+
+def bias_of_tokens(bias: Tensor, groups: tuple[ImageGroup, ...], memory: HighResMemory, offset: int | Tensor) -> Tensor:
     """Position bias of the high-res tokens: that of the cells in which they lie, 0 for cells behind the window.
 
     Parameters
@@ -104,7 +109,7 @@ def bias_of_tokens(bias: Tensor, groups: tuple[ImageGroup, ...], memory: HighRes
         The images.
     memory : HighResMemory
         The high-res tokens.
-    offset : int
+    offset : int or torch.Tensor
         Position in the sequence of the first key.
 
     Returns
@@ -115,8 +120,8 @@ def bias_of_tokens(bias: Tensor, groups: tuple[ImageGroup, ...], memory: HighRes
     batch, heads, queries, _ = bias.shape
     whole = bias.new_zeros(batch, memory.features.shape[1], heads, queries)
     for group in groups:
-        columns = group.columns - offset
-        cells = bias[group.rows[:, None], :, :, columns.clamp_min(0)] * (columns >= 0)[..., None, None]
+        columns, inside = _within(group.columns - offset, bias.shape[-1])
+        cells = bias[group.rows[:, None], :, :, columns] * inside[..., None, None]
         rows, (zoom_rows, zoom_columns) = group.grid[0], group.zoom
         whole[group.rows[:, None], group.tokens] = repeat(
             cells, "i (r c) h q -> i (r y c x) h q", r=rows, y=zoom_rows, x=zoom_columns
@@ -129,7 +134,7 @@ def select_tokens(
     selector: AttentionMapSelector,
     groups: tuple[ImageGroup, ...],
     attention: Tensor,
-    offset: int,
+    offset: int | Tensor,
     visible: Tensor,
     positions: Tensor,
     before: Selection | None,
@@ -152,7 +157,7 @@ def select_tokens(
         The images.
     attention : torch.Tensor
         ``(batch, heads, queries, keys)``: softmax attention over the base keys.
-    offset : int
+    offset : int or torch.Tensor
         Position in the sequence of the first key.
     visible : torch.Tensor
         ``(batch, queries, keys)``, bool: the keys that a querying row sees.
@@ -169,16 +174,14 @@ def select_tokens(
     """
     masks, maps = [], []
     for index, group in enumerate(groups):
-        columns = group.columns - offset
-        inside = (columns >= 0).all(-1)
-        columns = columns.clamp_min(0)
+        columns, inside = _within(group.columns - offset, attention.shape[-1])
         rows = group.rows[:, None]
         scores = selector.scores(
             rearrange(attention[rows, :, :, columns], "i n h q -> i h q n"), group.grid, group.margins
         )
         mask = selector.select(scores, group.zoom, layer=layer)
         behind = positions[group.rows] >= group.columns.amax(-1, keepdim=True)
-        complete = (behind if sparse else visible[rows, :, columns].all(1)) & inside[:, None]
+        complete = (behind if sparse else visible[rows, :, columns].all(1)) & inside.all(-1)[:, None]
         if selector.uses_scores:
             older = before.masks[index] if before is not None else torch.zeros_like(mask)
             mask = torch.where(complete[:, :, None, None], mask, older)

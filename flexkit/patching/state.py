@@ -11,12 +11,13 @@ from flexkit.errors import PatchError
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.decoder import DecoderLayer
 from flexkit.patching.projection import ADDED
+from flexkit.patching.wrappers import inner, inside
 
 if TYPE_CHECKING:
     from flexkit.patching.call import FlexCall
     from flexkit.patching.geometry.base import Geometry
 
-__all__ = ["ATTRIBUTE", "METHODS", "Patch", "added_parameters", "get_patch", "is_patched"]
+__all__ = ["ATTRIBUTE", "METHODS", "Patch", "added_parameters", "get_patch", "is_patched", "patched_model"]
 
 ATTRIBUTE = "_flexkit_patch"
 METHODS: dict[str, Callable[..., Any]] = {}
@@ -53,7 +54,7 @@ class Patch:
 
     def before(self, layer: int) -> int:
         """The patched layer in front of ``layer``; -1 if there is none. Layers without attention do not count."""
-        return max((index for index in self.layers if index < layer), default=-1)
+        return max([-1, *[index for index in self.layers if index < layer]])
 
     def source(self, layer: int) -> int:
         """The layer whose map selects what ``layer`` reads."""
@@ -73,14 +74,14 @@ class Patch:
 
 
 def is_patched(model: nn.Module) -> bool:
-    """Whether ``model`` is patched.
+    """Whether ``model``, or a model that it wraps (PEFT, DistributedDataParallel), is patched.
 
     Parameters
     ----------
     model : torch.nn.Module
         Any module.
     """
-    return ATTRIBUTE in vars(model)
+    return inside(model, ATTRIBUTE) is not None
 
 
 def get_patch(model: nn.Module) -> Patch:
@@ -89,30 +90,44 @@ def get_patch(model: nn.Module) -> Patch:
     Parameters
     ----------
     model : torch.nn.Module
-        A patched model.
+        A patched model, or what wraps it.
 
     Raises
     ------
     PatchError
         If the model is not patched.
     """
-    if not is_patched(model):
-        raise PatchError(f"this {type(model).__name__} is not patched; call flexkit.patch_model(model) first.")
-    patch: Patch = vars(model)[ATTRIBUTE]
+    patch: Patch = vars(patched_model(model))[ATTRIBUTE]
     return patch
 
 
+def patched_model(model: nn.Module) -> nn.Module:
+    """The patched model that ``model`` is or wraps.
+
+    Raises
+    ------
+    PatchError
+        If there is none.
+    """
+    patched = inside(model, ATTRIBUTE)
+    if patched is None:
+        raise PatchError(f"this {type(model).__name__} is not patched; call flexkit.patch_model(model) first.")
+    return patched
+
+
 def added_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that patching added, by their names in the model's ``state_dict``.
+    """The parameters that patching added, by their names in the ``state_dict`` of the patched model alone.
+
+    Adapters that PEFT puts on an added projection are not among them; a copy that it trains in its place is.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A patched model.
+        A patched model, or what wraps it.
     """
-    get_patch(model)
     return {
-        name: parameter
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if any(part in ADDED for part in name.split("."))
+        f"{path}.{name}": parameter
+        for path, module in patched_model(model).named_modules(remove_duplicate=False)
+        if path.rpartition(".")[-1] in ADDED
+        for name, parameter in inner(module).named_parameters()
     }

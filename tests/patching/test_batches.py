@@ -20,6 +20,7 @@ from tests.patching.ways import (
     patched,
     row_of,
 )
+from tests.versions import expands_images_by_row, resets_by_emptying
 from tests.zoo import IMAGE, Row
 
 MIXED = (Row((None, None), 3), Row((None,), 5), Row((None, None, None), 2), Row((), 4))
@@ -42,6 +43,7 @@ def test_returned_beams_are_those_of_their_own_row(name: str) -> None:
         assert_close(together.sequences_scores[returned], alone.sequences_scores)
 
 
+@expands_images_by_row
 @families
 @pytest.mark.parametrize("way", BEAMS)
 def test_every_returned_sequence_saw_the_images_of_its_row(name: str, way: str) -> None:
@@ -70,6 +72,7 @@ def test_every_returned_sequence_saw_the_images_of_its_row(name: str, way: str) 
             assert_close(logits[source], forced[step])
 
 
+@expands_images_by_row
 @families
 def test_sampled_sequences_of_a_sure_model_are_greedy(name: str) -> None:
     model, inputs = patched(name), inputs_of(name, MIXED)
@@ -138,6 +141,7 @@ def test_reordering_twice_comes_back(name: str) -> None:
     assert torch.equal(decoder.step(WORDS[:, :1]), untouched.step(WORDS[:, :1]))
 
 
+@resets_by_emptying
 @families
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_a_reset_cache_forgets_the_images(name: str, kind: str) -> None:

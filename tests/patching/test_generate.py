@@ -21,6 +21,7 @@ from tests.patching.ways import (
     patched,
     plain,
 )
+from tests.versions import expands_images_by_row, finds_second_images
 from tests.zoo import IMAGE, Row, low_res
 
 ONE = (Row((None,), 6),)
@@ -76,6 +77,7 @@ def test_words_only(name: str) -> None:
     assert_same_logits(generate(model, inputs, hd_image_sizes=None, hd_queries=None), generate(plain(name), inputs))
 
 
+@expands_images_by_row
 @families
 def test_no_cache_with_beams(name: str) -> None:
     model, inputs = patched(name), inputs_of(name)
@@ -185,7 +187,14 @@ def test_conversation_goes_on_in_the_kept_cache(name: str, again: str) -> None:
     assert (base - afresh).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("name", "given"), [("llava", "all ids"), ("llava", "new ids"), ("gemma3", "all ids")])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("llava", "all ids"),
+        ("llava", "new ids"),
+        pytest.param("gemma3", "all ids", marks=finds_second_images),
+    ],
+)
 def test_a_second_turn_brings_a_second_image(name: str, given: str) -> None:
     """Where the base model can: Gemma 3 given new ids alone answers otherwise, Qwen2.5-VL misses the earlier grids."""
     model, inputs, later = patched(name), inputs_of(name, ONE), inputs_of(name, ONE, seed=5)

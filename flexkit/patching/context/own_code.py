@@ -16,8 +16,10 @@ from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import EncoderDecoderCache
 
 from flexkit.patching.config_view import CALL
+from flexkit.patching.projection import reached
 
 if TYPE_CHECKING:
+    from flexkit.patching.call import FlexCall
     from flexkit.patching.context.carriers import Find
     from flexkit.patching.context.sites import Site
 
@@ -143,11 +145,21 @@ def _read(
     find: "Find",
 ) -> Any:
     call = find(module, args, kwargs, source)
-    if call is None:
+    own: Tensor = output[0] if isinstance(output, tuple) else output
+    read = own if call is None else _reading(module, args, kwargs, own, call, index)
+    if module.training:
+        read = reached(module, read)
+    if read is own:
         return None
+    return (read, *output[1:]) if isinstance(output, tuple) else read
+
+
+def _reading(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], own: Tensor, call: "FlexCall", index: int
+) -> Tensor:
+    """The output ``own`` of a module with the rows of a call changed that read."""
     given = {name: value for name, value in kwargs.items() if name != CALL}
     heads = READERS[type(module).__name__](module, *args, **given)
-    own: Tensor = output[0] if isinstance(output, tuple) else output
 
     def attend(base: Tensor) -> Tensor:
         return call.attend(
@@ -167,11 +179,9 @@ def _read(
         )
 
     if heads.project is None:
-        read = attend(rearrange(own, "b n (h d) -> b n h d", h=heads.query.shape[1])).flatten(2)
-    else:
-        base = scaled_dot_product_attention(heads.query, heads.key, heads.value, heads.mask, scale=heads.scaling)
-        base = base.transpose(1, 2)
-        merged = attend(base)
-        changed = (merged != base).flatten(2).any(-1, keepdim=True)
-        read = torch.where(changed, heads.project(merged.flatten(2)), own)
-    return (read, *output[1:]) if isinstance(output, tuple) else read
+        return attend(rearrange(own, "b n (h d) -> b n h d", h=heads.query.shape[1])).flatten(2)
+    base = scaled_dot_product_attention(heads.query, heads.key, heads.value, heads.mask, scale=heads.scaling)
+    base = base.transpose(1, 2)
+    merged = attend(base)
+    changed = (merged != base).flatten(2).any(-1, keepdim=True)
+    return torch.where(changed, heads.project(merged.flatten(2)), own)

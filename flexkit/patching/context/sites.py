@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flexkit.errors import UnsupportedModelError
 from flexkit.patching.context.own_code import READERS
 from flexkit.patching.decoder import DecoderLayer
-from flexkit.patching.projection import captured, own_projections, together, twin_of
+from flexkit.patching.projection import added_dtype, captured, own_projections, together, twin_of
 
 __all__ = ["Site", "find_sites"]
 
@@ -38,7 +38,7 @@ class Site(DecoderLayer):
     def is_rotated(self) -> bool:
         return self.rotated
 
-    def first_key(self, end: int, keys: int) -> int:
+    def first_key(self, end: int | Tensor, keys: int) -> int:
         return -keys if self.behind_text else 0  # columns count from the end, or from the start, of the keys
 
     def project(self, features: Tensor, tables: Any) -> tuple[Tensor, Tensor]:
@@ -48,6 +48,7 @@ class Site(DecoderLayer):
             return super().project(features, tables)
         # Each token is a context of its own.
         states = rearrange(features, "b n d -> (b n) 1 d")
+        states = states.to(added_dtype(self.attention, self.source) or states.dtype)
         unrotated = states.new_ones(1, 1, 1), states.new_zeros(1, 1, 1)
         known = {
             "hidden_states": torch.zeros_like(states),

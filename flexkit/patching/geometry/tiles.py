@@ -28,8 +28,9 @@ TileEncoder = Callable[[PreTrainedModel, Tensor], Sequence[Tensor]]
 def encode_images(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
     """Every tile as one image: towers that take ``(images, channels, height, width)``."""
     # Video-LLaVA called them pixel_values_images in earlier versions of transformers.
-    name = next(iter(inspect.signature(features_owner(model).get_image_features).parameters))
-    return image_features(model, **{name: tiles})
+    former = "pixel_values_images"
+    accepted = inspect.signature(features_owner(model).get_image_features).parameters
+    return image_features(model, **{former if former in accepted else "pixel_values": tiles})
 
 
 def encode_samples(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:

@@ -1,0 +1,48 @@
+"""What ``generate`` asks of a patched model, beside its forward."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from flexkit.patching.images import PREFIX
+from flexkit.patching.state import METHODS, get_patch, is_patched
+
+__all__ = ["candidate_generator", "expand_inputs"]
+
+EXPAND = "_expand_inputs_for_generation"
+CANDIDATES = "_get_candidate_generator"
+
+
+def expand_inputs(self: nn.Module, expand_size: int = 1, **kwargs: Any) -> Any:
+    """``_expand_inputs_for_generation`` of a patched model: high-res views are encoded once for all beams of a sample.
+
+    The prompt is seen as a whole only here: generating without a cache runs the whole sequence at every step, and a
+    prompt may be run in chunks. So where it ends, and where its images are, is noted.
+    """
+    high_res = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
+    high_res = {name: value for name, value in high_res.items() if value is not None}
+    ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
+    if high_res and ids is not None and ids.shape[1] and (cache is None or not cache.get_seq_length()):
+        patch = get_patch(self)
+        high_res["hd_image_tokens"] = patch.geometry.image_tokens(self, ids, None).repeat_interleave(expand_size, dim=0)
+        if isinstance(patch.config.queries, str) and patch.config.queries == "last" and "hd_queries" not in high_res:
+            high_res["hd_queries"] = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) == ids.shape[1] - 1
+    original = inspect.getattr_static(type(self), EXPAND).__get__(self, type(self))
+    input_ids, model_kwargs = original(expand_size=expand_size, **kwargs)
+    if high_res and expand_size > 1:
+        high_res["hd_repeats"] = expand_size
+    return input_ids, model_kwargs | high_res
+
+
+def candidate_generator(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """``_get_candidate_generator`` of a patched model: an assistant that is not patched proposes in low resolution."""
+    assistant, inputs = kwargs.get("assistant_model"), kwargs.get("model_kwargs", {})
+    if assistant is not None and not is_patched(assistant):
+        kwargs["model_kwargs"] = {name: value for name, value in inputs.items() if not name.startswith(PREFIX)}
+    original = inspect.getattr_static(type(self), CANDIDATES).__get__(self, type(self))
+    return original(*args, **kwargs)
+
+
+METHODS.update({EXPAND: expand_inputs, CANDIDATES: candidate_generator})

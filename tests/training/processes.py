@@ -1,0 +1,133 @@
+"""What each of several processes runs: training on its share of every batch. Writes its losses and weights to a folder.
+
+torchrun --nproc-per-node 2 tests/training/processes.py FOLDER loops NAME...
+accelerate launch ... tests/training/processes.py FOLDER trainer NAME...
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import flexkit
+from flexkit.patching import get_patch
+from tests.training.stripes import Example, examples, joined, model_for
+from tests.training.trainers import losses_of, trainer_for
+from tests.zoo import low_res
+
+ROWS, STEPS = 4, 2
+Result = dict[str, Any]
+
+
+def batches(name: str) -> list[Example]:
+    """The rows of every step."""
+    return [joined(examples(name, ROWS, seed=step)) for step in range(STEPS)]
+
+
+def share(batch: Example, rank: int, world: int) -> Example:
+    """The rows of a batch that one process sees."""
+    return {key: value.chunk(world)[rank] for key, value in batch.items()}
+
+
+def ddp(model: nn.Module, **settings: Any) -> nn.Module:
+    return DistributedDataParallel(model, **settings)
+
+
+def fsdp(model: nn.Module, *, finely: bool = False) -> nn.Module:
+    for layer in get_patch(model).decoder.layers:  # type: ignore[union-attr]
+        if finely:
+            fully_shard(layer.self_attn)
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+def loop(
+    model: Any,
+    parts: list[Example],
+    wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    average: Callable[[Tensor], Any] = lambda loss: None,
+) -> Result:
+    """A training loop as anybody writes it."""
+    wrapped = wrap(model)
+    trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.5)
+    losses = []
+    for part in parts:
+        optimizer.zero_grad()
+        loss = wrapped(**part).loss
+        loss.backward()
+        optimizer.step()
+        loss = loss.detach()
+        average(loss)
+        losses.append(loss)
+    return {"losses": torch.stack(losses), "weights": whole(model)}
+
+
+def whole(model: nn.Module) -> dict[str, Tensor]:
+    """The weights, gathered where they are sharded."""
+    state = model.state_dict()
+    return {key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in state.items()}
+
+
+def with_checkpoints(model: Any) -> Any:
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def loops(name: str, folder: Path) -> dict[str, Result]:
+    """Training loops on all ways to share a model."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    parts = [share(batch, rank, world) for batch in batches(name)]
+
+    def average(loss: Tensor) -> None:
+        dist.all_reduce(loss)
+        loss /= world
+
+    results = {
+        "ddp": loop(model_for(name), parts, ddp, average),
+        # Many a base model has layers that it does not use, such as the last of LLaVA's vision tower.
+        "ddp everything": loop(
+            model_for(name, trains_all=True), parts, partial(ddp, find_unused_parameters=True), average
+        ),
+        "fsdp everything": loop(with_checkpoints(model_for(name, trains_all=True)), parts, fsdp, average),
+    }
+    results["fsdp finely"] = loop(model_for(name), parts, partial(fsdp, finely=True), average)
+    # The second process meets no high-res view: the first waits for its gradients all the same.
+    some = [part if rank == 0 else low_res(part) for part in parts]
+    results |= {f"{wrap.__name__} some": loop(model_for(name), some, wrap, average) for wrap in (ddp, fsdp)}
+    sharded = model_for(name)
+    results["fsdp"] = loop(sharded, parts, fsdp, average)
+    flexkit.save_flex(sharded, folder / name, is_main_process=rank == 0)
+    return results
+
+
+def by_trainer(name: str, folder: Path) -> dict[str, Result]:
+    """The same by transformers' Trainer, which shares the rows out itself."""
+    model, world = model_for(name), int(os.environ.get("WORLD_SIZE", 1))
+    rows = [row for step in range(STEPS) for row in examples(name, ROWS, seed=step)]
+    trainer = trainer_for(model, rows, folder, per_device_train_batch_size=ROWS // world, max_steps=STEPS, optim="sgd")
+    trainer.train()
+    shared = isinstance(trainer.model_wrapped, DistributedDataParallel)
+    return {"trainer": {"losses": losses_of(trainer), "weights": whole(model), "shared": shared}}
+
+
+def main(folder: str, task: str, *names: str) -> None:
+    torch.set_num_threads(1)
+    if task == "loops":
+        dist.init_process_group("gloo")
+    run = {"loops": loops, "trainer": by_trainer}[task]
+    results = {name: run(name, Path(folder)) for name in names}
+    torch.save(results, Path(folder) / f"{dist.get_rank()}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

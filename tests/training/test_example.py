@@ -1,0 +1,40 @@
+import importlib.util
+import math
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from flexkit import FlexProcessor
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_projections.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_projections", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_learns_and_says_so(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    losses = script.main(steps=7)
+    assert len(losses) == 7 and losses[-1] < math.log(2)
+    assert capsys.readouterr().out.strip().endswith("answered rightly: 1.00, loaded again: 1.00")
+
+
+def test_the_low_res_view_is_grey(script: ModuleType) -> None:
+    _, processor = script.small_llava()
+    collator = script.Collator(FlexProcessor(processor, 2))
+    views = []
+    for answer in script.ANSWERS:
+        np.random.seed(0)
+        views.append(collator([{"image": script.striped(answer), "answer": answer}]))
+    inside = (..., slice(4, -4), slice(4, -4))  # the resampling kernel is cut off at the edge
+    low_res, high_res = (
+        abs(views[0][key] - views[1][key])[inside].max() for key in ("pixel_values", "hd_pixel_values")
+    )
+    assert low_res < 0.05 and high_res > 1

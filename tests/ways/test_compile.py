@@ -1,0 +1,86 @@
+"""``torch.compile`` of the decode step, as ``generate`` does it with a static cache."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+import flexkit
+from tests.patching.ways import assert_same_logits, generate
+from tests.ways.questions import TOKENS, patch, patched_model, question, six
+from tests.zoo import ZOO, low_res, prompt
+
+
+@pytest.fixture(autouse=True)
+def _forget_graphs() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+def shallow_model(name: str) -> tf.PreTrainedModel:
+    """A model with one layer to look and one to read: tracing takes its time."""
+
+    def config() -> Any:
+        whole = ZOO[name].config()
+        text = whole.get_text_config()
+        text.num_hidden_layers = 2
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:2]
+        return whole
+
+    model = dataclasses.replace(ZOO[name], config=config).model()
+    return patch(model)
+
+
+def compiled(graphs: list[Any]) -> dict[str, Any]:
+    """Settings with which ``generate`` compiles the decode step to one graph, or fails; graphs are collected."""
+
+    def collect(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    config = tf.CompileConfig(fullgraph=True, backend=collect, mode=None)
+    config._compile_all_devices = True
+    return {"cache_implementation": "static", "compile_config": config}
+
+
+@six
+def test_the_decode_step_is_one_graph(name: str) -> None:
+    """One for all steps and all images; two for Gemma 3, with and without: its windows fill up while it answers."""
+    model, graphs = shallow_model(name), []
+    settings = compiled(graphs)
+    for seed in (1, 2):
+        inputs = prompt(ZOO[name], seed=seed)
+        expected = generate(model, inputs, TOKENS)
+        assert_same_logits(generate(model, inputs, TOKENS, **settings), expected)
+        base = generate(model, low_res(inputs), TOKENS)
+        assert (base.logits[1] - expected.logits[1]).abs().max() > 1e-3
+        assert len(graphs) == (2 if name == "gemma3" else 1)
+
+
+def test_a_graph_ends_with_its_patch() -> None:
+    """There is one for the patched model, one while that is disabled, and one for the plain model again."""
+    model, graphs = shallow_model("llava"), []
+    settings, inputs = compiled(graphs), question("llava").inputs
+    expected, base = (generate(model, given, TOKENS) for given in (inputs, low_res(inputs)))
+    assert_same_logits(generate(model, inputs, TOKENS, **settings), expected)
+    with flexkit.disabled(model):
+        assert_same_logits(generate(model, inputs, TOKENS, **settings), base)
+    assert_same_logits(generate(model, inputs, TOKENS, **settings), expected)
+    flexkit.unpatch_model(model)
+    assert_same_logits(generate(model, low_res(inputs), TOKENS, **settings), base)
+    assert len(graphs) == 3
+
+
+@pytest.mark.gpu
+@six
+def test_cuda_graphs(name: str) -> None:
+    """What ``generate`` does by itself on a GPU, given a static cache."""
+    model, asked = patched_model(name), question(name)
+    inputs = {key: value.cuda() for key, value in asked.inputs.items()}
+    answer = generate(model.cuda(), inputs, TOKENS, cache_implementation="static")
+    model.cpu()
+    assert torch.equal(answer.sequences.cpu(), asked.answer.sequences)
