@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from flexkit.errors import UnsupportedModelError
+from flexkit.patching.context.arrangements import AtTokens, ByRow, Frames, InSequence, RealOnes
 from flexkit.patching.context.carriers import Carrier, Door, Held, Keyword, Tag
 from flexkit.patching.context.page import Page
 from flexkit.patching.context.patches import Patches
-from flexkit.patching.context.pictures import AtTokens, ByRow, Frames, InSequence, Pictures, RealOnes
+from flexkit.patching.context.pictures import Pictures
 from flexkit.patching.context.readers import LearnedQueries, Words
 from flexkit.patching.geometry.base import Geometry
 
