@@ -6,21 +6,25 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from flexkit.patching.config_view import CALL, NAME, ConfigView, SparseConfigView
-from flexkit.patching.decoder import modeling_module
+from flexkit.patching.decoder import DecoderLayer, modeling_module
 from flexkit.patching.projection import Captured, reached
 
 __all__ = ["divert", "restore"]
 
 
-def divert(attention: nn.Module, layer: int) -> None:
-    """Let an attention module run through flexkit, as layer number ``layer``."""
-    view = SparseConfigView if hasattr(attention, "indexer") else ConfigView
-    attention.config = view(attention.config, layer)  # type: ignore[assignment]
+def divert(layer: DecoderLayer) -> None:
+    """Let the attention of a layer run through flexkit."""
+    attention: Any = layer.attention
+    if not layer.has_own_code:
+        view = SparseConfigView if hasattr(attention, "indexer") else ConfigView
+        attention.config = view(attention.config, layer.index)
 
 
-def restore(attention: nn.Module) -> None:
-    """Give an attention module its own config back."""
-    attention.config = attention.config.viewed  # type: ignore[union-attr]
+def restore(layer: DecoderLayer) -> None:
+    """Give the attention of a layer its own config back."""
+    attention: Any = layer.attention
+    if not layer.has_own_code:
+        attention.config = attention.config.viewed
 
 
 def _high_res_attention(

@@ -14,9 +14,8 @@ from flexkit.errors import PatchError
 from flexkit.lazy import lazy
 from flexkit.patching.decoder import DecoderLayer
 from flexkit.patching.masks import rows_of_mask
-from flexkit.patching.memory import HighResMemory
+from flexkit.patching.memory import HighResMemory, attach_memory
 from flexkit.patching.positions import high_res_tables
-from flexkit.patching.projection import project
 from flexkit.patching.selections import ImageGroup, Selection, bias_of_tokens, group_images, select_tokens
 from flexkit.patching.state import Patch
 from flexkit.selection import AttentionMapSelector
@@ -49,6 +48,16 @@ class FlexCall:
     def querying(self, rows: QueryRows) -> "FlexCall":
         """The same call with other querying positions, before any layer has run."""
         return FlexCall(self.patch, self.memory, rows, self.past, self.keep_projected, self.records)
+
+    def keep(self, cache: object) -> None:
+        """Leave with the KV cache what the next calls of a generation need."""
+        attach_memory(cache, self.memory)
+
+    def finish(self) -> None:
+        """Check that every layer has called, and tell those who record."""
+        self.check_visited(self.patch.layers)
+        for record in self.patch.recorders:
+            record(self)
 
     def place(self, position_ids: Tensor | None) -> None:
         """Note the rotary positions that the text model was given, ``([axes,] batch, length)``."""
@@ -100,14 +109,14 @@ class FlexCall:
         torch.Tensor
             ``base`` with the querying rows replaced.
         """
+        is_causal = is_causal and query.shape[2] > 1  # as kernels are that get no mask
         skipped = self.length - query.shape[2]
         if skipped:  # layers that share keys may run for the positions alone whose logits are kept (Gemma 4)
             query = pad(query, (0, 0, skipped, 0))
             mask, sinks, position_bias = (_behind(skipped, states) for states in (mask, sinks, position_bias))
             base = pad(base, (0, 0, 0, 0, skipped, 0))
         self.visited.add(layer)
-        left = 0 if self.patch.layers[layer].keeps_prompt else self.past + self.length - key.shape[2]
-        offset = left.clamp_min(0) if isinstance(left, Tensor) else max(0, left)
+        offset = self.patch.layers[layer].first_key(self.past + self.length, key.shape[2])
         queries = self._of_rows(query)
         scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
         row_mask = rows_of_mask(
@@ -179,6 +188,11 @@ class FlexCall:
     def _selector(self) -> AttentionMapSelector:
         return self.patch.config.selector
 
+    @property
+    def _positions(self) -> Tensor:
+        """``(batch, count)``: of the querying rows in the sequence; no context beside it is behind any of them."""
+        return self.rows.index + self.past if self.memory.in_sequence else torch.full_like(self.rows.index, -1)
+
     @lazy
     def _shared_from(self) -> Tensor | None:
         if not self.patch.config.shares_selection:
@@ -194,7 +208,7 @@ class FlexCall:
                 attention_map(logits, None if sinks is None else sinks.detach()),
                 offset,
                 (logits > -torch.inf).any(1),
-                self.rows.index + self.past,
+                self._positions,
                 self.selections.get(self.patch.before(layer)),
                 layer=layer if self.patch.config.select_from == "same" else layer + 1,
                 shared_from=self._shared_from,
@@ -211,7 +225,7 @@ class FlexCall:
         if self.patch.config.key_norm and layer.input_norm is not None:
             features = layer.input_norm(features)
         tables = high_res_tables(self.patch.decoder, layer, self.memory, self.patch.config.positions)
-        return project(layer.attention, layer.source, features, tables)
+        return layer.project(features, tables)
 
 
 def _behind(skipped: int, states: Tensor | None) -> Tensor | None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flexkit.errors import UnsupportedModelError
-from flexkit.patching.projection import own_projections
+from flexkit.patching.projection import own_projections, project
 
 __all__ = ["DecoderLayer", "find_decoder", "find_layers", "modeling_module", "rotary_embedding"]
 
@@ -30,6 +30,16 @@ class DecoderLayer:
     """What the config calls this kind of layer, where there are several."""
 
     @property
+    def has_own_code(self) -> bool:
+        """Whether its attention computes in code of its own, not by transformers' AttentionInterface."""
+        return False
+
+    @property
+    def is_rotated(self) -> bool:
+        """Whether its attention takes position embeddings for its keys."""
+        return "position_embeddings" in inspect.signature(type(self.source).forward).parameters
+
+    @property
     def is_windowed(self) -> bool:
         """Whether the layer sees a part of the sequence only."""
         named = self.kind is not None and self.kind.startswith(("sliding", "chunked"))
@@ -44,6 +54,15 @@ class DecoderLayer:
     def keeps_prompt(self) -> bool:
         """Whether the cache holds the prompt and a window of what was decoded since (Unlimited-OCR)."""
         return self.kind == "reference_sliding_attention"
+
+    def first_key(self, end: int | Tensor, keys: int) -> int | Tensor:
+        """Column of the first of its keys, where the sequence ends at ``end``."""
+        left = 0 if self.keeps_prompt else end - keys
+        return left.clamp_min(0) if isinstance(left, Tensor) else max(0, left)
+
+    def project(self, features: Tensor, tables: Any) -> tuple[Tensor, Tensor]:
+        """K' and V' of features ``(batch, tokens, dim)`` with these position embeddings."""
+        return project(self.attention, self.source, features, tables)
 
 
 def find_decoder(model: Any) -> nn.Module:
@@ -127,7 +146,7 @@ def rotary_embedding(decoder: nn.Module, layer: DecoderLayer, like: Tensor, posi
     bases = getattr(decoder.config, "layer_rope_theta", None)  # a layer with base 0 rotates nothing (Muse)
     if bases and not bases[layer.index]:
         return None
-    if rotary is None or "position_embeddings" not in inspect.signature(type(layer.source).forward).parameters:
+    if rotary is None or not layer.is_rotated:
         return None
     options = {"layer_type": layer.kind} if "layer_type" in inspect.signature(rotary.forward).parameters else {}
     if len(positions) == 1:  # text models repeat them for rotary modules that take three axes

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 
 from flexkit.patching.memory import MemoryLayer
 from flexkit.patching.queries import kept_positions
@@ -35,15 +35,21 @@ def uncertain_positions(logits: Tensor, logits_to_keep: int | Tensor, length: in
 
 
 def snapshot(cache: object) -> list[Any] | None:
-    """The layers of a KV cache as they are now; None without a cache."""
+    """What a KV cache holds now; None without a cache."""
     if not isinstance(cache, Cache):
         return None
+    if isinstance(cache, EncoderDecoderCache):
+        return [snapshot(cache.self_attention_cache), snapshot(cache.cross_attention_cache), dict(cache.is_updated)]
     # Growing layers and ours replace what they hold, so that can be shared; all others may write in place.
     replacing = (DynamicLayer, MemoryLayer)
     return [copy.copy(layer) if isinstance(layer, replacing) else copy.deepcopy(layer) for layer in cache.layers]
 
 
 def restore(cache: object, layers: list[Any] | None) -> None:
-    """Give a KV cache the layers of a :func:`snapshot` back."""
-    if isinstance(cache, Cache) and layers is not None:
+    """Give a KV cache back what a :func:`snapshot` found in it."""
+    if isinstance(cache, EncoderDecoderCache) and layers is not None:
+        restore(cache.self_attention_cache, layers[0])
+        restore(cache.cross_attention_cache, layers[1])
+        cache.is_updated = dict(layers[2])
+    elif isinstance(cache, Cache) and layers is not None:
         cache.layers[:] = layers

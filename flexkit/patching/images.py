@@ -1,6 +1,7 @@
 """Reading the high-res views of the images in a prompt."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from flexkit.patching.state import Patch
 from flexkit.selection import margin_cells
 from flexkit.zoom import Pair
 
-__all__ = ["PREFIX", "input_names", "read_images"]
+__all__ = ["PREFIX", "View", "check_names", "checked_view", "input_names", "read_images"]
 
 PREFIX = "hd_"
 _OPTIONAL = ("hd_image_sizes", "hd_queries", "hd_repeats", "hd_image_tokens")
@@ -21,6 +22,15 @@ def input_names(patch: Patch) -> tuple[str, ...]:
     """The arguments that a patched model takes besides its own."""
     names = [PREFIX + name for name in patch.geometry.inputs]
     return tuple(dict.fromkeys((*names, *_OPTIONAL)))
+
+
+def check_names(model: nn.Module, patch: Patch, inputs: Mapping[str, object]) -> None:
+    """Raise :class:`~flexkit.errors.HighResInputError` for ``hd_*`` inputs that a patched model does not take."""
+    unknown = sorted(set(inputs) - set(input_names(patch)))
+    if unknown:
+        raise HighResInputError(
+            f"{type(model).__name__} takes no {unknown}; its high-res inputs are {list(input_names(patch))}."
+        )
 
 
 def read_images(
@@ -58,6 +68,34 @@ def read_images(
         If the views do not fit the images of the prompt.
     """
     geometry, zoom = patch.geometry, patch.config.zoom_pair
+    view = checked_view(model, patch, inputs, low_res)
+    layouts = [geometry.layout(model, grid) for grid in view.grids]
+    spans = _spans(image_tokens[::repeats], view.grids, layouts, zoom, view.margins, past, geometry.overview_only)
+    features = geometry.encode(model, view.inputs, view.grids, zoom)
+    for feature, span in zip(features, spans, strict=True):
+        if len(feature) != span.tokens:
+            raise HighResInputError(
+                f"the model encoded a high-res view to {len(feature)} tokens; a {span.grid} grid zoomed {zoom} has "
+                f"{span.tokens}."
+            )
+    memory = HighResMemory.pack(features, spans, len(image_tokens) // repeats)
+    return memory if repeats == 1 else memory.repeat_interleave(repeats)
+
+
+@dataclass(frozen=True)
+class View:
+    """The high-res view of all images, found to be one."""
+
+    inputs: dict[str, Tensor]
+    """Without the prefix of their names."""
+    grids: list[Pair]
+    margins: Tensor
+    """``(images, 2)``: padded cells on each side."""
+
+
+def checked_view(model: nn.Module, patch: Patch, inputs: Mapping[str, Tensor], low_res: Mapping[str, object]) -> View:
+    """What the ``hd_*`` inputs show, checked against the model and the base model's inputs."""
+    geometry, zoom = patch.geometry, patch.config.zoom_pair
     missing = [PREFIX + name for name in geometry.inputs if PREFIX + name not in inputs]
     if missing:
         raise HighResInputError(f"high-res inputs lack {missing}; pass all of {list(input_names(patch)[:-3])}.")
@@ -71,17 +109,7 @@ def read_images(
     grids = geometry.grids(model, views, zoom)
     geometry.check_low_res(model, low_res, grids)
     margins = _margins(None if "image_sizes" in views else inputs.get("hd_image_sizes"), grids)
-    layouts = [geometry.layout(model, grid) for grid in grids]
-    spans = _spans(image_tokens[::repeats], grids, layouts, zoom, margins, past, geometry.overview_only)
-    features = geometry.encode(model, views, grids, zoom)
-    for feature, span in zip(features, spans, strict=True):
-        if len(feature) != span.tokens:
-            raise HighResInputError(
-                f"the model encoded a high-res view to {len(feature)} tokens; a {span.grid} grid zoomed {zoom} has "
-                f"{span.tokens}."
-            )
-    memory = HighResMemory.pack(features, spans, len(image_tokens) // repeats)
-    return memory if repeats == 1 else memory.repeat_interleave(repeats)
+    return View(views, grids, margins)
 
 
 def _margins(image_sizes: Tensor | None, grids: Sequence[Pair]) -> Tensor:

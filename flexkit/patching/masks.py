@@ -18,7 +18,7 @@ def rows_of_mask(
     ----------
     mask : torch.Tensor, optional
         None (the kernel is causal by itself), a padding mask ``(batch, keys)`` (FlashAttention, causal by itself
-        too), or ``(batch or 1, heads or 1, length, keys)``, bool or additive.
+        too), or ``(batch or 1, heads or 1, length or 1, keys)``, bool or additive.
     rows : QueryRows
         The querying rows.
     keys : int
@@ -41,7 +41,7 @@ def rows_of_mask(
         )
     if mask is not None and mask.ndim == 4:
         mask = mask[..., :keys]
-        mask = mask.expand(len(rows.index), -1, -1, -1).transpose(1, 2)
+        mask = mask.expand(len(rows.index), -1, rows.mask.shape[1], -1).transpose(1, 2)
         return rows.gather(mask).transpose(1, 2)
     padding = None if mask is None else mask[:, None, None, :keys].bool()
     return key_mask(rows.index + past, keys, is_causal=is_causal, sliding_window=sliding_window, mask=padding)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -77,9 +77,13 @@ class HighResMemory:
     """K' and V' of each layer, ``(batch, key_heads, tokens, head_dim)`` both."""
     seen: int = 0
     """Number of positions that the text model has run."""
+    in_sequence: bool = True
+    """Whether columns are positions of the decoder's sequence, or keys of a context beside it."""
 
     @classmethod
-    def pack(cls, features: Sequence[Tensor], spans: Sequence[ImageSpan], batch: int) -> Self:
+    def pack(
+        cls, features: Sequence[Tensor], spans: Sequence[ImageSpan], batch: int, *, in_sequence: bool = True
+    ) -> Self:
         """Lay out the features of images, each ``(tokens, dim)``, by the batch rows of their spans."""
         rows: list[list[Tensor]] = [[features[0].new_zeros(0, features[0].shape[-1])] for _ in range(batch)]
         images = []
@@ -88,7 +92,7 @@ class HighResMemory:
             images.append(replace(span, start=start))
             rows[span.row].append(image)
         packed = torch.nn.utils.rnn.pad_sequence([torch.cat(parts) for parts in rows], batch_first=True)
-        return cls(packed.detach(), tuple(images), torch.arange(batch))
+        return cls(packed.detach(), tuple(images), torch.arange(batch), in_sequence=in_sequence)
 
     @property
     def batch(self) -> int:
@@ -105,10 +109,12 @@ class HighResMemory:
     @property
     def is_placed(self) -> bool:
         """Whether all images are in the sequence: a prompt may be run in chunks."""
-        return all(span.end <= self.seen for span in self.images)
+        return not self.in_sequence or all(span.end <= self.seen for span in self.images)
 
     def place(self, position_ids: Tensor, past: int | Tensor) -> None:
         """Note the rotary positions ``(axes, batch, length)`` of images that enter the sequence behind ``past``."""
+        if not self.in_sequence:
+            return
         if not isinstance(past, int):
             if self.is_placed:
                 return
@@ -153,7 +159,7 @@ class HighResMemory:
 
     def within(self, length: int) -> "HighResMemory | None":
         """The memory without images that a cache cropped to ``length`` no longer holds; None if none is left."""
-        if length >= self.seen:
+        if length >= self.seen or not self.in_sequence:
             return self
         images = tuple(span for span in self.images if span.end <= length)
         return replace(self, images=images, seen=length) if images else None
@@ -235,11 +241,17 @@ class MemoryLayer(CacheLayerMixin):
             self.memory = self.memory.repeat_interleave(repeats)
 
 
+def _own_layers(cache: Any) -> list[CacheLayerMixin]:
+    """The layers that hold a sequence of the decoder's own, if the cache holds an encoder's beside."""
+    layers: list[CacheLayerMixin] = getattr(cache, "self_attention_cache", cache).layers
+    return layers
+
+
 def cached_memory(cache: object) -> HighResMemory | None:
     """The high-res memory that a KV cache carries, if any."""
     if not isinstance(cache, Cache):
         return None
-    carriers = [layer for layer in cache.layers if isinstance(layer, MemoryLayer)]
+    carriers = [layer for layer in _own_layers(cache) if isinstance(layer, MemoryLayer)]
     return carriers[-1].memory if carriers else None
 
 
@@ -247,11 +259,12 @@ def attach_memory(cache: object, memory: HighResMemory) -> None:
     """Let a KV cache carry ``memory``, in place of what it carried."""
     if not isinstance(cache, Cache):
         return
-    carriers = [layer for layer in cache.layers if isinstance(layer, MemoryLayer)]
+    layers = _own_layers(cache)
+    carriers = [layer for layer in layers if isinstance(layer, MemoryLayer)]
     if carriers:
         carriers[-1].memory = memory
     else:
-        cache.layers.append(MemoryLayer(memory, is_sliding=getattr(cache.layers[-1], "is_sliding", False)))
+        layers.append(MemoryLayer(memory, is_sliding=getattr(layers[-1], "is_sliding", False)))
     if getattr(cache, "offloading", False):
         # Behind its last layer a cache fetches the first again; behind ours, which stands last, it would not.
         cache.prefetch(0, cache.only_non_sliding)

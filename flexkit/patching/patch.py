@@ -14,7 +14,7 @@ import flexkit.patching.generation  # noqa: F401 - adds to METHODS
 from flexkit.errors import ConfigError, PatchError, UnsupportedModelError
 from flexkit.patching.attention import divert, restore
 from flexkit.patching.config import FlexConfig
-from flexkit.patching.decoder import DecoderLayer, find_layers
+from flexkit.patching.decoder import DecoderLayer
 from flexkit.patching.forward import FORWARD, make_forward, place_images
 from flexkit.patching.geometry import Geometry, find_geometry
 from flexkit.patching.images import input_names
@@ -92,7 +92,7 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
         raise PatchError(f"this {type(model).__name__} is patched already; call flexkit.unpatch_model(model) first.")
     geometry = find_geometry(model)
     decoder = geometry.decoder(model)
-    layers = find_layers(decoder)
+    layers = geometry.layers(model)
     config = _resolved(config or FlexConfig(), geometry, layers)
     reading = [layer for layer in layers if layer.index >= config.start_layer]  # type: ignore[operator]
     first = layers.index(reading[0]) - (config.select_from == "previous" and reading[0] is not layers[0])
@@ -101,12 +101,15 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
         geometry=geometry,
         decoder=decoder,
         layers={layer.index: layer for layer in layers[first:]},
-        earlier={name: vars(model)[name] for name in ("forward", *METHODS) if name in vars(model)},
-        hook=decoder.register_forward_pre_hook(place_images, with_kwargs=True),
+        earlier={name: vars(model)[name] for name in ("forward", "generate", *METHODS) if name in vars(model)},
+        hooks=[
+            decoder.register_forward_pre_hook(place_images, with_kwargs=True),
+            *geometry.hooks(model, layers[first:]),
+        ],
     )
     forward = make_forward(inspect.signature(model.forward), input_names(patch))
     for layer in patch.layers.values():
-        divert(layer.attention, layer.index)
+        divert(layer)
     for layer in reading:
         add_projections(layer.attention, layer.source, model.dtype)
     methods = {"forward": forward, **METHODS}
@@ -146,11 +149,12 @@ def unpatch_model(model: Model) -> Model:
     if getattr(forward, "__name__", None) != FORWARD:
         raise PatchError("the forward of this model was replaced after patching; undo that first, then unpatch.")
     for layer in patch.layers.values():
-        restore(layer.attention)
+        restore(layer)
         remove_projections(layer.attention)
     for module, name, _ in patch.geometry.methods(patched):
         del vars(module)[name]
-    patch.hook.remove()
+    for hook in patch.hooks:
+        hook.remove()
     for name in (ATTRIBUTE, "forward", *METHODS):
         del vars(patched)[name]
     vars(patched).update(patch.earlier)
@@ -218,7 +222,9 @@ def _resolved(config: FlexConfig, geometry: Geometry, layers: list[DecoderLayer]
         zoom=geometry.default_zoom if config.zoom is None else config.zoom_pair,
         policy=geometry.default_policy if config.policy is None else config.policy,
     )
-    needs_map_before = config.select_from == "previous" and config.selector.uses_scores
+    geometry.check_config(config)
+    alone = len(layers) == 1 and geometry.single_reader
+    needs_map_before = config.select_from == "previous" and config.selector.uses_scores and not alone
     lowest = layers[0].index + 1 if needs_map_before else 0
     start = config.start_layer
     if not isinstance(start, int) or not lowest <= start <= layers[-1].index:

@@ -21,6 +21,8 @@ def high_res_tables(
 
     Each table is ``(batch, tokens, width)``.
     """
+    if not layer.is_rotated:
+        return None
     placed = [_tables(decoder, layer, memory, span, kind) for span in memory.images]
     if placed[0] is None:
         return None

@@ -5,6 +5,7 @@ norms of keys, rotation, latents and biases are its own, whatever its kind.
 """
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,9 +15,29 @@ from torch import Tensor, nn
 from flexkit.patching.config_view import CALL
 from flexkit.patching.copies import floating_dtype, trainable_copy
 
-__all__ = ["ADDED", "Captured", "add_projections", "own_projections", "project", "reached", "remove_projections"]
+__all__ = [
+    "ADDED",
+    "Captured",
+    "add_projections",
+    "added_dtype",
+    "captured",
+    "own_projections",
+    "project",
+    "reached",
+    "remove_projections",
+    "together",
+    "twin_of",
+]
 
-_GROUPS = (("k_proj", "v_proj"), ("kv_a_proj_with_mqa", "kv_b_proj"), ("query_key_value",), ("key", "value"))
+_GROUPS = (
+    ("k_proj", "v_proj"),
+    ("kv_a_proj_with_mqa", "kv_b_proj"),
+    ("query_key_value",),
+    ("key", "value"),
+    ("k", "v"),
+    ("c_attn",),
+)
+_QUERIES = ("q_proj", "query", "q", "q_attn")
 _SUFFIX = "_hd"
 ADDED = tuple(name + _SUFFIX for group in _GROUPS for name in group)
 """Names of the projections that patching may add to an attention module."""
@@ -113,7 +134,7 @@ def project(attention: nn.Module, source: nn.Module, features: Tensor, tables: A
     # Each token is a sequence of its own: high-res tokens are a set, whatever a module does along a sequence.
     states = rearrange(features, "b n d -> (b n) 1 d")
     # The added projections may be kept in more exact numbers than the model, for training.
-    states = states.to(_dtype_of(attention, source) or states.dtype)
+    states = states.to(added_dtype(attention, source) or states.dtype)
     known = {
         "hidden_states": states,
         "key_hidden_states": states,
@@ -127,13 +148,23 @@ def project(attention: nn.Module, source: nn.Module, features: Tensor, tables: A
     # What else a module asks for serves its queries or its kernel, which are not reached.
     accepted = inspect.signature(type(source).forward).parameters
     arguments = {name: value for name, value in known.items() if name in accepted or name == "position_ids"}
+    key, value = captured(twin_of(attention, source), arguments)
+    return together(key, batch), together(value, batch)
+
+
+def captured(twin: Any, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Keys and values that a twin hands its kernel."""
     try:
-        type(source).forward(_twin(attention, source), **arguments, **{CALL: Captured})
+        type(twin).forward(twin, **arguments, **{CALL: Captured})
     except Captured as found:
-        key, value = (rearrange(part, "(b n) h 1 d -> b h n d", b=batch) for part in (found.key, found.value))
-        # Tiles may overflow half precision where the low-res view does not; infinity times a weight of 0 is no 0.
-        return key.nan_to_num(), value.nan_to_num()
-    raise RuntimeError(f"{type(source).__name__} ran without calling its kernel.")
+        return found.key, found.value
+    raise RuntimeError(f"{type(twin).__name__} ran without calling its kernel.")
+
+
+def together(part: Tensor, batch: int) -> Tensor:
+    """Keys or values ``(batch * tokens, key_heads, 1, head_dim)`` as ``(batch, key_heads, tokens, head_dim)``."""
+    # Tiles may overflow half precision where the low-res view does not; infinity times a weight of 0 is no 0.
+    return rearrange(part, "(b n) h 1 d -> b h n d", b=batch).nan_to_num()
 
 
 def _as_sequences(tables: Any) -> Any:
@@ -143,21 +174,24 @@ def _as_sequences(tables: Any) -> Any:
     return tables if tables is None else rearrange(tables, "... b n d -> ... (b n) 1 d")
 
 
-def _dtype_of(attention: nn.Module, source: nn.Module) -> torch.dtype | None:
+def added_dtype(attention: nn.Module, source: nn.Module) -> torch.dtype | None:
     """The dtype that the added projections take, if they tell."""
     return next((floating_dtype(attention.get_submodule(name + _SUFFIX)) for name in own_projections(source)), None)
 
 
-def _twin(attention: nn.Module, source: nn.Module) -> Any:
+def twin_of(attention: nn.Module, source: nn.Module) -> Any:
     """The source with the added projections of ``attention`` in the place of its own; it shares everything else."""
     modules = dict(source._modules)
     for name in own_projections(source):
         modules[name] = attention.get_submodule(name + _SUFFIX)
-    width = getattr(modules.get("q_proj"), "out_features", None)
-    if isinstance(width, int):
-        modules["q_proj"] = _Zeros(width)
+    for name in _QUERIES:
+        width = getattr(modules.get(name), "out_features", getattr(modules.get(name), "nf", None))
+        if isinstance(width, int):
+            modules[name] = _Zeros(width)
     if modules.get("indexer") is not None:
         modules["indexer"] = _NoIndexer()
     twin: Any = object.__new__(type(source))
-    twin.__dict__.update(vars(source), _modules=modules, config=attention.config)
+    twin.__dict__.update(vars(source), _modules=modules)
+    if hasattr(attention, "config"):
+        twin.__dict__.update(config=attention.config)
     return twin

@@ -11,9 +11,9 @@ from flexkit.errors import HighResInputError
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.memory import HighResMemory
 
-__all__ = ["kept_positions", "query_rows"]
+__all__ = ["IGNORED", "kept_positions", "query_rows"]
 
-_IGNORED = -100
+IGNORED = -100
 
 
 def query_rows(
@@ -49,7 +49,7 @@ def query_rows(
         named = config.queries.to(attended.device)
     if labels is not None:
         mask = torch.zeros_like(attended)
-        mask[:, :-1] = labels[:, 1:] != _IGNORED
+        mask[:, :-1] = labels[:, 1:] != IGNORED
     elif named is not None:
         mask = _named(named, memory.batch, past, length, repeats)
     elif config.queries == "all":

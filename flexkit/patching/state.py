@@ -10,12 +10,12 @@ from torch.utils.hooks import RemovableHandle
 from flexkit.errors import PatchError
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.decoder import DecoderLayer
-from flexkit.patching.geometry import Geometry
 from flexkit.patching.projection import ADDED
 from flexkit.patching.wrappers import inner, inside
 
 if TYPE_CHECKING:
     from flexkit.patching.call import FlexCall
+    from flexkit.patching.geometry.base import Geometry
 
 __all__ = ["ATTRIBUTE", "METHODS", "Patch", "added_parameters", "get_patch", "is_patched", "patched_model"]
 
@@ -30,13 +30,13 @@ class Patch:
 
     config: FlexConfig
     """The settings, with what followed the model filled in."""
-    geometry: Geometry
+    geometry: "Geometry"
     decoder: nn.Module
     layers: dict[int, DecoderLayer]
     """The layers whose attention is patched: those that read, and those whose map is read."""
     earlier: dict[str, Any]
     """What somebody had set on the instance before, where patching sets something."""
-    hook: RemovableHandle
+    hooks: list[RemovableHandle]
     disabled: int = 0
     """How many ``disabled`` blocks are open."""
     recorders: list[Callable[["FlexCall"], None]] = field(default_factory=list)

@@ -17,9 +17,9 @@ from flexkit import FlexConfig
 from flexkit.patching import get_patch
 from flexkit.patching.decoder import modeling_module
 from flexkit.patching.memory import ImageSpan, cached_memory
-from tests.zoo import ZOO, Family, Row, low_res, prompt
+from tests.zoo import IN_SEQUENCE, Family, Row, low_res, prompt
 
-every_family = pytest.mark.parametrize("family", ZOO.values(), ids=list(ZOO))
+every_family = pytest.mark.parametrize("family", IN_SEQUENCE.values(), ids=list(IN_SEQUENCE))
 
 
 @contextmanager

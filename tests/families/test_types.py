@@ -12,7 +12,7 @@ from flexkit import FlexConfig, UnsupportedModelError
 from flexkit.patching import get_patch
 from flexkit.patching.geometry.families import REFUSED as REASONS
 from tests.matrix import COLUMNS
-from tests.zoo import REFUSED, ZOO
+from tests.zoo import CONTEXT, REFUSED, ZOO
 
 MODELS = ZOO | {family.name: family for family in REFUSED}
 
@@ -32,12 +32,17 @@ def test_type(model_type: str, fact: Any) -> None:
         return
     flexkit.patch_model(model, FlexConfig(start_layer=0, select_from="same"), trained=True)
     patch = get_patch(model)
-    read, every = len(patch.layers), len(patch.decoder.layers)  # type: ignore[arg-type]
+    beside = family.name in CONTEXT
+    every = patch.layers if beside else patch.decoder.layers
     names = {name for layer in patch.layers.values() for name, _ in layer.attention.named_children() if "_hd" in name}
     facts = {
         "patched": "yes",
         "image tokens": type(patch.geometry).__name__,
-        "read in": "every layer" if read == every else "layers with attention",
+        "read in": "attention to the image"
+        if beside
+        else "every layer"
+        if len(patch.layers) == len(every)
+        else "layers with attention",
         "added": ", ".join(sorted(names)),
     }
     fact(model_type, facts)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers.cache_utils import EncoderDecoderCache
 
 import flexkit
 from flexkit import Border, Center, Everything, FlexConfig, Nothing, Random, Threshold, TopK, TopP
@@ -109,6 +110,8 @@ def position_ids(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 def keys_values(cache: Any) -> list[Tensor]:
     """All keys and values of the decoder layers in a cache."""
+    if isinstance(cache, EncoderDecoderCache):
+        return keys_values(cache.self_attention_cache) + keys_values(cache.cross_attention_cache)
     return [
         states
         for layer in cache.layers

@@ -11,7 +11,7 @@ from tests.zoo.few import FEW
 from tests.zoo.glm import GLM
 from tests.zoo.granite import GRANITE
 from tests.zoo.minicpm import MINICPM
-from tests.zoo.ocr import OCR
+from tests.zoo.ocr import DEEPSEEK_OCR2, OCR
 from tests.zoo.prompts import Row, low_res, prompt
 from tests.zoo.qwen import QWEN
 from tests.zoo.raster import RASTER
@@ -27,9 +27,11 @@ from tests.zoo.tiny import TEXT, VISION
 from tests.zoo.towers import TOWERS
 
 __all__ = [
+    "CONTEXT",
     "END",
     "FAMILIES",
     "IMAGE",
+    "IN_SEQUENCE",
     "MAIN",
     "PAD",
     "REFUSED",
@@ -48,6 +50,8 @@ __all__ = [
 
 FAMILIES = {family.name: family for family in FEW}
 """Those that the laws are tried on in depth."""
+CONTEXT = {family.name: family for family in (*CROSS, *ENCODER_DECODER, *RESAMPLERS, DEEPSEEK_OCR2)}
+"""Those whose attention reads the image from a context beside the decoder's sequence."""
 MAIN = ("llava", "qwen2_5_vl", "gemma3")
 """Families that differ in structure; the others differ from these in their language model only."""
 
@@ -79,7 +83,10 @@ ZOO = {
         *CROSS,
         *ENCODER_DECODER,
         *RESAMPLERS,
+        DEEPSEEK_OCR2,
     )
     if _known(family.name)
 }
 """All kinds that transformers has."""
+IN_SEQUENCE = {name: family for name, family in ZOO.items() if name not in CONTEXT}
+"""Those whose image tokens stand in the decoder's own sequence."""

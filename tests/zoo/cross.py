@@ -7,7 +7,7 @@ import torch
 import transformers as tf
 from torch import Tensor
 
-from tests.zoo.family import END, IMAGE, START, Family, Grid, nothing
+from tests.zoo.family import END, IMAGE, LEARNED_POSITIONS, START, Family, Grid, nothing
 from tests.zoo.pixels import positions_of_images, square, stacked
 from tests.zoo.tiny import TEXT, VISION, config
 
@@ -115,8 +115,15 @@ def _between_marks(grid: Grid) -> list[int]:
 CROSS = (
     Family("mllama", _mllama, square, _one_tile, tokens=_mark, finish=_from_image_on),
     Family("idefics", _idefics, square, tokens=_between_marks, finish=_with_mask),
-    Family("idefics-resampler", lambda: _idefics(use_resampler=True), square, tokens=_between_marks, finish=_with_mask),
-    Family("git", _git, square, tokens=nothing, one_image=True),
-    Family("blip", _blip, square, tokens=nothing, one_image=True),
+    Family(
+        "idefics-resampler",
+        lambda: _idefics(use_resampler=True),
+        square,
+        tokens=_between_marks,
+        finish=_with_mask,
+        learned_queries=True,
+    ),
+    Family("git", _git, square, tokens=nothing, one_image=True, right_padding=LEARNED_POSITIONS),
+    Family("blip", _blip, square, tokens=nothing, one_image=True, right_padding=LEARNED_POSITIONS),
 )
 """Cross-attention layers in the decoder, or image tokens in front of a text without placeholders for them."""

@@ -7,11 +7,11 @@ import torch
 import transformers as tf
 from torch import Tensor
 
-from tests.zoo.family import END, IMAGE, START, Family, Grid, nothing
+from tests.zoo.family import END, IMAGE, LEARNED_POSITIONS, START, Family, Grid, nothing
 from tests.zoo.pixels import numbered_patches, picture, square
 from tests.zoo.tiny import BART, SAM, TEXT, VISION, config
 
-__all__ = ["ENCODER_DECODER"]
+__all__ = ["BERT", "ENCODER_DECODER", "SWIN", "VIT", "vision_encoder_decoder"]
 
 _TOWER: dict[str, Any] = {**VISION, "image_size": 42}
 """Three by three patches."""
@@ -106,15 +106,15 @@ def _pp_formulanet() -> tf.PreTrainedConfig:
     return config("pp_formulanet", text_config=BART, vision_config=vision)
 
 
-def _vision_encoder_decoder(encoder: dict[str, Any], decoder: dict[str, Any]) -> tf.PreTrainedConfig:
+def vision_encoder_decoder(encoder: dict[str, Any], decoder: dict[str, Any]) -> tf.PreTrainedConfig:
     decoder = {**decoder, "is_decoder": True, "add_cross_attention": True}
     return config(
         "vision-encoder-decoder", encoder=encoder, decoder=decoder, decoder_start_token_id=_START, pad_token_id=0
     )
 
 
-_VIT: dict[str, Any] = {**_TOWER, "model_type": "vit"}
-_BERT: dict[str, Any] = {
+VIT: dict[str, Any] = {**_TOWER, "model_type": "vit"}
+BERT: dict[str, Any] = {
     **TEXT,
     "model_type": "bert",
     "hidden_dropout_prob": 0.0,
@@ -129,7 +129,7 @@ _GPT2: dict[str, Any] = {
     "embd_pdrop": 0.0,
     "attn_pdrop": 0.0,
 }
-_SWIN: dict[str, Any] = {
+SWIN: dict[str, Any] = {
     "model_type": "donut-swin",
     "image_size": [32, 48],
     "patch_size": 4,
@@ -170,9 +170,25 @@ def _on_page(settings: Any, inputs: dict[str, Tensor], images: Sequence[int]) ->
 
 
 ENCODER_DECODER = (
-    Family("florence2", _florence2, picture(48, 48), tokens=_mean_before, finish=_to_encoder),
-    Family("t5gemma2", _t5gemma2, _four, grid=(2, 2), finish=_to_encoder),
-    Family("udop", _udop, picture(42, 42), tokens=nothing, finish=_on_page, one_image=True),
+    Family(
+        "florence2",
+        _florence2,
+        picture(48, 48),
+        tokens=_mean_before,
+        finish=_to_encoder,
+        stream="decoder_",
+        right_padding=LEARNED_POSITIONS,
+    ),
+    Family("t5gemma2", _t5gemma2, _four, grid=(2, 2), finish=_to_encoder, stream="decoder_"),
+    Family(
+        "udop",
+        _udop,
+        picture(42, 42),
+        tokens=nothing,
+        finish=_on_page,
+        one_image=True,
+        stream="decoder_",
+    ),
     Family(
         "pix2struct",
         _pix2struct,
@@ -181,23 +197,35 @@ ENCODER_DECODER = (
         tokens=nothing,
         finish=_whole_image,
         one_image=True,
+        stream="decoder_",
     ),
-    Family("pp_formulanet", _pp_formulanet, square, tokens=nothing, finish=_to_decoder, one_image=True),
+    Family(
+        "pp_formulanet",
+        _pp_formulanet,
+        square,
+        tokens=nothing,
+        finish=_to_decoder,
+        one_image=True,
+        stream="decoder_",
+        right_padding=LEARNED_POSITIONS,
+    ),
     *(
         Family(
             name,
-            lambda encoder=encoder, decoder=decoder: _vision_encoder_decoder(encoder, decoder),
+            lambda encoder=encoder, decoder=decoder: vision_encoder_decoder(encoder, decoder),
             pixels,
             grid=grid,
             tokens=nothing,
             finish=_to_decoder,
             one_image=True,
+            stream="decoder_",
+            right_padding=LEARNED_POSITIONS,
         )
         for name, encoder, decoder, pixels, grid in (
-            ("vision-encoder-decoder", _VIT, _BERT, picture(42, 42), (3, 3)),
-            ("vision-encoder-decoder-gpt2", _VIT, _GPT2, picture(42, 42), (3, 3)),
-            ("vision-encoder-decoder-trocr", _VIT, {**BART, "model_type": "trocr"}, picture(42, 42), (3, 3)),
-            ("vision-encoder-decoder-donut", _SWIN, {**BART, "model_type": "mbart"}, picture(32, 48), (2, 3)),
+            ("vision-encoder-decoder", VIT, BERT, picture(42, 42), (3, 3)),
+            ("vision-encoder-decoder-gpt2", VIT, _GPT2, picture(42, 42), (3, 3)),
+            ("vision-encoder-decoder-trocr", VIT, {**BART, "model_type": "trocr"}, picture(42, 42), (3, 3)),
+            ("vision-encoder-decoder-donut", SWIN, {**BART, "model_type": "mbart"}, picture(32, 48), (2, 3)),
         )
     ),
 )

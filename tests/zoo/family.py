@@ -23,6 +23,9 @@ Finish = Callable[[Any, dict[str, Tensor], Sequence[int]], dict[str, Tensor]]
 """Config, words and images of the base model, and number of images of each batch row, to what the model takes."""
 
 
+LEARNED_POSITIONS = "its positions are learned, and count the padding in front"
+
+
 def nothing(grid: Grid) -> list[int]:
     """No token: the model itself puts an image in its place."""
     return []
@@ -79,6 +82,14 @@ class Family:
     """Makes the inputs of the base model of words and images, if these are not just those."""
     one_image: bool = False
     """Whether every row of a batch shows exactly one image."""
+    stream: str = ""
+    """What the names of the inputs begin with that hold the text which the model continues."""
+    learned_queries: bool = False
+    """Whether learned queries read the image, and no word does."""
+    needs_image: bool = False
+    """Whether the base model takes no prompt without one."""
+    right_padding: str = ""
+    """Why the base model answers otherwise to prompts that are padded on the left, if it does."""
     prepare: Callable[[tf.PreTrainedModel], None] | None = None
     """What a model needs to run in float64."""
 

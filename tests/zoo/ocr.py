@@ -55,5 +55,5 @@ def _queries(grid: Grid) -> list[int]:
 
 
 OCR = (Family("unlimited_ocr", _unlimited_ocr, picture(_SIZE, _SIZE), tokens=_with_newlines),)
-DEEPSEEK_OCR2 = Family("deepseek_ocr2", _deepseek_ocr2, picture(_SIZE, _SIZE), tokens=_queries)
+DEEPSEEK_OCR2 = Family("deepseek_ocr2", _deepseek_ocr2, picture(_SIZE, _SIZE), tokens=_queries, learned_queries=True)
 """Its image tokens are learned queries that have read the patches, and lie on no grid themselves."""

@@ -132,14 +132,23 @@ def _queries_of_frames(grid: Grid) -> list[int]:
 
 
 RESAMPLERS = (
-    Family("aria", _aria, square, tokens=_queries),
-    Family("blip-2", lambda: _blip("blip-2", image_token_index=IMAGE), square, tokens=_queries),
+    Family("aria", _aria, square, tokens=_queries, learned_queries=True),
+    Family(
+        "blip-2",
+        lambda: _blip("blip-2", image_token_index=IMAGE),
+        square,
+        tokens=_queries,
+        learned_queries=True,
+        needs_image=True,
+    ),
     Family(
         "instructblip",
         lambda: _blip("instructblip", image_token_index=IMAGE),
         square,
         tokens=_queries,
         finish=_instructed,
+        learned_queries=True,
+        needs_image=True,
     ),
     Family(
         "instructblipvideo",
@@ -147,9 +156,28 @@ RESAMPLERS = (
         _frames,
         tokens=_queries_of_frames,
         finish=_instructed,
+        learned_queries=True,
+        needs_image=True,
     ),
-    Family("idefics2", _idefics2, square, tokens=_queries, finish=_by_row),
-    Family("kosmos-2", _kosmos2, square, tokens=_queries, finish=_placed, prepare=_masks_in_float64),
-    Family("kosmos-2.5", _kosmos2_5, numbered_patches, grid=(2, 3), tokens=_queries, finish=_placed),
+    Family("idefics2", _idefics2, square, tokens=_queries, finish=_by_row, learned_queries=True),
+    Family(
+        "kosmos-2",
+        _kosmos2,
+        square,
+        tokens=_queries,
+        finish=_placed,
+        learned_queries=True,
+        needs_image=True,
+        prepare=_masks_in_float64,
+    ),
+    Family(
+        "kosmos-2.5",
+        _kosmos2_5,
+        numbered_patches,
+        grid=(2, 3),
+        tokens=_queries,
+        finish=_placed,
+        learned_queries=True,
+    ),
 )
 """Q-Formers and perceivers."""

@@ -6,10 +6,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
-from flexkit.patching.decoder import find_decoder
+from flexkit.patching.call import FlexCall
+from flexkit.patching.config import FlexConfig
+from flexkit.patching.config_view import CALL
+from flexkit.patching.decoder import DecoderLayer, find_decoder, find_layers
+from flexkit.patching.in_sequence import prepare
+from flexkit.patching.state import Patch
 from flexkit.selection import Policy, Threshold
 from flexkit.zoom import Pair
 
@@ -70,6 +76,33 @@ class Geometry(ABC):
     def methods(self, model: PreTrainedModel) -> Iterable[tuple[nn.Module, str, Callable[..., Any]]]:
         """Functions that stand for methods of the model's parts while it is patched: module, name, function."""
         return ()
+
+    single_reader: ClassVar[bool] = False
+    """Whether a model may have one layer only, which then reads what it has selected itself."""
+
+    # What follows differs only where attention reads the image beside the decoder's sequence (patching/context).
+
+    def layers(self, model: PreTrainedModel) -> list[DecoderLayer]:
+        """The layers whose attention sees the image, in the order in which they run."""
+        return find_layers(self.decoder(model))
+
+    def check_config(self, config: FlexConfig) -> None:
+        """Raise :class:`~flexkit.errors.ConfigError` if a setting means nothing to models of this kind."""
+        return
+
+    def hooks(self, model: PreTrainedModel, layers: Sequence[DecoderLayer]) -> list[RemovableHandle]:
+        """Hooks that a model carries while these layers of it are patched, besides those of every patched model."""
+        return []
+
+    def prepare(
+        self, model: nn.Module, patch: Patch, high_res: dict[str, Any], inputs: dict[str, Any]
+    ) -> FlexCall | None:
+        """The call that high-res and base inputs describe together; None if they ask for the base model."""
+        return prepare(model, patch, high_res, inputs)
+
+    def run(self, forward: Callable[..., Any], call: FlexCall, inputs: Mapping[str, Any]) -> Any:
+        """Run the base model's forward so that its attention gets the call."""
+        return forward(**inputs, **{CALL: call})
 
     def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
         """Raise :class:`~flexkit.errors.HighResInputError` if the base model's inputs contradict the high-res view."""

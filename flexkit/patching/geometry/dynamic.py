@@ -57,7 +57,7 @@ class DynamicGrid(AnySize):
         # One tensor for all images, or one for each: that depends on the family.
         tokens = torch.cat(image_features(model, **{name: inputs[name] for name in self.inputs}))
         cells = [self.layout(model, (rows * zoom[0], columns * zoom[1])) for rows, columns in grids]
-        features = tokens.split([len(kept) for kept in cells])
+        features = torch.split(tokens, [len(kept) for kept in cells])
         return [image[kept.to(image.device)] for image, kept in zip(features, cells, strict=True)]
 
 

@@ -187,7 +187,6 @@ FAMILIES: dict[str, Geometry | Callable[[Any], Geometry]] = {
 """A model type's geometry, or what chooses one by the model's config."""
 
 REFUSED: dict[str, str] = {
-    "deepseek_ocr2": "its image tokens are learned queries that have read the whole image, so none of them is a place",
     "diffusion_gemma": "its decoder denoises a block of tokens at once, so no position reads before it answers",
     "evolla": "it looks at proteins, not at images",
     "mistral4": "it is a language model without images",

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 from flexkit.errors import ConfigError, UnsupportedModelError
+from flexkit.patching.context.families import CONTEXTS
 from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.geometry.families import FAMILIES, REFUSED
 
 __all__ = ["find_geometry", "register_geometry", "supported_models"]
 
-_registered: dict[str, Geometry | Callable[[Any], Geometry]] = dict(FAMILIES)
+_registered: dict[str, Geometry | Callable[[Any], Geometry]] = FAMILIES | CONTEXTS
 
 
 def supported_models() -> list[str]:

@@ -1,0 +1,35 @@
+"""``generate`` of models whose image stands in a context: some read it before their forward is called, or without."""
+
+from types import MethodType
+from typing import TYPE_CHECKING, Any, cast
+
+from flexkit.patching.call import FlexCall
+from flexkit.patching.context.carriers import carried
+from flexkit.patching.forward import take_high_res
+from flexkit.patching.images import check_names
+from flexkit.patching.state import get_patch
+
+if TYPE_CHECKING:
+    from flexkit.patching.context.geometry import Context
+
+__all__ = ["generate"]
+
+
+def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """``generate`` of a patched model: high-res views are read before it begins, and carried until it ends."""
+    patch = get_patch(self)
+    base = patch.earlier.get("generate") or MethodType(type(self).generate, self)
+    high_res = take_high_res(kwargs)
+    if patch.disabled or not high_res:
+        return base(*args, **kwargs)
+    check_names(self, patch, high_res)
+    inputs = {name: value for name, value in kwargs.items() if name in self.forward.__signature__.parameters}
+    if args or kwargs.get("inputs") is not None:
+        inputs.setdefault(self.main_input_name, args[0] if args else kwargs["inputs"])
+    context = cast("Context", patch.geometry)
+    held = context.hold(self, patch, high_res, inputs)
+    with carried(held):
+        output = base(*args, **kwargs)
+    if isinstance(held, FlexCall):
+        held.finish()
+    return output

@@ -1,0 +1,239 @@
+"""Who reads the context: the words of a text, or learned queries."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from flexkit.attention.rows import QueryRows
+from flexkit.errors import ConfigError, HighResInputError
+from flexkit.patching.call import FlexCall
+from flexkit.patching.config import FlexConfig
+from flexkit.patching.memory import HighResMemory, cached_memory
+from flexkit.patching.queries import IGNORED, query_rows
+from flexkit.patching.state import Patch
+
+__all__ = ["LearnedQueries", "Reader", "Reading", "Words"]
+
+_OF_THE_CALL = ("past_key_values", "labels", "use_cache", "encoder_outputs", "logits_to_keep")
+"""Inputs that do not tell what an image looks like."""
+
+
+class Reader(ABC):
+    """Whose queries attend to the context."""
+
+    def shown(self, inputs: Mapping[str, Any], images: int) -> dict[str, Any]:
+        """The base model's inputs with which a tile is shown."""
+        return {name: value for name, value in inputs.items() if name not in _OF_THE_CALL}
+
+    @abstractmethod
+    def call(
+        self,
+        patch: Patch,
+        memory: HighResMemory,
+        inputs: Mapping[str, Any],
+        named: Tensor | None,
+        *,
+        training: bool,
+    ) -> FlexCall:
+        """The call of a forward of the model with these inputs."""
+
+    @abstractmethod
+    def held(self, patch: Patch, memory: HighResMemory, named: Tensor | None, *, training: bool) -> object:
+        """What a whole generation carries."""
+
+    def check_config(self, config: FlexConfig) -> None:
+        """Raise :class:`~flexkit.errors.ConfigError` for settings that mean nothing to this reader."""
+        return
+
+    def check_later(self, inputs: Mapping[str, Any], image: str) -> None:
+        """Raise :class:`~flexkit.errors.HighResInputError` for a view that comes with a cache that holds one."""
+        return
+
+
+@dataclass
+class Reading:
+    """The images of one generation, read before it begins: its forward calls may get no images any more."""
+
+    patch: Patch
+    memory: HighResMemory
+    named: Tensor | None
+    reader: "Words"
+    training: bool
+    prompt: int | None = None
+    """Length of the first call."""
+
+    def __call__(self, inputs: Mapping[str, Any]) -> FlexCall:
+        """The call of one step, with the inputs of the text model."""
+        memory = cached_memory(inputs.get("past_key_values")) or self.memory
+        return self.reader.call(self.patch, memory, inputs, self.named_in(inputs, memory), training=self.training)
+
+    def named_in(self, inputs: Mapping[str, Any], memory: HighResMemory) -> Tensor | None:
+        """The positions that query; generating without a cache, those behind the prompt do as with a cache."""
+        batch, length = self.reader.shape(inputs, memory)
+        self.prompt = length if self.prompt is None else self.prompt
+        last = isinstance(self.patch.config.queries, str) and self.patch.config.queries == "last"
+        if self.named is None and last and length > self.prompt and not _past(inputs):
+            return (torch.arange(length, device=memory.features.device) >= self.prompt - 1).expand(batch, -1)
+        return self.named
+
+
+class Words(Reader):
+    """The words of a text: of a decoder-only model, or of the decoder of an encoder-decoder.
+
+    Parameters
+    ----------
+    prefix : str
+        What the names of the text's inputs begin with.
+    seen : str, optional
+        The input ``(batch, length, ...)`` that says which images a word sees: a word that sees none does not read.
+    image_in_front : bool
+        Whether the image stands in front of the text in one sequence with it.
+    """
+
+    def __init__(self, prefix: str = "", *, seen: str = "", image_in_front: bool = False) -> None:
+        self.prefix = prefix
+        self._seen = seen
+        self._image_in_front = image_in_front
+
+    def shown(self, inputs: Mapping[str, Any], images: int) -> dict[str, Any]:
+        shown = super().shown(inputs, images)
+        if self.prefix:  # what the decoder has said does not matter to what it reads
+            shown = {name: value for name, value in shown.items() if not name.startswith(self.prefix)}
+            tensors = {name: value for name, value in shown.items() if isinstance(value, Tensor)}
+            texts = [len(tensors[name]) for name in ("input_ids", "inputs_embeds") if name in tensors]
+            one = torch.ones(1, 1, dtype=torch.long, device=next(iter(tensors.values())).device)
+            shown[self.prefix + "input_ids"] = one.expand((*texts, images)[0], -1)
+        return shown
+
+    def shape(self, inputs: Mapping[str, Any], memory: HighResMemory) -> tuple[int, int]:
+        """Batch and length of the text of a call."""
+        tokens = (inputs.get(self.prefix + name) for name in ("input_ids", "inputs_embeds"))
+        given = next((each for each in (*tokens, inputs.get("labels")) if each is not None), None)
+        batch, length = given.shape[:2] if given is not None else (memory.batch, 1)
+        return batch, length
+
+    def call(
+        self,
+        patch: Patch,
+        memory: HighResMemory,
+        inputs: Mapping[str, Any],
+        named: Tensor | None,
+        *,
+        training: bool,
+    ) -> FlexCall:
+        batch, length = self.shape(inputs, memory)
+        if batch % memory.batch:
+            raise HighResInputError(
+                f"high-res tokens of {memory.batch} rows were read, the inputs have {batch}; change the batch of a "
+                "cache with its own methods (batch_repeat_interleave, batch_select_indices)."
+            )
+        memory = memory.repeat_interleave(batch // memory.batch)
+        past, front = _past(inputs), self._in_front(inputs, memory)
+        mask, labels = inputs.get(self.prefix + "attention_mask"), inputs.get("labels")
+        attended = mask if isinstance(mask, Tensor) and mask.ndim == 2 else memory.items.new_ones(batch, length)
+        attended = attended[:, -length:].bool().to(memory.features.device)
+        seen = inputs.get(self._seen)
+        if seen is not None:
+            attended = attended & (seen[:, -length:].flatten(2) > 0).any(-1)
+        if self.prefix and labels is not None:  # a decoder's labels are its inputs shifted already
+            named, labels = labels != IGNORED, None
+        text = {
+            "attention_mask": pad(attended, (front, 0)),
+            "labels": labels if labels is None else pad(labels, (front, 0), value=IGNORED),
+            "logits_to_keep": inputs.get("logits_to_keep", 0),
+        }
+        if named is not None:
+            named = pad(named, (front, 0))
+        rows = query_rows(
+            patch.config,
+            text,
+            memory,
+            named,
+            past=past,
+            length=front + length,
+            repeats=batch // len(named) if named is not None else 1,
+        )
+        return FlexCall(patch, memory, rows, past, keep_projected=not training, records=bool(patch.recorders))
+
+    def check_later(self, inputs: Mapping[str, Any], image: str) -> None:
+        if not self.prefix and inputs.get(image) is not None:
+            raise HighResInputError(
+                "this KV cache holds a high-res view already, and takes no other; pass all images in the first call, "
+                "and hd_* with that call only."
+            )
+
+    def held(self, patch: Patch, memory: HighResMemory, named: Tensor | None, *, training: bool) -> Reading:
+        return Reading(patch, memory, named, self, training)
+
+    def _in_front(self, inputs: Mapping[str, Any], memory: HighResMemory) -> int:
+        if not self._image_in_front or _past(inputs):
+            return 0
+        return int(max(span.columns.max() for span in memory.images)) + 1
+
+
+class LearnedQueries(Reader):
+    """Queries that are weights of the model: all of them read, each by its own map, and words read what they say.
+
+    Parameters
+    ----------
+    behind_image : bool
+        Whether they stand behind the image in one sequence with it.
+    """
+
+    def __init__(self, *, behind_image: bool = False) -> None:
+        self._behind_image = behind_image
+
+    def call(
+        self,
+        patch: Patch,
+        memory: HighResMemory,
+        inputs: Mapping[str, Any],
+        named: Tensor | None,
+        *,
+        training: bool,
+    ) -> FlexCall:
+        if named is not None:
+            raise HighResInputError("hd_queries names words, and in this model learned queries read; leave it out.")
+        unknown = QueryRows(torch.zeros(memory.batch, 0, dtype=torch.bool, device=memory.features.device))
+        first = int(max(span.columns.max() for span in memory.images)) + 1 if self._behind_image else 0
+        return _OfLearnedQueries(patch, memory, unknown, 0, not training, bool(patch.recorders), first=first)
+
+    def held(self, patch: Patch, memory: HighResMemory, named: Tensor | None, *, training: bool) -> FlexCall:
+        return self.call(patch, memory, {}, named, training=training)
+
+    def check_config(self, config: FlexConfig) -> None:
+        for name, neutral in (("gate", None), ("share_selection", None)):
+            if getattr(config, name) is not neutral:
+                raise ConfigError(f"learned queries read the image in this model, not words; set {name}=None.")
+
+
+@dataclass
+class _OfLearnedQueries(FlexCall):
+    """A call whose rows are known when the first attention has them."""
+
+    first: int = 0
+    """The first position that reads."""
+
+    @property
+    def _shared_from(self) -> None:
+        return None
+
+    def attend(self, layer: int, query: Tensor, *args: Any, **options: Any) -> Tensor:
+        if not self.length:  # a generation may repeat every image for its beams
+            self.memory = self.memory.repeat_interleave(len(query) // self.memory.batch)
+            reading = torch.arange(query.shape[2], device=query.device) >= self.first
+            self.rows = QueryRows(self.memory.rows_with_images[:, None] & reading)
+        return super().attend(layer, query, *args, **options)
+
+    def keep(self, cache: object) -> None:
+        """Nothing: the next calls of a generation do not look at the image."""
+
+
+def _past(inputs: Mapping[str, Any]) -> int:
+    cache = inputs.get("past_key_values")
+    return int(cache.get_seq_length()) if cache is not None else 0
