@@ -15,4 +15,5 @@ resets_by_emptying = since("5.23", "earlier versions reset a growing cache to ze
 runs_images_in_chunks = since("5.23", "earlier versions run a prompt in chunks only if it has no image")
 crops_windows = since("5.23", "earlier versions cut the windows of Gemma 3 off too far when an assistant was wrong")
 quantises_to_floats = since("5.23", "earlier versions have no 8-bit floats for caches")
+tells_images_apart = since("5.23", "earlier MiniMax M3 mixes the images of a call, MiniCPM-V wants one size")
 finds_second_images = since("5.23", "earlier versions of Gemma 3 mask the image of a later turn otherwise")

@@ -40,7 +40,7 @@ def prepare(model: nn.Module, patch: Patch, high_res: dict[str, Any], kwargs: di
         # Generate hands the same views in at every step; once read they are in the memory. It may also decode a token
         # that happens to be the image token: an image comes with its low-res view, or with features made of it.
         encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        is_new = encoded is not None or kwargs.get(patch.geometry.inputs[0]) is not None
+        is_new = encoded is not None or any(kwargs.get(name) is not None for name in patch.geometry.pixels)
         if memory is None or (is_new and bool(image_tokens.any())):
             new = read_images(model, patch, high_res, image_tokens, kwargs, past=int(past), repeats=repeats)
             memory = new if memory is None else memory.joined(new)

@@ -69,8 +69,9 @@ def test_everything_selected_is_full_attention(family: Family, fact: Any) -> Non
     with torch.no_grad():
         for parameter in flexkit.flex_parameters(model):
             parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(3))
-        output = model(**inputs, past_key_values=DynamicCache(config=patch.decoder.config))
-    memory = cached_memory(output.past_key_values)
+        cache = DynamicCache(config=patch.decoder.config)
+        output = model(**inputs, past_key_values=cache)
+    memory = cached_memory(cache)
     assert memory is not None and memory.projected.keys() == patch.layers.keys()
     projected = {patch.layers[index].attention: pair for index, pair in memory.projected.items()}
     flexkit.unpatch_model(model)

@@ -204,8 +204,10 @@ def test_high_res_keys_are_made_as_low_res_keys(family: Family, positions: str) 
     flexkit.patch_model(model, FlexConfig(start_layer=0, **settings), trained=True)
     try:
         patch = get_patch(model)
+        cache = empty_cache(model)
         with torch.no_grad():
-            memory = cached_memory(model(**inputs, past_key_values=empty_cache(model)).past_key_values)
+            model(**inputs, past_key_values=cache)
+        memory = cached_memory(cache)
     finally:
         flexkit.unpatch_model(model)
     assert memory is not None and set(memory.projected) == set(patch.layers)
@@ -276,9 +278,10 @@ def test_everything_selected_is_a_cache_filled_beforehand(family: Family, patche
     for layer in get_patch(model).layers.values():
         if layer.source is not layer.attention:  # one cache of keys for both, so one projection
             layer.attention.load_state_dict(projections_of(layer.source), strict=False)
+    filled = empty_cache(model)
     with torch.no_grad():
-        output = model(**inputs, past_key_values=empty_cache(model))
-    found, memory = output.logits, cached_memory(output.past_key_values)
+        found = model(**inputs, past_key_values=filled).logits
+    memory = cached_memory(filled)
     assert memory is not None
     decoder, layers = get_patch(model).decoder, list(get_patch(model).layers.values())
     with flexkit.disabled(model):
@@ -287,7 +290,7 @@ def test_everything_selected_is_a_cache_filled_beforehand(family: Family, patche
             plain = model(**base).logits
         cache = DynamicCache(config=decoder.config)
         if not all(
-            holds_keys_and_values(output.past_key_values.layers[layer.index], memory.projected[layer.index])
+            holds_keys_and_values(filled.layers[layer.index], memory.projected[layer.index])
             for layer in layers
             if layer.source is layer.attention
         ):

@@ -11,6 +11,7 @@ from flexkit import FlexConfig
 from flexkit.errors import HighResInputError
 from flexkit.patching.geometry import find_geometry
 from tests.families.test_tiles import keep_places_apart
+from tests.versions import tells_images_apart
 from tests.zoo import ZOO, Family, Row, prompt
 
 ZOOM = (2, 1)
@@ -31,6 +32,7 @@ def refused(family: Family, match: str, **changes: Any) -> None:
         model(**inputs | changes)
 
 
+@tells_images_apart
 @strips
 def test_features_lie_as_the_picture_does(family: Family) -> None:
     """The patches of a cell change the features of that cell most, whatever images stand before it."""

@@ -37,7 +37,7 @@ def _stand_in(kind: type[tf.PreTrainedConfig]) -> None:
                 features = torch.cat([features.mean(1, keepdim=True), features], dim=1)
             return BaseModelOutputWithPooling(last_hidden_state=features)
 
-    # What AutoModel.register does, which refuses the configs of transformers itself before 5.2x.
+    # What AutoModel.register does, which refuses configs of transformers itself in earlier versions.
     tf.AutoModel._model_mapping._extra_content[kind] = Tower
 
 

@@ -37,6 +37,11 @@ class Geometry(ABC):
     """What makes prompts carry overviews only, where a processor cuts images into tiles of its own; for errors."""
 
     @property
+    def pixels(self) -> tuple[str, ...]:
+        """The arguments of the base model of which one brings new images."""
+        return self.inputs[0], "pixel_values_images", "image_patches"
+
+    @property
     def default_policy(self) -> Policy:
         """The selection policy where a config names none."""
         return Threshold(48 / 255).pooled(9)
