@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flexkit.patching.forward import take_high_res
 from flexkit.patching.images import PREFIX
 from flexkit.patching.state import METHODS, get_patch, is_patched
 
@@ -21,8 +22,9 @@ def expand_inputs(self: nn.Module, expand_size: int = 1, **kwargs: Any) -> Any:
     The prompt is seen as a whole only here: generating without a cache runs the whole sequence at every step, and a
     prompt may be run in chunks. So where it ends, and where its images are, is noted.
     """
-    high_res = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
-    high_res = {name: value for name, value in high_res.items() if value is not None}
+    high_res = take_high_res(kwargs)
+    if high_res:
+        kwargs.pop("labels", None)  # PaliGemma's processor always gives some; there is nothing to predict them for
     ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
     if high_res and ids is not None and ids.shape[1] and (cache is None or not cache.get_seq_length()):
         patch = get_patch(self)

@@ -47,7 +47,7 @@ def query_rows(
     labels = inputs.get("labels")
     if named is None and isinstance(config.queries, Tensor):
         named = config.queries.to(attended.device)
-    if labels is not None and bool((labels != IGNORED).any()):  # some processors always give labels
+    if labels is not None:
         mask = torch.zeros_like(attended)
         mask[:, :-1] = labels[:, 1:] != IGNORED
     elif named is not None:

@@ -10,6 +10,7 @@ import flexkit
 from flexkit import FlexConfig
 from flexkit.errors import HighResInputError
 from flexkit.patching.geometry import FixedGrid, find_geometry
+from flexkit.patching.geometry.any_res import AnyRes
 from flexkit.patching.geometry.families import FAMILIES
 from tests.zoo import ZOO, Family, Row, low_res, prompt
 
@@ -22,7 +23,7 @@ DEEPER = {"granite4_vision", "granite_docling"}
 
 def tiled(excluded: set[str]) -> Any:
     """The families with a fixed grid but for some."""
-    names = [name for name in ZOO if isinstance(FAMILIES.get(name), FixedGrid) and name not in excluded]
+    names = [name for name in ZOO if type(FAMILIES.get(name)) in (FixedGrid, AnyRes) and name not in excluded]
     return pytest.mark.parametrize("family", [ZOO[name] for name in names], ids=names)
 
 

@@ -76,6 +76,13 @@ def test_words_only(name: str) -> None:
     assert_same_logits(generate(model, inputs, hd_image_sizes=None, hd_queries=None), generate(plain(name), inputs))
 
 
+@families
+def test_labels_of_a_processor_do_not_matter(name: str) -> None:
+    model, inputs = patched(name), inputs_of(name)
+    ignored = torch.full_like(inputs["input_ids"], -100)
+    assert_same_logits(generate(model, inputs, labels=ignored), generate(model, inputs))
+
+
 @expands_images_by_row
 @families
 def test_no_cache_with_beams(name: str) -> None:

@@ -64,14 +64,6 @@ def test_label_predicting_positions_query(name: str, is_training: bool) -> None:
 
 
 @families
-def test_labels_without_a_target_are_none(name: str) -> None:
-    model, inputs = patched(name), inputs_of(name, ROWS)
-    assert torch.equal(
-        logits_of(model, inputs, labels=torch.full_like(inputs["input_ids"], -100)), logits_of(model, inputs)
-    )
-
-
-@families
 def test_labels_alike_in_train_and_eval(name: str) -> None:
     model = patched(name)
     inputs, _ = with_labels(inputs_of(name, ROWS))

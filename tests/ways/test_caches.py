@@ -104,6 +104,7 @@ def test_a_quantised_cache(name: str, backend: str) -> None:
     assert all(torch.equal(*steps) for steps in zip(nothing.logits, base.logits, strict=True))
 
 
+@quantises_to_floats
 def test_no_cache_is_both_quantised_and_sliding() -> None:
     """Why Gemma 3 is not among those above."""
     with pytest.raises(ValueError, match="only full attention layers"):
