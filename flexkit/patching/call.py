@@ -18,7 +18,6 @@ from flexkit.patching.memory import HighResMemory, attach_memory
 from flexkit.patching.positions import high_res_tables
 from flexkit.patching.selections import ImageGroup, Selection, bias_of_tokens, group_images, select_tokens
 from flexkit.patching.state import Patch
-from flexkit.selection import AttentionMapSelector
 
 __all__ = ["FlexCall"]
 
@@ -133,7 +132,7 @@ class FlexCall:
         logits = attention_logits(
             queries, key, scaling=scaling, mask=row_mask, softcap=softcap, bias=0.0 if bias is None else bias
         )
-        if self.records or layer in self.patch.sources:
+        if self.records or layer in self._sources:
             self.selections[layer] = self._select(layer, logits, sinks, offset)
         if layer < self.patch.start_layer or self.rows.count == 0:
             return base[:, skipped:]
@@ -185,8 +184,8 @@ class FlexCall:
         return group_images(self.memory.images)
 
     @lazy
-    def _selector(self) -> AttentionMapSelector:
-        return self.patch.config.selector
+    def _sources(self) -> set[int]:
+        return self.patch.sources
 
     @property
     def _positions(self) -> Tensor:
@@ -203,7 +202,7 @@ class FlexCall:
         with torch.no_grad():
             logits = logits.detach()
             return select_tokens(
-                self._selector,
+                self.patch.config.selector,
                 self.groups,
                 attention_map(logits, None if sinks is None else sinks.detach()),
                 offset,

@@ -62,7 +62,7 @@ def place_images(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 def base_forward(model: nn.Module) -> Callable[..., Any]:
     """The forward that a model had before it was patched."""
-    return get_patch(model).earlier_forward or partial(type(model).forward, model)
+    return get_patch(model).own_method(model, "forward")
 
 
 def take_high_res(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -74,10 +74,11 @@ def take_high_res(kwargs: dict[str, Any]) -> dict[str, Any]:
 def _forward(model: nn.Module, kwargs: dict[str, Any]) -> Any:
     patch = get_patch(model)
     high_res = take_high_res(kwargs)
-    base = partial(patch.geometry.run, base_forward(model))
+    own = base_forward(model)
+    base = partial(patch.geometry.run, own)
     call = None if patch.disabled else _prepare(model, patch, high_res, kwargs)
     if call is None:
-        return base_forward(model)(**kwargs)
+        return own(**kwargs)
     if patch.config.gate is None or model.training:
         output = base(call, kwargs)
     else:

@@ -2,10 +2,10 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -101,7 +101,7 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
         geometry=geometry,
         decoder=decoder,
         layers={layer.index: layer for layer in layers[first:]},
-        earlier={name: vars(model)[name] for name in ("forward", "generate", *METHODS) if name in vars(model)},
+        earlier=[],
         hooks=[
             decoder.register_forward_pre_hook(place_images, with_kwargs=True),
             *geometry.hooks(model, layers[first:]),
@@ -113,9 +113,11 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
     for layer in reading:
         add_projections(layer.attention, layer.source, model.dtype)
     methods = {"forward": forward, **METHODS}
-    vars(model).update({name: MethodType(method, model) for name, method in methods.items()}, **{ATTRIBUTE: patch})
-    for module, name, function in geometry.methods(model):
+    ours: list[tuple[nn.Module, str, Callable[..., Any]]] = [(model, *item) for item in methods.items()]
+    for module, name, function in (*ours, *geometry.methods(model)):
+        patch.earlier.append((module, name, vars(module).get(name)))
         vars(module)[name] = MethodType(function, module)
+    vars(model)[ATTRIBUTE] = patch
     if config.select_from == "previous" and not trained:
         warnings.warn(
             "the added projections are untrained copies: what the model reads through them will not help it much "
@@ -151,13 +153,14 @@ def unpatch_model(model: Model) -> Model:
     for layer in patch.layers.values():
         restore(layer)
         remove_projections(layer.attention)
-    for module, name, _ in patch.geometry.methods(patched):
-        del vars(module)[name]
     for hook in patch.hooks:
         hook.remove()
-    for name in (ATTRIBUTE, "forward", *METHODS):
-        del vars(patched)[name]
-    vars(patched).update(patch.earlier)
+    for module, name, earlier in patch.earlier:
+        if earlier is None:
+            del vars(module)[name]
+        else:
+            vars(module)[name] = earlier
+    del vars(patched)[ATTRIBUTE]
     return model
 
 

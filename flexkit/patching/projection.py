@@ -19,7 +19,7 @@ __all__ = [
     "ADDED",
     "Captured",
     "add_projections",
-    "added_dtype",
+    "apart",
     "captured",
     "own_projections",
     "project",
@@ -130,11 +130,7 @@ def project(attention: nn.Module, source: nn.Module, features: Tensor, tables: A
     key, value : torch.Tensor
         ``(batch, key_heads, tokens, head_dim)``; values may have another width.
     """
-    batch = len(features)
-    # Each token is a sequence of its own: high-res tokens are a set, whatever a module does along a sequence.
-    states = rearrange(features, "b n d -> (b n) 1 d")
-    # The added projections may be kept in more exact numbers than the model, for training.
-    states = states.to(added_dtype(attention, source) or states.dtype)
+    batch, states = len(features), apart(attention, source, features)
     known = {
         "hidden_states": states,
         "key_hidden_states": states,
@@ -161,6 +157,17 @@ def captured(twin: Any, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     raise RuntimeError(f"{type(twin).__name__} ran without calling its kernel.")
 
 
+def apart(attention: nn.Module, source: nn.Module, features: Tensor) -> Tensor:
+    """Features ``(batch, tokens, dim)`` as ``(batch * tokens, 1, dim)``, for the projections added to ``attention``.
+
+    Each token is a sequence of its own: high-res tokens are a set, whatever a module does along a sequence. And the
+    added projections may be kept in more exact numbers than the model, for training.
+    """
+    added = (attention.get_submodule(name + _SUFFIX) for name in own_projections(source))
+    dtype = next(map(floating_dtype, added), None)
+    return rearrange(features, "b n d -> (b n) 1 d").to(dtype or features.dtype)
+
+
 def together(part: Tensor, batch: int) -> Tensor:
     """Keys or values ``(batch * tokens, key_heads, 1, head_dim)`` as ``(batch, key_heads, tokens, head_dim)``."""
     # Tiles may overflow half precision where the low-res view does not; infinity times a weight of 0 is no 0.
@@ -172,11 +179,6 @@ def _as_sequences(tables: Any) -> Any:
     if isinstance(tables, tuple):
         return tuple(_as_sequences(table) for table in tables)
     return tables if tables is None else rearrange(tables, "... b n d -> ... (b n) 1 d")
-
-
-def added_dtype(attention: nn.Module, source: nn.Module) -> torch.dtype | None:
-    """The dtype that the added projections take, if they tell."""
-    return next((floating_dtype(attention.get_submodule(name + _SUFFIX)) for name in own_projections(source)), None)
 
 
 def twin_of(attention: nn.Module, source: nn.Module) -> Any:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from flexkit.errors import PatchError
+from flexkit.lazy import lazy
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.decoder import DecoderLayer
 from flexkit.patching.projection import ADDED
@@ -34,18 +36,20 @@ class Patch:
     decoder: nn.Module
     layers: dict[int, DecoderLayer]
     """The layers whose attention is patched: those that read, and those whose map is read."""
-    earlier: dict[str, Any]
-    """What somebody had set on the instance before, where patching sets something."""
+    earlier: list[tuple[nn.Module, str, Any]]
+    """Where patching sets a method on an instance, and what somebody had set there before, or None."""
     hooks: list[RemovableHandle]
     disabled: int = 0
     """How many ``disabled`` blocks are open."""
     recorders: list[Callable[["FlexCall"], None]] = field(default_factory=list)
     """Called with every finished call that read high-res tokens."""
 
-    @property
-    def earlier_forward(self) -> Callable[..., Any] | None:
-        """A forward that somebody had set on the instance before."""
-        return self.earlier.get("forward")
+    def own_method(self, model: nn.Module, name: str) -> Callable[..., Any]:
+        """A method as the model had it before it was patched."""
+        for module, other, method in self.earlier:
+            if module is model and other == name and method is not None:
+                return method  # type: ignore[no-any-return]
+        return partial(getattr(type(model), name), model)
 
     @property
     def start_layer(self) -> int:
@@ -54,7 +58,11 @@ class Patch:
 
     def before(self, layer: int) -> int:
         """The patched layer in front of ``layer``; -1 if there is none. Layers without attention do not count."""
-        return max([-1, *[index for index in self.layers if index < layer]])
+        return self._before[layer]
+
+    @lazy
+    def _before(self) -> dict[int, int]:
+        return dict(zip(self.layers, [-1, *self.layers], strict=False))
 
     def source(self, layer: int) -> int:
         """The layer whose map selects what ``layer`` reads."""

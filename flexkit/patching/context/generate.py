@@ -1,6 +1,5 @@
 """``generate`` of models whose image stands in a context: some read it before their forward is called, or without."""
 
-from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
 from flexkit.patching.call import FlexCall
@@ -18,7 +17,7 @@ __all__ = ["generate"]
 def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
     """``generate`` of a patched model: high-res views are read before it begins, and carried until it ends."""
     patch = get_patch(self)
-    base = patch.earlier.get("generate") or MethodType(type(self).generate, self)
+    base = patch.own_method(self, "generate")
     high_res = take_high_res(kwargs)
     if patch.disabled or not high_res:
         return base(*args, **kwargs)

@@ -6,13 +6,12 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from flexkit.errors import UnsupportedModelError
 from flexkit.patching.context.own_code import READERS
 from flexkit.patching.decoder import DecoderLayer
-from flexkit.patching.projection import added_dtype, captured, own_projections, together, twin_of
+from flexkit.patching.projection import apart, captured, own_projections, together, twin_of
 
 __all__ = ["Site", "find_sites"]
 
@@ -46,9 +45,7 @@ class Site(DecoderLayer):
             features = self.source_norm(features)
         if self.rotated:
             return super().project(features, tables)
-        # Each token is a context of its own.
-        states = rearrange(features, "b n d -> (b n) 1 d")
-        states = states.to(added_dtype(self.attention, self.source) or states.dtype)
+        states = apart(self.attention, self.source, features)
         unrotated = states.new_ones(1, 1, 1), states.new_zeros(1, 1, 1)
         known = {
             "hidden_states": torch.zeros_like(states),

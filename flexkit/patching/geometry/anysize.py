@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError, UnsupportedModelError
 from flexkit.patching.geometry.base import Geometry
+from flexkit.patching.geometry.features import image_features
 from flexkit.selection import Policy, Threshold
 from flexkit.zoom import Pair
 
@@ -61,6 +62,11 @@ class AnySize(Geometry):
                     f"{cell * zoom[0]} and columns by {cell * zoom[1]}: zoom {zoom} times {cell} for each image token."
                 )
         return [(rows // cell // zoom[0], columns // cell // zoom[1]) for rows, columns in sizes]
+
+    def encode(
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
+    ) -> list[Tensor]:
+        return image_features(model, **{name: inputs[name] for name in self.inputs})
 
     def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
         low_res = {name: value for name in self.inputs if isinstance(value := inputs.get(name), Tensor)}

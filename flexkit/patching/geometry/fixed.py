@@ -87,10 +87,10 @@ class FixedGrid(Geometry):
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
     ) -> list[Tensor]:
         features = []
-        for image, grid in zip(inputs["pixel_values"], grids, strict=True):
-            tiles = split_tiles(image[None], zoom)[0]
+        for *views, grid in zip(*(inputs[name] for name in self.inputs), grids, strict=True):
+            tiles = [split_tiles(view[None], zoom)[0] for view in views]
             cells = self.layout(model, grid)
-            encoded = torch.stack([tile[cells.to(tile.device)] for tile in self._encode(model, tiles)])
+            encoded = torch.stack([tile[cells.to(tile.device)] for tile in self._encode(model, *tiles)])
             features.append(rearrange(stitch_tiles(encoded[None], grid, zoom), "1 r c d -> (r c) d"))
         return features
 

@@ -1,6 +1,6 @@
 """Patches of images, with the place of each patch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
 from flexkit.patching.geometry.anysize import AnySize
-from flexkit.patching.geometry.features import image_features
 from flexkit.zoom import Pair
 
 __all__ = ["PositionedPatches"]
@@ -28,11 +27,6 @@ class PositionedPatches(AnySize):
                 "expected (images, patches, width) and (images, patches, 2)."
             )
         return [_size(image) for image in places]
-
-    def encode(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
-    ) -> list[Tensor]:
-        return image_features(model, **{name: inputs[name] for name in self.inputs})
 
 
 def _size(places: Tensor) -> Pair:

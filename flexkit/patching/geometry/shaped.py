@@ -1,14 +1,13 @@
 """Patches of images, with the rows and columns of each."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
 from flexkit.patching.geometry.anysize import AnySize, read_sizes
-from flexkit.patching.geometry.features import image_features
 from flexkit.zoom import Pair
 
 __all__ = ["ListedPatches", "PaddedPatches"]
@@ -31,11 +30,6 @@ class PaddedPatches(AnySize):
             )
         return sizes
 
-    def encode(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
-    ) -> list[Tensor]:
-        return image_features(model, **{name: inputs[name] for name in self.inputs})
-
 
 class ListedPatches(AnySize):
     """Patches ``(patches, width)`` of all images in one list, and the shape of each image (Nemotron-H Omni)."""
@@ -51,8 +45,3 @@ class ListedPatches(AnySize):
                 f"{tuple(pixels.shape)}."
             )
         return sizes
-
-    def encode(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
-    ) -> list[Tensor]:
-        return image_features(model, **{name: inputs[name] for name in self.inputs})

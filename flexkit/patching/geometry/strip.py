@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
 from flexkit.patching.geometry.anysize import AnySize, read_sizes
-from flexkit.patching.geometry.features import image_features
 from flexkit.zoom import Pair
 
 __all__ = ["PatchStrip"]
@@ -49,8 +48,3 @@ class PatchStrip(AnySize):
                 "model.config.downsample_mode instead of passing it."
             )
         super().check_low_res(model, inputs, grids)
-
-    def encode(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
-    ) -> list[Tensor]:
-        return image_features(model, **{name: inputs[name] for name in self.inputs})

@@ -14,6 +14,7 @@ from flexkit.patching.geometry.features import features_owner, image_features
 __all__ = [
     "TileEncoder",
     "encode_images",
+    "encode_in_two_sizes",
     "encode_overviews",
     "encode_pages",
     "encode_pooled",
@@ -21,8 +22,9 @@ __all__ = [
     "encode_samples",
 ]
 
-TileEncoder = Callable[[PreTrainedModel, Tensor], Sequence[Tensor]]
-"""A model and its tiles ``(tiles, channels, height, width)``, to the features ``(tokens, dim)`` of each overview."""
+TileEncoder = Callable[..., Sequence[Tensor]]
+"""A model and its tiles ``(tiles, channels, height, width)``, in every size that it takes them in, to the features
+``(tokens, dim)`` of each overview."""
 
 
 def encode_images(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
@@ -30,6 +32,11 @@ def encode_images(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
     # Video-LLaVA called them pixel_values_images in earlier versions of transformers.
     former = "pixel_values_images"
     return image_features(model, **{former if _takes(model, former) else "pixel_values": tiles})
+
+
+def encode_in_two_sizes(model: PreTrainedModel, tiles: Tensor, larger: Tensor) -> Sequence[Tensor]:
+    """Every tile as one image in the sizes of two towers (DeepSeek-VL hybrid)."""
+    return image_features(model, pixel_values=tiles, high_res_pixel_values=larger)
 
 
 def encode_samples(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:

@@ -1,17 +1,14 @@
 """Two towers that see every image together, each in a size of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import torch
-from einops import rearrange
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from flexkit.encoding import split_tiles, stitch_tiles
 from flexkit.errors import HighResInputError
-from flexkit.patching.geometry.features import image_features
 from flexkit.patching.geometry.fixed import FixedGrid
 from flexkit.patching.geometry.patches import merged_patches
+from flexkit.patching.geometry.tiles import encode_in_two_sizes
 from flexkit.zoom import Pair
 
 __all__ = ["TwoSizes"]
@@ -26,7 +23,7 @@ class TwoSizes(FixedGrid):
     inputs = ("pixel_values", "high_res_pixel_values")
 
     def __init__(self) -> None:
-        super().__init__(merged_patches)
+        super().__init__(merged_patches, encode=encode_in_two_sizes)
 
     def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
         grids = super().grids(model, inputs, zoom)
@@ -38,13 +35,3 @@ class TwoSizes(FixedGrid):
                 f"hd_pixel_values, zoom {zoom} times the larger tower's {size} pixels."
             )
         return grids
-
-    def encode(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
-    ) -> list[Tensor]:
-        features = []
-        views = [split_tiles(inputs[name], zoom) for name in self.inputs]
-        for *tiles, grid in zip(*views, grids, strict=True):
-            encoded = torch.stack(image_features(model, **dict(zip(self.inputs, tiles, strict=True))))
-            features.append(rearrange(stitch_tiles(encoded[None], grid, zoom), "1 r c d -> (r c) d"))
-        return features
