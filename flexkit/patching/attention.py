@@ -45,9 +45,8 @@ def _high_res_attention(
     # The model's own kernel is what its config names now: sdpa, eager, a flash kernel.
     modeling = modeling_module(module)
     config: Any = module.config
-    kernel = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(
-        config.viewed._attn_implementation, getattr(modeling, "eager_attention_forward", None)
-    )
+    name = config.viewed._attn_implementation
+    kernel = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(name, getattr(modeling, "eager_attention_forward", None))
     output, weights = kernel(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     if call is not None:
         output = call.attend(
@@ -61,7 +60,8 @@ def _high_res_attention(
             softcap=kwargs.get("softcap"),
             sinks=kwargs.get("s_aux", kwargs.get("sinks")),
             position_bias=kwargs.get("position_bias"),
-            is_causal=kwargs.get("is_causal", getattr(module, "is_causal", True)),
+            # Eager attention hides what its mask hides, and nothing without one.
+            is_causal=name != "eager" and kwargs.get("is_causal", getattr(module, "is_causal", True)),
             sliding_window=kwargs.get("sliding_window"),
             dropout=dropout,
         )

@@ -212,6 +212,7 @@ class FlexCall:
                 layer=layer if self.patch.config.select_from == "same" else layer + 1,
                 shared_from=self._shared_from,
                 sparse=self.patch.layers[layer].is_sparse,
+                beside=not self.memory.in_sequence,
             )
 
     def _keys_values(self, layer: int) -> tuple[Tensor, Tensor]:

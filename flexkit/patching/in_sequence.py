@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flexkit.errors import HighResInputError
 from flexkit.patching.call import FlexCall
 from flexkit.patching.images import read_images
-from flexkit.patching.memory import cached_memory
+from flexkit.patching.memory import cached_length, cached_memory
 from flexkit.patching.queries import query_rows
 from flexkit.patching.state import Patch
 
@@ -18,7 +17,7 @@ __all__ = ["prepare"]
 def prepare(model: nn.Module, patch: Patch, high_res: dict[str, Any], kwargs: dict[str, Any]) -> FlexCall | None:
     """The call that these inputs describe; None if they ask for the base model."""
     cache = kwargs.get("past_key_values")
-    past = _length(cache)
+    past = cached_length(cache)
     memory = cached_memory(cache)
     if memory is not None and isinstance(past, int):
         memory = memory.within(past)
@@ -53,11 +52,3 @@ def prepare(model: nn.Module, patch: Patch, high_res: dict[str, Any], kwargs: di
         )
     rows = query_rows(patch.config, kwargs, memory, queries, past=past, length=length, repeats=repeats)
     return FlexCall(patch, memory, rows, past, keep_projected=not model.training, records=bool(patch.recorders))
-
-
-def _length(cache: Any) -> int | Tensor:
-    """Positions that a cache holds: a number, but a tensor while compiling a static cache, whose graphs serve all."""
-    length = cache.get_seq_length() if cache is not None else 0
-    if isinstance(length, Tensor) and torch.compiler.is_compiling():
-        return length.clone()  # the cache counts on in place
-    return int(length)

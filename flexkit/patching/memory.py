@@ -12,7 +12,7 @@ from flexkit.errors import HighResInputError
 from flexkit.lazy import lazy
 from flexkit.zoom import Pair
 
-__all__ = ["HighResMemory", "ImageSpan", "MemoryLayer", "attach_memory", "cached_memory"]
+__all__ = ["HighResMemory", "ImageSpan", "MemoryLayer", "attach_memory", "cached_length", "cached_memory"]
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class HighResMemory:
 
     def repeat_interleave(self, repeats: int) -> "HighResMemory":
         """The memory of a batch with every row ``repeats`` times in succession."""
-        return self.select(torch.arange(self.batch).repeat_interleave(repeats))
+        return self if repeats == 1 else self.select(torch.arange(self.batch).repeat_interleave(repeats))
 
     def within(self, length: int) -> "HighResMemory | None":
         """The memory without images that a cache cropped to ``length`` no longer holds; None if none is left."""
@@ -253,6 +253,14 @@ def cached_memory(cache: object) -> HighResMemory | None:
         return None
     carriers = [layer for layer in _own_layers(cache) if isinstance(layer, MemoryLayer)]
     return carriers[-1].memory if carriers else None
+
+
+def cached_length(cache: Any) -> int | Tensor:
+    """Positions that a cache holds: a number, but a tensor while compiling a static cache, whose graphs serve all."""
+    length = cache.get_seq_length() if cache is not None else 0
+    if isinstance(length, Tensor) and torch.compiler.is_compiling():
+        return length.clone()  # the cache counts on in place
+    return int(length)
 
 
 def attach_memory(cache: object, memory: HighResMemory) -> None:

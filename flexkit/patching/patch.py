@@ -155,7 +155,7 @@ def unpatch_model(model: Model) -> Model:
         remove_projections(layer.attention)
     for hook in patch.hooks:
         hook.remove()
-    for module, name, earlier in patch.earlier:
+    for module, name, earlier in reversed(patch.earlier):
         if earlier is None:
             del vars(module)[name]
         else:

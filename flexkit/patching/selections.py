@@ -98,6 +98,12 @@ def _within(columns: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return columns.clamp(0, length - 1), (columns >= 0) & (columns < length)
 
 
+def _tokens_of_cells(cells: Tensor, group: ImageGroup) -> Tensor:
+    """``(images, queries, high-res rows, high-res columns)`` of ``(images, cells, queries)``."""
+    (rows, _), (zoom_rows, zoom_columns) = group.grid, group.zoom
+    return repeat(cells, "i (r c) q -> i q (r y) (c x)", r=rows, y=zoom_rows, x=zoom_columns)
+
+
 def bias_of_tokens(bias: Tensor, groups: tuple[ImageGroup, ...], memory: HighResMemory, offset: int | Tensor) -> Tensor:
     """Position bias of the high-res tokens: that of the cells in which they lie, 0 for cells behind the window.
 
@@ -142,6 +148,7 @@ def select_tokens(
     layer: int,
     shared_from: Tensor | None = None,
     sparse: bool = False,
+    beside: bool = False,
 ) -> Selection:
     """Select by the maps of one layer.
 
@@ -171,6 +178,9 @@ def select_tokens(
         ``(batch,)``: the querying row whose selection all rows of a sample share.
     sparse : bool
         Whether the layer hides keys by choice: those have attention 0, and the map of what is behind a row counts.
+    beside : bool
+        Whether the images stand beside the sequence: the keys that a row does not see in one that it does see are
+        padding, and nothing is selected there.
     """
     masks, maps = [], []
     for index, group in enumerate(groups):
@@ -181,7 +191,10 @@ def select_tokens(
         )
         mask = selector.select(scores, group.zoom, layer=layer)
         behind = positions[group.rows] >= group.columns.amax(-1, keepdim=True)
-        complete = (behind if sparse else visible[rows, :, columns].all(1)) & inside.all(-1)[:, None]
+        seen = visible[rows, :, columns]
+        if beside:
+            mask = mask & _tokens_of_cells(seen, group)
+        complete = (behind if sparse else seen.any(1) if beside else seen.all(1)) & inside.all(-1)[:, None]
         if selector.uses_scores:
             older = before.masks[index] if before is not None else torch.zeros_like(mask)
             mask = torch.where(complete[:, :, None, None], mask, older)

@@ -46,7 +46,7 @@ class Patch:
 
     def own_method(self, model: nn.Module, name: str) -> Callable[..., Any]:
         """A method as the model had it before it was patched."""
-        for module, other, method in self.earlier:
+        for module, other, method in reversed(self.earlier):
             if module is model and other == name and method is not None:
                 return method  # type: ignore[no-any-return]
         return partial(getattr(type(model), name), model)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["joined", "like", "processed"]
+__all__ = ["appended", "joined", "like", "named", "processed"]
 
 
 def like(values: Tensor | Sequence[Tensor], low_res: Any) -> Any:
@@ -52,6 +52,30 @@ def joined(values: Sequence[Tensor], *, axis: int = 0, filler: int = 0) -> Tenso
     return torch.cat([pad(value, sides, value=filler) for value, sides in zip(values, pads, strict=True)])
 
 
+def appended(values: Any, more: Any) -> Any:
+    """Outputs for some images, and behind them those for others.
+
+    Parameters
+    ----------
+    values, more : torch.Tensor or numpy.ndarray or list
+        As :func:`like` gives them.
+    """
+    if isinstance(values, list):
+        return [*values, *more]
+    return like(joined([torch.as_tensor(values), torch.as_tensor(more)]), values)
+
+
+def named(made: Any) -> Any:
+    """What an image processor made, by name.
+
+    Parameters
+    ----------
+    made : transformers.BatchFeature or torch.Tensor or numpy.ndarray or list
+        Its outputs; IDEFICS gives pixels alone.
+    """
+    return made if isinstance(made, Mapping) else {"pixel_values": made}
+
+
 def processed(image_processor: Any, picture: Any, options: Mapping[str, Any], **changes: Any) -> Mapping[str, Tensor]:
     """What an image processor makes of one picture, as tensors.
 
@@ -67,5 +91,5 @@ def processed(image_processor: Any, picture: Any, options: Mapping[str, Any], **
         What is different now.
     """
     form = {"input_data_format": "channels_first", "return_tensors": "pt"}
-    made: Mapping[str, Tensor] = image_processor.preprocess([picture], **{**options, **form, **changes})
+    made: Mapping[str, Tensor] = named(image_processor.preprocess([picture], **{**options, **form, **changes}))
     return made

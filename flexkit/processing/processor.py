@@ -18,6 +18,8 @@ from flexkit.zoom import Pair, zoom_pair
 
 __all__ = ["FlexProcessor"]
 
+_PIXELS = ("pixel_values", "image_patches", "flattened_patches")
+
 
 class FlexProcessor:
     r"""Wrap the processor of a vision-language model so that it prepares both views of every image.
@@ -37,11 +39,13 @@ class FlexProcessor:
     \               ``hd_image_grid_thw``,        (images, ...): rows and columns are exactly ``zoom``
                     ``hd_image_sizes``,           times those of the low-res view; the name is the
                     ``hd_spatial_shapes``, ...    model's own
+    of numbered     ``hd_flattened_patches``      (images, patches, 2 + width), padded to the most: row,
+    patches                                       column and pixels; ``zoom`` times the rows and columns
     ==============  ============================  ====================================================
 
     The dtype of ``hd_pixel_values`` is that of ``pixel_values``; sizes are integers.
 
-    Processors that cut large images into tiles of their own (InternVL, Idefics 3, LLaVA-NeXT, ...) are asked for
+    Processors that cut large images into tiles of their own (InternVL, Mllama, LLaVA-NeXT, ...) are asked for
     the overview alone, because the high-res view takes the place of the tiles: ``crop_to_patches=False``,
     ``do_image_splitting=False`` and the like are set for every call, and the prompt holds the image tokens of one
     overview for each image.
@@ -80,8 +84,10 @@ class FlexProcessor:
     def __init__(self, processor: Any, model: nn.Module | int | Pair) -> None:
         self.processor = processor
         if getattr(processor, "image_processor", None) is None:
+            makes = "it takes videos" if getattr(processor, "video_processor", None) else "it takes no images"
             raise UnsupportedModelError(
-                f"{type(processor).__name__} has no image processor; give a vision-language one."
+                f"{type(processor).__name__} has no image processor, {makes}; give a vision-language one, or prepare "
+                "the hd_ inputs yourself."
             )
         choose_view(processor.image_processor)
         self._zoom_source = weakref.ref(model) if isinstance(model, nn.Module) else zoom_pair(model)
@@ -177,7 +183,7 @@ class FlexProcessor:
 
 def _with_high_res(outputs: Any, high_res: dict[str, Any]) -> Any:
     if high_res and isinstance(outputs, Mapping):
-        low_res = next(value for name, value in outputs.items() if name.startswith(("pixel_values", "image_patches")))
+        low_res = next(value for name, value in outputs.items() if name.startswith(_PIXELS))
         kind = "pt" if torch.is_tensor(low_res) else "np" if isinstance(low_res, np.ndarray) else None
         outputs.update(BatchFeature(high_res, tensor_type=kind))  # type: ignore[attr-defined]
     return outputs

@@ -1,11 +1,11 @@
 """What a processor asks of its image processor is asked again for the high-res view."""
 
-import copy
 from collections import ChainMap
 from typing import Any
 
 from transformers.image_utils import make_flat_list_of_images
 
+from flexkit.processing.outputs import appended, named
 from flexkit.processing.overviews import counting_overviews, keep_overviews, to_one_tile, without_tiles
 from flexkit.processing.reading import read_images, read_pixels
 from flexkit.processing.views import choose_view
@@ -42,20 +42,22 @@ def tap(processor: Any, zoom: Pair) -> tuple[Any, dict[str, Any]]:
 
     def preprocess(images: Any, *args: Any, **options: Any) -> Any:
         images = fetch_images(images)
-        options = {**options, **without_tiles(image_processor)}
+        options = {**options, **without_tiles(image_processor, options)}
         settings = ChainMap(options, vars(image_processor))
         reading = {name: settings.get(name) for name in ("do_convert_rgb", "input_data_format")}
         flat = make_flat_list_of_images(images)
         pixels = [read_pixels(image, image_processor, **reading) for image in flat]
         shown = to_one_tile(image_processor, images, pixels)
         as_read = {} if shown is images else {"input_data_format": "channels_first"}
-        low_res = keep_overviews(image_processor.preprocess(shown, *args, **{**options, **as_read}))
-        if pixels:
-            high_res.update(view(image_processor, pixels, low_res, options, zoom))
-        return low_res
+        made = image_processor.preprocess(shown, *args, **{**options, **as_read})
+        low_res = named(made)
+        keep_overviews(image_processor, low_res)
+        views = view(image_processor, pixels, low_res, options, zoom) if pixels else {}
+        for name, value in views.items():  # IDEFICS comes with the images of every text
+            high_res[name] = appended(high_res[name], value) if name in high_res else value
+        return made
 
     tapped = counting_overviews(processor)
-    tapped.image_processor = copy.copy(image_processor)
     tapped.image_processor.fetch_images = fetch_images
     tapped.image_processor.preprocess = preprocess
     return tapped, high_res

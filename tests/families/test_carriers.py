@@ -12,6 +12,7 @@ from torch import Tensor
 import flexkit
 from flexkit import FlexConfig
 from flexkit.errors import ConfigError, HighResInputError
+from tests.versions import counts_positions_once, marked
 from tests.zoo import CONTEXT, Row, low_res, prompt
 
 CARRIERS = ("mllama", "florence2", "git", "aria", "blip-2", "idefics2", "blip", "vision-encoder-decoder-gpt2")
@@ -115,7 +116,7 @@ def test_beams_are_those_of_each_row(name: str) -> None:
         assert torch.equal(alone[0], together[index])
 
 
-@pytest.mark.parametrize("name", WORDS)
+@pytest.mark.parametrize("name", marked(WORDS, git=counts_positions_once))
 def test_without_a_cache(name: str) -> None:
     """Positions behind the prompt read as they do with one."""
     model, inputs = built(name), prompt(CONTEXT[name], [Row()])
@@ -153,6 +154,17 @@ def test_settings_of_words_mean_nothing_to_learned_queries() -> None:
         model(**inputs, hd_queries=inputs["input_ids"] > 0)
 
 
+def test_a_kernel_that_hides_most_of_an_image() -> None:
+    model, inputs = built("kosmos-2"), batch("kosmos-2")
+    model.image_to_text_projection.x_attn.is_causal = True  # as in early versions
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(flexkit.UnsupportedModelError, match=r"first patches .* attn_implementation='eager'"):
+        model(**inputs)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        assert not torch.equal(model(**inputs).logits, model(**low_res(inputs)).logits)
+
+
 def test_a_gate_past_which_the_model_generates() -> None:
     with pytest.raises(ConfigError, match="set gate=None"):
         said(built("blip", gate=1.0), batch("blip"))
@@ -186,15 +198,28 @@ def refused(name: str, message: str, **changes: Any) -> None:
 
 
 def test_views_that_do_not_fit() -> None:
-    refused("florence2", "divisible by 32 and 32", hd_pixel_values=lambda pixels: pixels[..., :-1])
+    refused(
+        "florence2", r"last two \(2, 2\) times those of pixel_values", hd_pixel_values=lambda pixels: pixels[..., :-1]
+    )
     refused("florence2", "expected 4 axes", hd_pixel_values=lambda pixels: pixels[None])
     refused("florence2", "shows 2 images .* zoom of 1 images", hd_pixel_values=lambda pixels: pixels[:1])
     refused("instructblipvideo", "expected 5 axes", hd_pixel_values=lambda pixels: pixels[0])
     refused("pix2struct", "one patch in each", hd_flattened_patches=lambda patches: patches[:, 1:])
     other = prompt(CONTEXT["pix2struct"], [Row(((1, 3),))] * 2)["hd_flattened_patches"]
     refused("pix2struct", r"grids \[\(2, 3\), \(2, 3\)\]; .* is a zoom of", hd_flattened_patches=other)
-    refused("mllama", "max_image_tiles=1", aspect_ratio_ids=lambda ratios: ratios + 1)
+    refused("mllama", "prepare the prompt with flexkit.FlexProcessor", aspect_ratio_ids=lambda ratios: ratios + 1)
     refused("florence2", "row 1 of the prompt holds", input_ids=lambda ids: ids.roll(1, 0).tril())
+
+
+def test_boxes_that_are_integers() -> None:
+    """A tokenizer gives them as they are given; the model puts words with such boxes in the last cell."""
+    model, inputs = built("udop"), batch("udop")
+    boxes = (inputs["bbox"] * 1000).round()
+    with torch.no_grad():
+        found, expected = (model(**inputs | {"bbox": given}).logits for given in (boxes.long(), boxes.float()))
+        low = model(**low_res(inputs) | {"bbox": boxes.long()}).logits
+    assert torch.equal(found, expected)
+    assert not torch.allclose(found, low)
 
 
 def test_a_view_without_its_images() -> None:

@@ -45,8 +45,6 @@ def test_type(model_type: str, fact: Any) -> None:
         else "layers with attention",
         "added": ", ".join(sorted(names)),
     }
-    if model_type in CONTEXT:
-        facts["processor"] = "untested"
     fact(model_type, facts)
 
 

@@ -1,5 +1,6 @@
 """Processors that cut images into tiles, and give overviews alone when they are wrapped."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.processing.pictures import picture, ramps
 from tests.processors import PROCESSORS
 from tests.tiny_processors import tiny_gemma3_processor
 
+needs_idefics2 = pytest.mark.skipif(not PROCESSORS["idefics2"].runs_here(), reason="needs torchvision")
 ANYRES = ("llava_next", "llava_next_video", "llava_onevision", "granite4_vision")
 
 
@@ -105,11 +107,53 @@ def test_first_crops_and_what_they_pool() -> None:
         "image_grids": torch.tensor([[1, 2, 3, 4], [1, 2, 1, 3]]),
         "image_token_pooling": torch.tensor([[0, 1], [2, -1], *[[4, 5]] * 12, [12, 13], [14, -1], *[[16, 17]] * 3]),
     }
-    kept = keep_overviews(low_res)
+    keep_overviews(SimpleNamespace(), low_res)
+    kept = low_res
     assert kept["pixel_values"][:, 0, 0].tolist() == [0.0, 3.0]
     assert kept["image_num_crops"].tolist() == [1, 1]
     assert kept["image_grids"].tolist() == [[1, 2, 0, 0], [1, 2, 0, 0]]
     assert kept["image_token_pooling"].tolist() == [[0, 1], [2, -1], [4, 5], [6, -1]]
+
+
+@pytest.mark.parametrize("return_tensors", ["pt", "np"])
+def test_one_tile_in_as_many_slots_as_the_model_has(return_tensors: str) -> None:
+    tiny = PROCESSORS["mllama"]
+    options = {"images": [[ramps(40, 70)], [ramps(60, 30)]], "text": ["<image> w5", "<image>"], "padding": True}
+    options |= {"return_tensors": return_tensors}
+    plain, inputs = tiny.build("pil")(**options, max_image_tiles=1), FlexProcessor(tiny.build("pil"), 2)(**options)
+    assert inputs["pixel_values"].shape == (2, 1, 4, 3, 42, 42)
+    assert (inputs["pixel_values"][:, :, :1] == plain["pixel_values"]).all()
+    assert not inputs["pixel_values"][:, :, 1:].any()
+    assert inputs["aspect_ratio_mask"].tolist() == [[[1, 0, 0, 0]]] * 2
+    for name in ("aspect_ratio_ids", "cross_attention_mask", "input_ids"):
+        assert (inputs[name] == plain[name]).all()
+
+
+def test_the_overview_has_the_size_that_its_tokens_are_counted_by() -> None:
+    """DeepSeek-OCR 2 would make it as small as a tile, where there are none."""
+    tiny = dataclasses.replace(PROCESSORS["deepseek_ocr2"], images={"size": {"height": 64, "width": 64}})
+    tiny.images["tile_size"] = 32
+    processor = FlexProcessor(tiny.build("pil"), (2, 3))
+    inputs = processor(images=ramps(100, 60), text="<image>", return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 64, 64)
+    assert inputs["hd_pixel_values"].shape == (1, 3, 128, 192)
+    assert tokens(inputs) == 16 * 16 + 1
+    assert "pixel_values_local" not in inputs
+    size = {"height": 48, "width": 48}
+    inputs = processor(images=ramps(100, 60), text="<image>", return_tensors="pt", size=size)
+    assert inputs["pixel_values"].shape == (1, 3, 48, 48)
+
+
+@needs_idefics2
+def test_a_processor_that_was_saved_with_splitting() -> None:
+    """Idefics 2 counts what its image processor has been saved with, whatever it is told."""
+    options = {"images": [ramps(40, 70)], "text": "<image> w5", "return_tensors": "pt"}
+    tiny = PROCESSORS["idefics2"]
+    splitting = tiny.build("pil")
+    splitting.image_processor.do_image_splitting = True
+    wrapped, plain = FlexProcessor(splitting, 2)(**options), tiny.build("pil")(**options)
+    assert all(torch.equal(wrapped[name], plain[name]) for name in plain)
+    assert splitting.image_processor.do_image_splitting
 
 
 def test_pictures_in_the_size_of_the_tower_are_not_cut() -> None:

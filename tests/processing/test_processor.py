@@ -4,7 +4,7 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import Pix2StructImageProcessorPil
+from transformers import CLIPImageProcessorPil
 
 from flexkit.errors import ConfigError, PatchError, UnsupportedModelError
 from flexkit.processing import FlexProcessor
@@ -21,6 +21,10 @@ from tests.tiny_processors import tiny_llava_processor, tiny_tokenizer
 
 NAMES = sorted(PROCESSORS)
 IMAGE_TOKEN = 300
+
+
+class Embedding(CLIPImageProcessorPil):
+    model_input_names: ClassVar = ["mask", "image_embeds"]
 
 
 class Patched(nn.Module):
@@ -237,6 +241,6 @@ def test_processors_without_a_second_view() -> None:
     with pytest.raises(UnsupportedModelError, match="has no image processor"):
         FlexProcessor(tiny_tokenizer({"image_token": ("<image>", 300)}), 2)
     processor = tiny_llava_processor()
-    processor.image_processor = Pix2StructImageProcessorPil()
-    with pytest.raises(UnsupportedModelError, match="makes attention_mask, flattened_patches"):
+    processor.image_processor = Embedding()
+    with pytest.raises(UnsupportedModelError, match="makes image_embeds, mask"):
         FlexProcessor(processor, 2)

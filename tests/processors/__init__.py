@@ -1,5 +1,6 @@
 """Tiny processors for the tiny models of the zoo, one for each model type."""
 
+from tests.processors.context import CONTEXT
 from tests.processors.grids import GRIDS
 from tests.processors.kind import TORCHVISION, TinyProcessor
 from tests.processors.sized import SIZED
@@ -8,4 +9,4 @@ from tests.processors.tiles import TILES
 
 __all__ = ["PROCESSORS", "TORCHVISION", "TinyProcessor"]
 
-PROCESSORS = {tiny.model_type: tiny for tiny in (*SQUARES, *TILES, *GRIDS, *SIZED)}
+PROCESSORS = {tiny.model_type: tiny for tiny in (*SQUARES, *TILES, *GRIDS, *SIZED, *CONTEXT)}

@@ -13,7 +13,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES as 
 from transformers.utils import is_torchvision_available
 
 from tests.tiny_processors import tiny_tokenizer
-from tests.zoo import END, IMAGE, START, VIDEO, VOCABULARY
+from tests.zoo import END, IMAGE, START, VIDEO, VOCABULARY, ZOO, Family
 
 TORCHVISION = is_torchvision_available()
 BREAK, AUDIO, PLACEHOLDER = 94, 95, 89
@@ -28,7 +28,7 @@ TOKENS = {
 _ATTRIBUTES = {
     IMAGE: "image context_image",
     VIDEO: "video",
-    START: "image_start start_image vision_start vision_bos boi image_wrapper",
+    START: "image_start start_image vision_start vision_bos boi image_wrapper image_boundary",
     END: "image_end end_image vision_end vision_eos eoi eof",
     BREAK: "img_line_break image_break slice_start image_id_start video_start",
     AUDIO: "audio audio_bos audio_eos boa eoa slice_end image_id_end video_end",
@@ -50,7 +50,8 @@ class TinyProcessor:
     """One processor; its classes are those of the model type, unless they are named."""
 
     model_type: str
-    images: dict[str, Any]
+    """Or that and what is special, as in the zoo."""
+    images: dict[str, Any] = field(default_factory=dict)
     """Settings of the image processor."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the processor."""
@@ -74,6 +75,18 @@ class TinyProcessor:
     """Options that turn tiles off."""
     nested: bool = True
     """Whether images come in a list for each text."""
+    given: Callable[[list[str]], dict[str, Any]] = lambda texts: {"text": texts}
+    """How texts are given."""
+    tokenizer: Callable[[], Any] | None = None
+    """One of its own."""
+    family: Family | None = None
+    """The model that it fits, if that is not the zoo's."""
+    refused: str = ""
+    """Why there is no second view of what it makes."""
+
+    def model(self) -> tf.PreTrainedModel:
+        """A tiny model that takes what it makes."""
+        return (self.family or ZOO[self.model_type]).model()
 
     def class_names(self, backend: str) -> tuple[str, str]:
         """Names of the classes of the image processor and the processor; empty if transformers knows none."""
@@ -98,14 +111,16 @@ class TinyProcessor:
 
     def build(self, backend: str) -> Any:
         """The processor, with a tokenizer of words ``w4`` to ``w79``."""
-        image_processor, processor = (getattr(tf, name) for name in self.class_names(backend))
+        image_processor, processor = (getattr(tf, name, None) for name in self.class_names(backend))
+        assert processor
         names = TOKENS | self.tokens
         special = {f"{name}_token": (names[index], index) for index in TOKENS for name in _ATTRIBUTES[index].split()}
         special |= {f"token_{index}": (token, index) for index, token in names.items() if index not in TOKENS}
-        tokenizer = tiny_tokenizer(special, VOCABULARY)
+        tokenizer = self.tokenizer() if self.tokenizer else tiny_tokenizer(special, VOCABULARY)
         tokenizer.padding_side = "left"
-        parts = {name: Absent() for name in processor.get_attributes()}
-        parts |= {"image_processor": image_processor(**self.images), "tokenizer": tokenizer}
+        parts = {name: tokenizer if "tokenizer" in name else Absent() for name in processor.get_attributes()}
+        if image_processor:
+            parts["image_processor"] = image_processor(**self.images)
         with ExitStack() as mocks:
             mocks.enter_context(mock.patch.object(ProcessorMixin, "check_argument_for_proper_class"))
             for place, value in self.mocks.items():

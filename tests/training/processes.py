@@ -1,7 +1,6 @@
 """What each of several processes runs: training on its share of every batch. Writes its losses and weights to a folder.
 
-torchrun --nproc-per-node 2 tests/training/processes.py FOLDER loops NAME...
-accelerate launch ... tests/training/processes.py FOLDER trainer NAME...
+accelerate launch ... tests/training/processes.py FOLDER NAME...
 """
 
 import os
@@ -19,11 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 import flexkit
 from flexkit.patching import get_patch
+from tests.training import contexts
 from tests.training.stripes import Example, examples, joined, model_for
 from tests.training.trainers import losses_of, trainer_for
 from tests.zoo import low_res
 
 ROWS, STEPS = 4, 2
+BESIDE = "florence2"
+"""A model whose attention reads the image from a context beside the decoder's sequence."""
 Result = dict[str, Any]
 
 
@@ -77,6 +79,12 @@ def whole(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in state.items()}
 
 
+def mean(loss: Tensor) -> None:
+    """That of all processes."""
+    dist.all_reduce(loss)
+    loss /= dist.get_world_size()
+
+
 def with_checkpoints(model: Any) -> Any:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
@@ -87,26 +95,38 @@ def loops(name: str, folder: Path) -> dict[str, Result]:
     rank, world = dist.get_rank(), dist.get_world_size()
     parts = [share(batch, rank, world) for batch in batches(name)]
 
-    def average(loss: Tensor) -> None:
-        dist.all_reduce(loss)
-        loss /= world
-
     results = {
-        "ddp": loop(model_for(name), parts, ddp, average),
+        "ddp": loop(model_for(name), parts, ddp, mean),
         # Many a base model has layers that it does not use, such as the last of LLaVA's vision tower.
         "ddp everything": loop(
-            model_for(name, trains_all=True), parts, partial(ddp, find_unused_parameters=True), average
+            model_for(name, trains_all=True), parts, partial(ddp, find_unused_parameters=True), mean
         ),
-        "fsdp everything": loop(with_checkpoints(model_for(name, trains_all=True)), parts, fsdp, average),
+        "fsdp everything": loop(with_checkpoints(model_for(name, trains_all=True)), parts, fsdp, mean),
     }
-    results["fsdp finely"] = loop(model_for(name), parts, partial(fsdp, finely=True), average)
+    results["fsdp finely"] = loop(model_for(name), parts, partial(fsdp, finely=True), mean)
     # The second process meets no high-res view: the first waits for its gradients all the same.
     some = [part if rank == 0 else low_res(part) for part in parts]
-    results |= {f"{wrap.__name__} some": loop(model_for(name), some, wrap, average) for wrap in (ddp, fsdp)}
+    results |= {f"{wrap.__name__} some": loop(model_for(name), some, wrap, mean) for wrap in (ddp, fsdp)}
     sharded = model_for(name)
-    results["fsdp"] = loop(sharded, parts, fsdp, average)
+    results["fsdp"] = loop(sharded, parts, fsdp, mean)
     flexkit.save_flex(sharded, folder / name, is_main_process=rank == 0)
     return results
+
+
+def loops_beside(name: str) -> dict[str, Result]:
+    """The same where the image is read from a context."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    parts = [share(joined(contexts.examples(name, ROWS)), rank, world)] * STEPS
+
+    def shard(model: Any) -> nn.Module:
+        for layer in model.model.language_model.decoder.layers:
+            fully_shard(layer)
+        return fully_shard(model)
+
+    return {
+        "ddp": loop(contexts.model_for(name), parts, ddp, mean),
+        "fsdp": loop(contexts.model_for(name), parts, shard, mean),
+    }
 
 
 def by_trainer(name: str, folder: Path) -> dict[str, Result]:
@@ -119,12 +139,12 @@ def by_trainer(name: str, folder: Path) -> dict[str, Result]:
     return {"trainer": {"losses": losses_of(trainer), "weights": whole(model), "shared": shared}}
 
 
-def main(folder: str, task: str, *names: str) -> None:
+def main(folder: str, *names: str) -> None:
     torch.set_num_threads(1)
-    if task == "loops":
-        dist.init_process_group("gloo")
-    run = {"loops": loops, "trainer": by_trainer}[task]
-    results = {name: run(name, Path(folder)) for name in names}
+    results = {names[0]: by_trainer(names[0], Path(folder))}  # joins the processes, as accelerate does it
+    for name in names:
+        results[name] = results.get(name, {}) | loops(name, Path(folder))
+    results[BESIDE] = loops_beside(BESIDE)
     torch.save(results, Path(folder) / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
 

@@ -49,6 +49,7 @@ def _template(name: str, words: int) -> tuple[Example, Any]:
     return inputs, family.config().vision_config
 
 
+@cache
 def example(name: str, cell: int, answer: int, words: int = 3) -> Example:
     """One prompt with both views of one picture, and a label for its last word."""
     template, vision = _template(name, words)

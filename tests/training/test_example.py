@@ -21,7 +21,7 @@ def script() -> ModuleType:
 
 
 def test_it_learns_and_says_so(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    losses = script.main(steps=7)
+    losses = script.main(steps=7, batch=2)
     assert len(losses) == 7 and losses[-1] < math.log(2)
     assert capsys.readouterr().out.strip().endswith("answered rightly: 1.00, loaded again: 1.00")
 

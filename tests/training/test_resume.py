@@ -29,9 +29,8 @@ def everything(name: str) -> Any:
 def run(model: Any, name: str, folder: Path, *, steps: int = 6, resumes: bool = False, **settings: Any) -> Any:
     """A Trainer after its last step; it saves at every third."""
     torch.manual_seed(0)
-    settings = {"save_strategy": "steps", "save_steps": 3, "learning_rate": 0.01} | settings
-    rows = examples(name, 48)
-    trainer = trainer_for(model, rows, folder, max_steps=steps, eval_strategy="steps", eval_steps=3, **settings)
+    settings = {"save_strategy": "steps", "save_steps": 3, "eval_steps": 3, "learning_rate": 0.01} | settings
+    trainer = trainer_for(model, examples(name, 24), folder, max_steps=steps, per_device_train_batch_size=4, **settings)
     trainer.train(resume_from_checkpoint=str(folder / "checkpoint-3") if resumes else None)
     return trainer
 
@@ -68,6 +67,7 @@ def test_the_best_model_at_the_end(name: str, tmp_path: Path) -> None:
         name,
         tmp_path / "long",
         lr_scheduler_type="constant",
+        eval_strategy="steps",
         load_best_model_at_end=True,
         greater_is_better=True,  # the greatest loss is that of the first evaluation
     )

@@ -59,7 +59,8 @@ def plain_model(name: str) -> PreTrainedModel:
 
 def patch(model: PreTrainedModel, **settings: Any) -> PreTrainedModel:
     """Patch a model, by default so that its high-res tokens matter."""
-    return flexkit.patch_model(model, flexkit.FlexConfig(**(SETTINGS | settings)), trained=True)
+    settings = SETTINGS | {"start_layer": None} | settings
+    return flexkit.patch_model(model, flexkit.FlexConfig(**settings), trained=True)
 
 
 def own_model(name: str) -> PreTrainedModel:

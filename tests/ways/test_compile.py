@@ -1,7 +1,7 @@
 """``torch.compile`` of the decode step, as ``generate`` does it with a static cache."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import transformers as tf
 
 import flexkit
 from tests.patching.ways import assert_same_logits, generate
+from tests.ways.graphs import compiled
 from tests.ways.questions import TOKENS, patch, patched_model, question, six
 from tests.zoo import ZOO, low_res, prompt
 
@@ -33,18 +34,6 @@ def shallow_model(name: str) -> tf.PreTrainedModel:
 
     model = dataclasses.replace(ZOO[name], config=config).model()
     return patch(model)
-
-
-def compiled(graphs: list[Any]) -> dict[str, Any]:
-    """Settings with which ``generate`` compiles the decode step to one graph, or fails; graphs are collected."""
-
-    def collect(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
-        graphs.append(graph)
-        return graph.forward
-
-    config = tf.CompileConfig(fullgraph=True, backend=collect, mode=None)
-    config._compile_all_devices = True
-    return {"cache_implementation": "static", "compile_config": config}
 
 
 @six

@@ -3,14 +3,14 @@
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import transformers as tf
 from PIL import Image
 
 import flexkit
-from tests.tiny_processors import tiny_gemma3_processor, tiny_llava_processor, tiny_qwen_processor
-from tests.ways.questions import TOKENS, own_model, patch
+from tests.processors import PROCESSORS as TINY
+from tests.tiny_processors import CHAT_TEMPLATE, tiny_gemma3_processor, tiny_llava_processor, tiny_qwen_processor
+from tests.ways.questions import TOKENS, own_model, patch, six
 from tests.zoo import END, IMAGE, START, VIDEO, VOCABULARY
 
 _QWEN: dict[str, Any] = dict(
@@ -20,12 +20,20 @@ PROCESSORS: dict[str, Any] = {
     "llava": lambda: tiny_llava_processor(42, image_token_id=IMAGE, vocab_size=VOCABULARY),
     "qwen2_5_vl": lambda: tiny_qwen_processor(14, vocab_size=VOCABULARY, **_QWEN),
     "qwen3_vl": lambda: tiny_qwen_processor(16, min_pixels=64 * 64, vocab_size=VOCABULARY, **_QWEN),
+    "internvl": lambda: chatting("internvl"),
     "gemma3": lambda: tiny_gemma3_processor(
         image_token_id=IMAGE, boi_token_id=START, eoi_token_id=END, vocab_size=VOCABULARY
     ),
+    "llava_next": lambda: chatting("llava_next"),
 }
-processors = pytest.mark.parametrize("name", PROCESSORS)
 SETTINGS = {"max_new_tokens": TOKENS, "do_sample": False, "suppress_tokens": [0, 1, 2, 3, IMAGE, VIDEO, START, END]}
+
+
+def chatting(name: str) -> Any:
+    """The tiny processor of a model type, with a chat template."""
+    processor = TINY[name].build("pil")
+    processor.chat_template = CHAT_TEMPLATE.replace("IMAGE", TINY[name].prompt)
+    return processor
 
 
 def chat(seed: int) -> list[dict[str, Any]]:
@@ -43,7 +51,7 @@ def answer(model: Any, processor: Any, question: Any) -> list[str]:
     return list(processor.decode(written, skip_special_tokens=True).split())
 
 
-@processors
+@six
 def test_pipeline(name: str) -> None:
     model = patch(own_model(name))
     processor = flexkit.FlexProcessor(PROCESSORS[name](), model)

@@ -30,6 +30,10 @@ class Arrangement(ABC):
         """One tile of every image, ``(images, 3, height, width)``, in the place of the images."""
         return tiles.view(pixels.shape)
 
+    def masks(self, mask: Tensor, pixels: Tensor) -> Tensor:
+        """``(images, height, width)`` of a mask of pixels."""
+        return mask.flatten(0, -3)
+
     @abstractmethod
     def places(self, config: Any, inputs: Mapping[str, Any], prefix: int, cells: int) -> Places:
         """Where the cells of every image stand, behind a prefix of columns of its own."""
@@ -77,12 +81,15 @@ class ByRow(Arrangement):
         first[_real(pixels)] = tiles.to(pixels.dtype)
         return placed
 
+    def masks(self, mask: Tensor, pixels: Tensor) -> Tensor:
+        return mask[_real(pixels)]
+
     def places(self, config: Any, inputs: Mapping[str, Any], prefix: int, cells: int) -> Places:
         pixels, ratios = inputs["pixel_values"], inputs.get("aspect_ratio_ids")
         if ratios is not None and bool((ratios > 1).any()):
             raise HighResInputError(
-                "the prompt holds images of several tiles; the high-res view takes their place: call the processor "
-                "with max_image_tiles=1."
+                "the prompt holds images of several tiles; the high-res view takes their place: prepare the prompt "
+                "with flexkit.FlexProcessor."
             )
         slots = pixels.shape[2] if pixels.ndim == 6 else 1
         rows, images = (each.tolist() for each in _real(pixels).nonzero(as_tuple=True))
@@ -97,13 +104,7 @@ class RealOnes(ByRow):
         self._black_too = black_too
 
     def places(self, config: Any, inputs: Mapping[str, Any], prefix: int, cells: int) -> Places:
-        pixels, mask = inputs["pixel_values"], inputs.get("pixel_attention_mask")
-        real = _real(pixels).flatten()
-        if mask is not None and not bool(mask.flatten(0, 1)[real].all()):
-            raise HighResInputError(
-                "pixel_attention_mask says that images were padded to one size; pass images of one size in a call, not "
-                "split (do_image_splitting=False)."
-            )
+        real = _real(inputs["pixel_values"]).flatten()
         rows = real.nonzero().flatten().tolist() if self._black_too else list(range(int(real.sum())))
         batch = len(real) if self._black_too else len(rows)
         return Places(batch, rows, [prefix + torch.arange(cells)] * len(rows))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -15,17 +15,27 @@ from flexkit.errors import ConfigError
 from flexkit.patching.call import FlexCall
 from flexkit.patching.config_view import CALL
 from flexkit.patching.context.sites import Site
+from flexkit.patching.state import Patch
 
-__all__ = ["Carrier", "Door", "Held", "Keyword", "Tag", "argument", "carried", "held"]
+__all__ = ["Carrier", "Door", "Held", "Keyword", "Tag", "argument", "carried", "held", "held_in"]
 
 Find = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], str], FlexCall | None]
 """The call that a reading module got: of the module, what it is called with, and the name of its source argument."""
 
-_held: ContextVar[object] = ContextVar("flexkit_held", default=None)
+
+class Carried(Protocol):
+    """A call, or what a call can be made of."""
+
+    @property
+    def patch(self) -> Patch:
+        """Of the model that it is for."""
+
+
+_held: ContextVar[Carried | None] = ContextVar("flexkit_held", default=None)
 
 
 @contextmanager
-def carried(value: object) -> Iterator[None]:
+def carried(value: Carried) -> Iterator[None]:
     """Hold a call, or what a call can be made of, while the block runs; other threads do not see it."""
     token = _held.set(value)
     try:
@@ -34,9 +44,18 @@ def carried(value: object) -> Iterator[None]:
         _held.reset(token)
 
 
-def held() -> object:
-    """What is carried now."""
-    return _held.get()
+def held(patch: Patch) -> Carried | None:
+    """What is carried now for a patched model: an assistant of its generation may be another."""
+    value = _held.get()
+    return value if value is not None and value.patch is patch else None
+
+
+def held_in(module: nn.Module) -> Carried | None:
+    """What is carried now for the model that a module is a part of."""
+    value = _held.get()
+    if value is None or {site.attention for site in value.patch.layers.values()}.isdisjoint(module.modules()):
+        return None
+    return value
 
 
 def argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
@@ -49,9 +68,10 @@ class Carrier(ABC):
 
     find: Find
 
-    def keywords(self, call: FlexCall) -> Mapping[str, FlexCall]:
-        """What the model's forward is called with besides its inputs."""
-        return {}
+    def run(self, forward: Callable[..., Any], call: FlexCall, inputs: Mapping[str, Any]) -> Any:
+        """The model's own forward with a call."""
+        with carried(call):
+            return forward(**inputs)
 
     def hooks(self, model: nn.Module, sites: Sequence[Site]) -> list[RemovableHandle]:
         """What hands the call on while a model is patched."""
@@ -63,12 +83,13 @@ def _by_keyword(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _by_hand(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], source: str) -> FlexCall | None:
-    call = held()
+    call = held_in(module)
     return call if isinstance(call, FlexCall) else None
 
 
 def _by_tag(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], source: str) -> FlexCall | None:
-    return getattr(argument(module, args, kwargs, source), CALL, None)
+    states: Tensor | None = argument(module, args, kwargs, source)
+    return None if states is None else getattr(states.untyped_storage(), CALL, None)
 
 
 class Keyword(Carrier):
@@ -79,8 +100,8 @@ class Keyword(Carrier):
     def __init__(self, prefix: str = "") -> None:
         self._name = prefix + CALL
 
-    def keywords(self, call: FlexCall) -> Mapping[str, FlexCall]:
-        return {self._name: call}
+    def run(self, forward: Callable[..., Any], call: FlexCall, inputs: Mapping[str, Any]) -> Any:
+        return forward(**inputs, **{self._name: call})
 
 
 class Held(Carrier):
@@ -103,9 +124,9 @@ class Door(Carrier):
 
 
 class Tag(Carrier):
-    """The tensor that attention reads from, where a decoder drops all else on the way to it.
+    """The memory of the tensor that attention reads from, where a decoder drops all else on the way to it.
 
-    A tensor is handed on as it is, also to a layer that gradient checkpointing runs again.
+    It stays what it is on any way, also into a layer that gradient checkpointing runs again on detached tensors.
     """
 
     find = staticmethod(_by_tag)
@@ -141,9 +162,9 @@ def _tag(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Forward pre-hook of a decoder: what it reads from takes the call along.
 
-    On a new view of it, since the encoder's output belongs to a whole generation, or to the user.
+    In a copy, since the encoder's output belongs to a whole generation, or to the user.
     """
-    call = held()
+    call: Any = held_in(decoder)
     if callable(call):  # a generate that calls its decoder past the model's forward
         call = call(kwargs)
         if call.patch.config.gate is not None:
@@ -151,14 +172,14 @@ def _tag(
     if not isinstance(call, FlexCall):
         return None
     states: Tensor = kwargs["encoder_hidden_states"]
-    tagged = states.view_as(states)
-    setattr(tagged, CALL, call)
+    tagged = states.clone()
+    setattr(tagged.untyped_storage(), CALL, call)
     return args, kwargs | {"encoder_hidden_states": tagged}
 
 
 def _finish(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Forward hook of a decoder: a call that was made at its door ends here."""
-    if callable(held()):
-        call: FlexCall = getattr(kwargs["encoder_hidden_states"], CALL)
+    if callable(held_in(decoder)):
+        call: FlexCall = getattr(kwargs["encoder_hidden_states"].untyped_storage(), CALL)
         call.finish()
         call.keep(kwargs.get("past_key_values"))

@@ -7,6 +7,7 @@ from typing import Any
 from flexkit.errors import UnsupportedModelError
 from flexkit.patching.context.arrangements import AtTokens, ByRow, Frames, InSequence, RealOnes
 from flexkit.patching.context.carriers import Carrier, Door, Held, Keyword, Tag
+from flexkit.patching.context.padding import Padding
 from flexkit.patching.context.page import Page
 from flexkit.patching.context.patches import Patches
 from flexkit.patching.context.pictures import Pictures
@@ -70,7 +71,13 @@ def _vision_encoder_decoder(config: Any) -> Geometry:
 
 
 CONTEXTS: dict[str, Geometry | Callable[[Any], Geometry]] = {
-    "aria": Pictures("model.multi_modal_projector.cross_attn", "key_value_states", reader=_learned, carrier=Held()),
+    "aria": Pictures(
+        "model.multi_modal_projector.cross_attn",
+        "key_value_states",
+        padding=Padding("pixel_mask", whole_cells=False),
+        reader=_learned,
+        carrier=Held(),
+    ),
     "blip": Pictures(
         "text_decoder.bert.encoder.layer.*.crossattention.self",
         "encoder_hidden_states",
@@ -85,7 +92,7 @@ CONTEXTS: dict[str, Geometry | Callable[[Any], Geometry]] = {
         norm="input_layernorm",
         encoder="model.vision_tower.vision_encoder",
         arrangement=InSequence(),
-        overview_only="call the processor with crop_to_patches=False",
+        overview_only="prepare the prompt with flexkit.FlexProcessor",
         reader=LearnedQueries(behind_image=True),
         carrier=Door("model.vision_tower.vision_encoder"),
     ),
@@ -104,6 +111,7 @@ CONTEXTS: dict[str, Geometry | Callable[[Any], Geometry]] = {
         "context",
         norm="input_context_norm",
         arrangement=RealOnes(),
+        padding=Padding("pixel_attention_mask", whole_cells=True),
         reader=_learned,
         carrier=Door("model.connector.perceiver_resampler"),
     ),

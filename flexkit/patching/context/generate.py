@@ -1,17 +1,20 @@
 """``generate`` of models whose image stands in a context: some read it before their forward is called, or without."""
 
+import inspect
 from typing import TYPE_CHECKING, Any, cast
 
 from flexkit.patching.call import FlexCall
-from flexkit.patching.context.carriers import carried
+from flexkit.patching.context.carriers import carried, held_in
+from flexkit.patching.context.readers import Reading
 from flexkit.patching.forward import take_high_res
+from flexkit.patching.generation import EXPAND
 from flexkit.patching.images import check_names
 from flexkit.patching.state import get_patch
 
 if TYPE_CHECKING:
     from flexkit.patching.context.geometry import Context
 
-__all__ = ["generate"]
+__all__ = ["expand_inputs", "generate"]
 
 
 def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -32,3 +35,11 @@ def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
     if isinstance(held, FlexCall):
         held.finish()
     return output
+
+
+def expand_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """``_expand_inputs_for_generation`` of what generates: it sees the whole prompt, and no guesses of what follows."""
+    reading, ids = held_in(self), kwargs.get("input_ids")
+    if isinstance(reading, Reading) and ids is not None and ids.shape[1]:
+        reading.prompt = ids.shape[1]
+    return inspect.getattr_static(type(self), EXPAND).__get__(self, type(self))(*args, **kwargs)

@@ -5,20 +5,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 from flexkit.errors import HighResInputError
 from flexkit.patching.call import FlexCall
 from flexkit.patching.config import FlexConfig
-from flexkit.patching.context.carriers import Carrier, Keyword, carried, held
-from flexkit.patching.context.generate import generate
+from flexkit.patching.context.carriers import Carried, Carrier, Keyword, held
+from flexkit.patching.context.generate import expand_inputs, generate
 from flexkit.patching.context.own_code import read_beside
 from flexkit.patching.context.readers import Reader, Reading, Words
 from flexkit.patching.context.show import show, watch
 from flexkit.patching.context.sites import Site, find_sites
 from flexkit.patching.decoder import DecoderLayer
+from flexkit.patching.generation import EXPAND
 from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.images import PREFIX, checked_view
 from flexkit.patching.memory import HighResMemory, ImageSpan, cached_memory
@@ -108,20 +110,21 @@ class Context(Geometry):
 
     def methods(self, model: PreTrainedModel) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
         yield model, "generate", generate
+        for module in model.modules():
+            if isinstance(module, GenerationMixin):
+                yield module, EXPAND, expand_inputs
 
     def run(self, forward: Callable[..., Any], call: FlexCall, inputs: Mapping[str, Any]) -> Any:
-        with carried(call):
-            return forward(**inputs, **self._carrier.keywords(call))
+        return self._carrier.run(forward, call, inputs)
 
     def prepare(
         self, model: nn.Module, patch: Patch, high_res: dict[str, Any], inputs: dict[str, Any]
     ) -> FlexCall | None:
         named = high_res.pop("hd_queries", None)
         high_res.pop("hd_repeats", None)
-        reading = held()
-        if isinstance(reading, Reading):
-            return reading(inputs)
         memory = cached_memory(inputs.get("past_key_values"))
+        if self._reader.needs_generation(inputs, memory) and isinstance(reading := held(patch), Reading):
+            return reading(inputs)
         if memory is not None and high_res:
             self._reader.check_later(inputs, self.inputs[0])
         elif high_res:
@@ -130,12 +133,13 @@ class Context(Geometry):
             return None
         return self._reader.call(patch, memory, inputs, named, training=model.training)
 
-    def hold(self, model: nn.Module, patch: Patch, high_res: dict[str, Any], inputs: dict[str, Any]) -> object:
+    def hold(self, model: nn.Module, patch: Patch, high_res: dict[str, Any], inputs: dict[str, Any]) -> Carried:
         """What a generation from these inputs carries."""
         named = high_res.pop("hd_queries", None)
         memory = self.read(model, patch, high_res, inputs)
         return self._reader.held(patch, memory, named, training=model.training)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a model that is shown a tile ends by an exception
     def read(self, model: Any, patch: Patch, high_res: dict[str, Any], inputs: Mapping[str, Any]) -> HighResMemory:
         """Encode the high-res views and find the low-res cells that they belong to."""
         absent = [name for name in self.inputs if not isinstance(inputs.get(name), Tensor)]

@@ -23,7 +23,7 @@ class Page(Pictures):
     """
 
     def places(self, model: PreTrainedModel, inputs: Mapping[str, Any], grids: Sequence[Pair]) -> Places:
-        boxes: Tensor = inputs["bbox"]
+        boxes = _boxes(inputs)
         side = grids[0][1]
         batch, words = boxes.shape[:2]
         x, y = ((boxes[..., :2] + boxes[..., 2:]) / 2 * side).floor().long().clamp(0, side - 1).unbind(-1)
@@ -33,7 +33,8 @@ class Page(Pictures):
             left[y[row] * side + x[row]] = False  # by words without a place, too
             # A patch that the model has dropped altogether is looked at where the next one is.
             behind = words + (left.cumsum(0) - left.long()).clamp_max(int(left.sum()) - 1)
-            for word in ((boxes[row].mean(-1) > 0) & (boxes[row].mean(-1) < 1)).nonzero().flatten():
+            middle = boxes[row].mean(-1)
+            for word in ((middle != 0) & (middle != 1)).nonzero().flatten():
                 behind[y[row, word] * side + x[row, word]] = word
             columns.append(behind)
         return Places(batch, list(range(batch)), columns)
@@ -42,7 +43,7 @@ class Page(Pictures):
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
     ) -> list[Tensor]:
         encoder: Any = model.get_submodule("encoder")
-        ids, boxes = inputs["input_ids"], inputs["bbox"]
+        ids, boxes = inputs["input_ids"], _boxes(inputs)
         batch, words = ids.shape
         mask = inputs.get("attention_mask", torch.ones_like(ids))
         given = {name: value for name, value in inputs.items() if name not in ("input_ids", "pixel_values")}
@@ -67,3 +68,9 @@ class Page(Pictures):
             )
             encoded.append(states[:, words:])
         return list(rearrange(stitch_tiles(torch.stack(encoded, 1), grids[0], zoom), "n r c d -> n (r c) d"))
+
+
+def _boxes(inputs: Mapping[str, Any]) -> Tensor:
+    """``(batch, words, 4)``, floating; a tokenizer may give integers."""
+    boxes: Tensor = inputs["bbox"]
+    return boxes if boxes.is_floating_point() else boxes.float()

@@ -4,14 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from flexkit.encoding import split_tiles, stitch_tiles
 from flexkit.errors import HighResInputError
 from flexkit.patching.context.arrangements import Arrangement, OneARow
 from flexkit.patching.context.geometry import Context, Places
+from flexkit.patching.context.padding import Padding, cut, stitched
 from flexkit.zoom import Pair
 
 __all__ = ["Pictures"]
@@ -35,6 +34,8 @@ class Pictures(Context):
         From the model's config to the side of a cell in pixels.
     arrangement : Arrangement
         How images lie in a batch.
+    padding : Padding, optional
+        How the family says where pictures are padded.
     overview_only : str
         What makes the family's prompts carry overviews only.
     """
@@ -50,6 +51,7 @@ class Pictures(Context):
         prefix: int = 0,
         cell: Callable[[Any], int] = patch_size,
         arrangement: Arrangement | None = None,
+        padding: Padding | None = None,
         overview_only: str = "",
         **options: Any,
     ) -> None:
@@ -57,18 +59,18 @@ class Pictures(Context):
         self._prefix = prefix
         self._cell = cell
         self._arrangement = arrangement or OneARow()
+        self._padding = padding
         self.overview_only = overview_only
 
     def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
         pixels, cell = inputs["pixel_values"], self._cell(model.config)
         sides = tuple(pixels.shape[-2:])
-        if pixels.ndim != self._arrangement.view_axes or any(
-            side % (times * cell) for side, times in zip(sides, zoom, strict=True)
-        ):
+        if pixels.ndim != self._arrangement.view_axes or sides[0] % zoom[0] or sides[1] % zoom[1]:
             raise HighResInputError(
                 f"hd_pixel_values has shape {tuple(pixels.shape)}; expected {self._arrangement.view_axes} axes, the "
-                f"last two divisible by {zoom[0] * cell} and {zoom[1] * cell}: zoom {zoom} times {cell} pixels a cell."
+                f"last two {zoom} times those of pixel_values."
             )
+        # A model does not look at the rest of a cell at the edge.
         grid = sides[0] // zoom[0] // cell, sides[1] // zoom[1] // cell
         return [grid] * len(pixels.flatten(0, -4))
 
@@ -102,13 +104,23 @@ class Pictures(Context):
     def encode(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
     ) -> list[Tensor]:
+        pixels, cell = inputs["pixel_values"], self._cell(model.config)
         places = self.places(model, inputs, grids)
-        tiles = split_tiles(inputs["hd_pixel_values"].flatten(0, -4), zoom)
+        shown = self._shown(inputs, cell) or grids
+        size = pixels.shape[-2], pixels.shape[-1]
+        tiles = cut(inputs["hd_pixel_values"].flatten(0, -4), shown, zoom, cell, size)
         encoded = []
         for tile in tiles.unbind(1):
-            pixels = self._arrangement.put(tile, inputs["pixel_values"])
-            states = self.show(model, inputs, len(tile), pixel_values=pixels)
+            states = self.show(model, inputs, len(tile), pixel_values=self._arrangement.put(tile, pixels))
             states = states.reshape(places.batch, -1, states.shape[-1])
             each = zip(places.rows, places.columns, strict=True)
             encoded.append(torch.stack([states[row, columns.to(states.device)] for row, columns in each]))
-        return list(rearrange(stitch_tiles(torch.stack(encoded, 1), grids[0], zoom), "n r c d -> n (r c) d"))
+        each_image = zip(torch.stack(encoded, 1), shown, grids, strict=True)
+        return [stitched(features, own, grid, zoom) for features, own, grid in each_image]
+
+    def _shown(self, inputs: Mapping[str, Any], cell: int) -> list[Pair] | None:
+        """Rows and columns of every image without padding, if the inputs say where they are padded."""
+        mask = None if self._padding is None else inputs.get(self._padding.mask)
+        if self._padding is None or mask is None:
+            return None
+        return self._padding.grids(self._arrangement.masks(mask, inputs["pixel_values"]), cell)

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flexkit.attention.rows import QueryRows
-from flexkit.errors import ConfigError, HighResInputError
+from flexkit.errors import ConfigError, HighResInputError, UnsupportedModelError
 from flexkit.patching.call import FlexCall
 from flexkit.patching.config import FlexConfig
-from flexkit.patching.memory import HighResMemory, cached_memory
+from flexkit.patching.memory import HighResMemory, cached_length, cached_memory
 from flexkit.patching.queries import IGNORED, query_rows
 from flexkit.patching.state import Patch
 
@@ -28,7 +28,14 @@ class Reader(ABC):
 
     def shown(self, inputs: Mapping[str, Any], images: int) -> dict[str, Any]:
         """The base model's inputs with which a tile is shown."""
-        return {name: value for name, value in inputs.items() if name not in _OF_THE_CALL}
+        shown = {name: value for name, value in inputs.items() if name not in _OF_THE_CALL}
+        if isinstance(shown.get("inputs_embeds"), Tensor):
+            shown["inputs_embeds"] = shown["inputs_embeds"].clone()  # GIT adds positions to what it is given
+        return shown
+
+    def needs_generation(self, inputs: Mapping[str, Any], memory: HighResMemory | None) -> bool:
+        """Whether a call can only be made by the generation that it is a part of."""
+        return False
 
     @abstractmethod
     def call(
@@ -43,7 +50,9 @@ class Reader(ABC):
         """The call of a forward of the model with these inputs."""
 
     @abstractmethod
-    def held(self, patch: Patch, memory: HighResMemory, named: Tensor | None, *, training: bool) -> object:
+    def held(
+        self, patch: Patch, memory: HighResMemory, named: Tensor | None, *, training: bool
+    ) -> "FlexCall | Reading":
         """What a whole generation carries."""
 
     def check_config(self, config: FlexConfig) -> None:
@@ -65,7 +74,7 @@ class Reading:
     reader: "Words"
     training: bool
     prompt: int | None = None
-    """Length of the first call."""
+    """Length of the prompt; by default that of the first call."""
 
     def __call__(self, inputs: Mapping[str, Any]) -> FlexCall:
         """The call of one step, with the inputs of the text model."""
@@ -73,12 +82,13 @@ class Reading:
         return self.reader.call(self.patch, memory, inputs, self.named_in(inputs, memory), training=self.training)
 
     def named_in(self, inputs: Mapping[str, Any], memory: HighResMemory) -> Tensor | None:
-        """The positions that query; generating without a cache, those behind the prompt do as with a cache."""
+        """The positions that query: the last of the prompt and those behind, however many of them a call has."""
         batch, length = self.reader.shape(inputs, memory)
         self.prompt = length if self.prompt is None else self.prompt
-        last = isinstance(self.patch.config.queries, str) and self.patch.config.queries == "last"
-        if self.named is None and last and length > self.prompt and not _past(inputs):
-            return (torch.arange(length, device=memory.features.device) >= self.prompt - 1).expand(batch, -1)
+        if self.named is None and isinstance(self.patch.config.queries, str) and self.patch.config.queries == "last":
+            past = cached_length(inputs.get("past_key_values"))
+            places = torch.arange(self.prompt, device=memory.features.device)[: past + length]
+            return (places == self.prompt - 1).expand(batch, -1)
         return self.named
 
 
@@ -110,6 +120,10 @@ class Words(Reader):
             shown[self.prefix + "input_ids"] = one.expand((*texts, images)[0], -1)
         return shown
 
+    def needs_generation(self, inputs: Mapping[str, Any], memory: HighResMemory | None) -> bool:
+        # One word behind a prompt reads from what the cache carries; and what a generation carries cannot be compiled.
+        return memory is None or not torch.compiler.is_compiling() or self.shape(inputs, memory)[1] > 1
+
     def shape(self, inputs: Mapping[str, Any], memory: HighResMemory) -> tuple[int, int]:
         """Batch and length of the text of a call."""
         tokens = (inputs.get(self.prefix + name) for name in ("input_ids", "inputs_embeds"))
@@ -133,7 +147,8 @@ class Words(Reader):
                 "cache with its own methods (batch_repeat_interleave, batch_select_indices)."
             )
         memory = memory.repeat_interleave(batch // memory.batch)
-        past, front = _past(inputs), self._in_front(inputs, memory)
+        past, prefix = cached_length(inputs.get("past_key_values")), self._in_front(memory)
+        front = prefix if prefix and not past else 0
         mask, labels = inputs.get(self.prefix + "attention_mask"), inputs.get("labels")
         attended = mask if isinstance(mask, Tensor) and mask.ndim == 2 else memory.items.new_ones(batch, length)
         attended = attended[:, -length:].bool().to(memory.features.device)
@@ -148,7 +163,7 @@ class Words(Reader):
             "logits_to_keep": inputs.get("logits_to_keep", 0),
         }
         if named is not None:
-            named = pad(named, (front, 0))
+            named = pad(named, (prefix, 0))
         rows = query_rows(
             patch.config,
             text,
@@ -170,10 +185,9 @@ class Words(Reader):
     def held(self, patch: Patch, memory: HighResMemory, named: Tensor | None, *, training: bool) -> Reading:
         return Reading(patch, memory, named, self, training)
 
-    def _in_front(self, inputs: Mapping[str, Any], memory: HighResMemory) -> int:
-        if not self._image_in_front or _past(inputs):
-            return 0
-        return int(max(span.columns.max() for span in memory.images)) + 1
+    def _in_front(self, memory: HighResMemory) -> int:
+        """Positions that the image takes up in front of the text."""
+        return int(max(span.columns.max() for span in memory.images)) + 1 if self._image_in_front else 0
 
 
 class LearnedQueries(Reader):
@@ -223,17 +237,19 @@ class _OfLearnedQueries(FlexCall):
     def _shared_from(self) -> None:
         return None
 
-    def attend(self, layer: int, query: Tensor, *args: Any, **options: Any) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, base: Tensor, **options: Any
+    ) -> Tensor:
+        if options["is_causal"] and mask is None:  # KOSMOS-2 in early versions of transformers
+            raise UnsupportedModelError(
+                "the kernel hides from every learned query all but the first patches of the image; load the model with "
+                "attn_implementation='eager'."
+            )
         if not self.length:  # a generation may repeat every image for its beams
             self.memory = self.memory.repeat_interleave(len(query) // self.memory.batch)
             reading = torch.arange(query.shape[2], device=query.device) >= self.first
             self.rows = QueryRows(self.memory.rows_with_images[:, None] & reading)
-        return super().attend(layer, query, *args, **options)
+        return super().attend(layer, query, key, value, mask, base, **options)
 
     def keep(self, cache: object) -> None:
         """Nothing: the next calls of a generation do not look at the image."""
-
-
-def _past(inputs: Mapping[str, Any]) -> int:
-    cache = inputs.get("past_key_values")
-    return int(cache.get_seq_length()) if cache is not None else 0

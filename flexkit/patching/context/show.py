@@ -53,5 +53,5 @@ def show(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, source: str) -> None:
-    if _showing.get():
+    if not torch.compiler.is_compiling() and _showing.get():
         raise _Shown(argument(module, args, kwargs, source))

@@ -6,7 +6,16 @@ from typing import Any
 
 from flexkit.zoom import Pair
 
-__all__ = ["merged_patches", "selected_patches", "sides", "timm_patches", "timm_size", "tower_patches", "vision_size"]
+__all__ = [
+    "merged_by_stages",
+    "merged_patches",
+    "selected_patches",
+    "sides",
+    "timm_patches",
+    "timm_size",
+    "tower_patches",
+    "vision_size",
+]
 
 
 def sides(size: object) -> Pair | None:
@@ -39,7 +48,12 @@ def tower_patches(vision: Any, merge: int = 1) -> int:
 def selected_patches(config: Any) -> int:
     """Tokens of an image where the config says whether the tower's class token stays (LLaVA and its relatives)."""
     keeps_class_token = config.vision_feature_select_strategy == "full" and "clip" in config.vision_config.model_type
-    return merged_patches(config) + keeps_class_token
+    return merged_patches(config, merged_by_stages(config.vision_config)) + keeps_class_token
+
+
+def merged_by_stages(vision: Any) -> int:
+    """Patches a side that a hierarchical tower makes one token of: it merges two by two between its stages (Swin)."""
+    return int(2 ** (len(getattr(vision, "depths", (1,))) - 1))
 
 
 def timm_size(config: Any) -> object:

@@ -6,13 +6,28 @@ from typing import Any
 from flexkit.errors import UnsupportedModelError
 from flexkit.processing.views.fixed import fixed_view
 from flexkit.processing.views.grid import SIZES, grid_view
+from flexkit.processing.views.numbered import numbered_view
 from flexkit.processing.views.raw import fuyu_view, inkling_view
+from flexkit.processing.views.shaped import shaped_view
 from flexkit.zoom import Pair
 
 __all__ = ["View", "choose_view"]
 
 View = Callable[[Any, list[Any], Mapping[str, Any], dict[str, Any], Pair], dict[str, Any]]
-"""Image processor, images, its low-res output, its keyword arguments and the zoom, to the high-res inputs."""
+"""What a high-res view is made of, and what comes of it:
+
+* the image processor of the low-res view,
+* the images before any resizing, each ``(channels, height, width)``, arrays or tensors,
+* what the image processor made of them,
+* the keyword arguments of that call,
+* the zoom along rows and columns,
+* returned: the high-res inputs by their names, ``hd_pixel_values`` among others.
+"""
+
+_MASKS = {"pixel_mask", "pixel_attention_mask"}
+"""Outputs that say where an image is, and where it is padded."""
+_OF_SQUARES = ("crop_to_patches", "return_row_col_info")
+"""Settings of image processors that have them and make squares, however."""
 
 
 def choose_view(image_processor: Any) -> View:
@@ -28,8 +43,12 @@ def choose_view(image_processor: Any) -> View:
         return fuyu_view
     if hasattr(image_processor, "rescale_image_frac"):
         return inkling_view
+    if hasattr(image_processor, "extract_flattened_patches"):
+        return numbered_view
     if names & set(SIZES) and not hasattr(image_processor, "image_grid_pinpoints"):  # there sizes are of originals
         return grid_view
+    if names & _MASKS and not any(hasattr(image_processor, name) for name in _OF_SQUARES):
+        return shaped_view
     if "pixel_values" in names:
         return fixed_view
     raise UnsupportedModelError(

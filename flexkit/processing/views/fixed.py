@@ -31,18 +31,7 @@ def fixed_view(
 ) -> dict[str, Any]:
     """Run the image processor with every size scaled by the zoom, so that both views show the same region.
 
-    Parameters
-    ----------
-    image_processor : transformers.BaseImageProcessor
-        The image processor of the low-res view.
-    images : list of numpy.ndarray or torch.Tensor
-        The images before any resizing, each ``(channels, height, width)``.
-    low_res : mapping
-        What the image processor made of them: pictures of ``(channels, h, w)``, under one name or two.
-    options : dict
-        The keyword arguments of that call.
-    zoom : tuple of int
-        Along rows and columns.
+    Parameters are those of every :data:`~flexkit.processing.views.View`.
 
     Returns
     -------

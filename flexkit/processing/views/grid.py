@@ -25,18 +25,7 @@ def grid_view(
 ) -> dict[str, Any]:
     """Resize each image to exactly ``zoom`` times its low-res view, and process it without further resizing.
 
-    Parameters
-    ----------
-    image_processor : transformers.BaseImageProcessor
-        The image processor of the low-res view.
-    images : list of numpy.ndarray or torch.Tensor
-        The images before any resizing, each ``(channels, height, width)``.
-    low_res : mapping
-        What the image processor made of them: ``pixel_values``, one of ``SIZES``, and more.
-    options : dict
-        The keyword arguments of that call.
-    zoom : tuple of int
-        Along rows and columns.
+    Parameters are those of every :data:`~flexkit.processing.views.View`.
 
     Returns
     -------

@@ -21,18 +21,7 @@ def fuyu_view(
 ) -> dict[str, Any]:
     """Patches of images that are padded to whole patches.
 
-    Parameters
-    ----------
-    image_processor : transformers.BaseImageProcessor
-        The image processor of the low-res view.
-    images : list of numpy.ndarray or torch.Tensor
-        The images before any resizing, each ``(channels, height, width)``.
-    low_res : mapping
-        What the image processor made of them.
-    options : dict
-        The keyword arguments of that call.
-    zoom : tuple of int
-        Along rows and columns.
+    Parameters are those of every :data:`~flexkit.processing.views.View`.
 
     Returns
     -------
@@ -58,7 +47,7 @@ def inkling_view(
 ) -> dict[str, Any]:
     """Patches of images whose last row and column of patches are filled up; a last column may hold filling alone.
 
-    Parameters and returns as for :func:`fuyu_view`.
+    It returns what :func:`fuyu_view` does.
     """
     settings = ChainMap(options, vars(image_processor))
     side = settings["size"]["height"]
