@@ -19,7 +19,7 @@ RUN := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pyte
 OLDEST_TESTS := $(addprefix tests/,checkpoints families patching processing training ways)
 # These ask flexkit or torch, and transformers nothing that the others do not ask as well.
 NEWEST_ONLY := $(addprefix patching/test_,config errors gate laws_everything laws_finite laws_selection) \
-               $(addprefix training/test_,example processes trainer) ways/test_compile
+               $(addprefix training/test_,example processes trainer) $(addprefix ways/test_,compile context_compile)
 
 .PHONY: help venv test test-oldest coverage matrix demo docs lint types format clean
 .DELETE_ON_ERROR:

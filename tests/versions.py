@@ -32,4 +32,3 @@ tells_images_apart = since("5.23", "earlier MiniMax M3 mixes the images of a cal
 finds_second_images = since("5.23", "earlier versions of Gemma 3 mask the image of a later turn otherwise")
 counts_positions_once = since("5.23", "earlier versions of GIT place decoded words twice as far behind the cache")
 counts_patches_exactly = since("5.23", "earlier versions of Idefics 2 and Aria count patches in 16-bit floats")
-holds_images_statically = since("5.23", "earlier versions give a static cache of Mllama no room for its image")

@@ -1,7 +1,5 @@
-"""Forms of models whose attention reads the image from a context: compiled, offloaded, in other numbers."""
+"""Forms of models whose attention reads the image from a context: offloaded, in other numbers."""
 
-import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import accelerate
@@ -12,63 +10,11 @@ from torch import nn
 import flexkit
 from flexkit.patching import added_parameters
 from tests.patching.ways import assert_close, assert_same_logits, logits_of
-from tests.versions import counts_patches_exactly, holds_images_statically, marked
+from tests.versions import counts_patches_exactly, marked
 from tests.ways.contexts import BLOCKS, each, question, said
-from tests.ways.graphs import compiled
 from tests.ways.questions import in_dtype, own_model, patch, patched_model
 from tests.ways.test_quantised import EightBitLinear
-from tests.zoo import CONTEXT, low_res, prompt
-
-
-@pytest.fixture
-def _forget_graphs() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-SHALLOW: dict[str, tuple[str, dict[str, Any]]] = {
-    "mllama": ("text_config", {"num_hidden_layers": 2, "cross_attention_layers": [1]}),
-    "florence2": ("text_config", {"encoder_layers": 2, "decoder_layers": 2}),
-    "idefics2": ("text_config", {"num_hidden_layers": 1}),
-    "kosmos-2": ("text_config", {"layers": 1}),
-    "vision-encoder-decoder-gpt2": ("decoder", {"n_layer": 1}),
-}
-"""Few layers, since tracing takes its time."""
-COMPILED = ["mllama", "florence2", "idefics2", "vision-encoder-decoder-gpt2"]
-
-
-def shallow(name: str) -> Any:
-    """A patched model."""
-
-    def config() -> Any:
-        whole, (key, layers) = CONTEXT[name].config(), SHALLOW[name]
-        vars(getattr(whole, key)).update(layers)
-        return whole
-
-    return patch(dataclasses.replace(CONTEXT[name], config=config).model())
-
-
-@pytest.mark.usefixtures("_forget_graphs")
-@pytest.mark.parametrize("name", marked(COMPILED, mllama=holds_images_statically))
-def test_the_decode_step_is_compiled(name: str) -> None:
-    """To one graph, unless the call is handed to attention with the tensor that it reads, which no graph can hold."""
-    whole = name != "vision-encoder-decoder-gpt2"
-    model, inputs, graphs = shallow(name), prompt(CONTEXT[name]), []
-    expected = said(model, inputs, 3 if whole else 2)
-    answer = said(model, inputs, len(expected.logits), **compiled(graphs, fullgraph=whole))
-    assert_same_logits(answer, expected)
-    assert len(graphs) == 1 if whole else len(graphs) > 1
-    assert not torch.equal(said(model, low_res(inputs), 2).logits[1], expected.logits[1])
-
-
-@pytest.mark.usefixtures("_forget_graphs")
-def test_a_compiled_module() -> None:
-    """Tiles are encoded past the graphs."""
-    model, inputs = shallow("kosmos-2"), prompt(CONTEXT["kosmos-2"])
-    expected = logits_of(model, inputs)
-    assert_close(logits_of(torch.compile(model, backend="eager"), inputs), expected)
-    assert not torch.equal(logits_of(model, low_res(inputs)), expected)
+from tests.zoo import low_res
 
 
 def part(model: Any, name: str) -> nn.Module:

@@ -1,0 +1,54 @@
+"""Models whose attention reads the image from a context, with a compiled decode step."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.patching.ways import assert_same_logits
+from tests.ways.contexts import said
+from tests.ways.graphs import compiled
+from tests.ways.questions import patch
+from tests.zoo import CONTEXT, low_res, prompt
+
+
+@pytest.fixture
+def _forget_graphs() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+SHALLOW: dict[str, tuple[str, dict[str, Any]]] = {
+    "mllama": ("text_config", {"num_hidden_layers": 2, "cross_attention_layers": [1]}),
+    "florence2": ("text_config", {"encoder_layers": 2, "decoder_layers": 2}),
+    "idefics2": ("text_config", {"num_hidden_layers": 1}),
+    "vision-encoder-decoder-gpt2": ("decoder", {"n_layer": 1}),
+}
+"""Few layers, since tracing takes its time."""
+
+
+def shallow(name: str) -> Any:
+    """A patched model."""
+
+    def config() -> Any:
+        whole, (key, layers) = CONTEXT[name].config(), SHALLOW[name]
+        vars(getattr(whole, key)).update(layers)
+        return whole
+
+    return patch(dataclasses.replace(CONTEXT[name], config=config).model())
+
+
+@pytest.mark.usefixtures("_forget_graphs")
+@pytest.mark.parametrize("name", SHALLOW)
+def test_the_decode_step_is_compiled(name: str) -> None:
+    """To one graph, unless the call is handed to attention with the tensor that it reads, which no graph can hold."""
+    whole = name != "vision-encoder-decoder-gpt2"
+    model, inputs, graphs = shallow(name), prompt(CONTEXT[name]), []
+    expected = said(model, inputs, 3 if whole else 2)
+    answer = said(model, inputs, len(expected.logits), **compiled(graphs, fullgraph=whole))
+    assert_same_logits(answer, expected)
+    assert len(graphs) == 1 if whole else len(graphs) > 1
+    assert not torch.equal(said(model, low_res(inputs), 2).logits[1], expected.logits[1])
