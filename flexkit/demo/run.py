@@ -13,7 +13,7 @@ from flexkit.demo.figure import draw_figure
 from flexkit.demo.picture import read_picture
 from flexkit.demo.question import check_question
 from flexkit.demo.report import ALL, FLEXKIT, INTRODUCTION, LOW_RES, cost_report, looking_report
-from flexkit.demo.scene import Scene, draw_scene
+from flexkit.demo.task import Task, draw_task
 from flexkit.demo.ways import all_in_sequence, low_res_only, with_flexkit
 from flexkit.errors import ConfigError
 
@@ -57,19 +57,19 @@ def run(
     ConfigError
         If the question cannot be asked, or the folder cannot be written.
     """
-    scene = _scene(image, question, seed)
+    task = _task(image, question, seed)
     with _writing(output):
         output.mkdir(parents=True, exist_ok=True)
     print(INTRODUCTION)
     source = "drawn" if image is None else str(image)
-    print(f"Picture   {source}, {scene.image.width} x {scene.image.height} pixels")
-    print(f"Question  {' '.join(scene.question.split())}", flush=True)
+    print(f"Picture   {source}, {task.image.width} x {task.image.height} pixels")
+    print(f"Question  {' '.join(task.question.split())}", flush=True)
     with _one_thread():
-        answer = ask(scene.image, scene.question, new_tokens, seed)
-        told = repr(answer.text) + (f"  (true: {scene.answer!r})" if scene.answer else "")
+        answer = ask(task.image, task.question, new_tokens, seed)
+        told = repr(answer.text) + (f"  (true: {task.answer!r})" if task.answer else "")
         print(f"Answer    {told}\n")
-        heading = (f"Asked: {scene.question}", f"Answered: {told}, from untrained weights: noise")
-        figure = draw_figure(scene.image, answer, heading=heading, box=scene.box)
+        heading = (f"Asked: {task.question}", f"Answered: {told}, from untrained weights: noise")
+        figure = draw_figure(task.image, answer, heading=heading, box=task.box)
         with _writing(output):
             figure.save(output / FIGURE)
         print(looking_report(answer, output / FIGURE), flush=True)
@@ -79,11 +79,11 @@ def run(
     return costs
 
 
-def _scene(image: Path | None, question: str | None, seed: int) -> Scene:
+def _task(image: Path | None, question: str | None, seed: int) -> Task:
     if question is not None:
         check_question(question)
-    scene = draw_scene(seed) if image is None else Scene(read_picture(image), "What is in this picture?")
-    return scene if question in (None, scene.question) else Scene(scene.image, str(question))
+    task = draw_task(seed) if image is None else Task(read_picture(image), "What is in this picture?")
+    return task if question in (None, task.question) else Task(task.image, str(question))
 
 
 @contextmanager

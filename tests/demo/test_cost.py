@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from flexkit.demo.ask import Answer, ask
 from flexkit.demo.cost import kept_bytes, measure
-from flexkit.demo.scene import draw_scene
+from flexkit.demo.task import draw_task
 from flexkit.demo.ways import all_in_sequence, low_res_only, with_flexkit
 
 WAYS = (low_res_only, with_flexkit, all_in_sequence)
@@ -17,7 +17,7 @@ WAYS = (low_res_only, with_flexkit, all_in_sequence)
 
 @pytest.fixture(scope="module")
 def answer() -> Answer:
-    scene = draw_scene()
+    scene = draw_task()
     return ask(scene.image, scene.question, new_tokens=2)
 
 

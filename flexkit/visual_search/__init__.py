@@ -1,0 +1,7 @@
+"""A visual search in the manner of V* Bench: large scenes, tiny details, a question about one of them."""
+
+from flexkit.visual_search.items import Item
+from flexkit.visual_search.questions import TRACKS, Question, questions
+from flexkit.visual_search.scene import Scene, draw_scene
+
+__all__ = ["TRACKS", "Item", "Question", "Scene", "draw_scene", "questions"]

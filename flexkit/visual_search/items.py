@@ -1,0 +1,89 @@
+"""What is in a scene, and where."""
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+__all__ = ["COLOURS", "DIGITS", "GRID", "SHAPES", "Item", "draw_items", "named_by_both", "named_by_colour"]
+
+GRID = 6
+"""Cells along a side; no cell holds more than one shape, and no shape leaves its cell."""
+COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+SHAPES = ("circle", "square", "triangle", "cross")
+DIGITS = 10
+
+_FEWEST, _MOST = 6, 12
+_LONE = 3
+"""How many colours a single item has."""
+_RADIUS = (0.38, 0.43)
+"""Of a shape, as a share of its cell."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One shape of a scene.
+
+    Attributes
+    ----------
+    colour : str
+        Of eight.
+    shape : str
+        Of four; no two items of a scene have both colour and shape in common.
+    digit : int
+        0 to 9.
+    row : int
+        Of its cell, 0 to 5.
+    column : int
+        Likewise.
+    box : tuple of float
+        Left, top, right and bottom of the shape, as shares of the scene's side.
+    """
+
+    colour: str
+    shape: str
+    digit: int
+    row: int
+    column: int
+    box: tuple[float, float, float, float]
+
+
+def draw_items(random: np.random.Generator) -> tuple[Item, ...]:
+    """Draw 6 to 12 items; some are named by their colour alone, others by colour and shape only.
+
+    Parameters
+    ----------
+    random : numpy.random.Generator
+        Source of chance.
+    """
+    count = int(random.integers(_FEWEST, _MOST + 1))
+    while True:
+        colours = random.permutation(COLOURS).tolist()
+        lone = [(colour, str(random.choice(SHAPES))) for colour in colours[:_LONE]]
+        others = random.permutation(list(product(colours[_LONE : 2 * _LONE], SHAPES))).tolist()
+        cells = random.permutation(GRID * GRID)[:count].tolist()
+        items = tuple(
+            _item(random, colour, shape, *divmod(cell, GRID))
+            for (colour, shape), cell in zip([*lone, *others[: count - _LONE]], cells, strict=True)
+        )
+        if named_by_both(items):
+            return items
+
+
+def named_by_colour(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    """The items whose colour no other has."""
+    colours = [item.colour for item in items]
+    return tuple(item for item in items if colours.count(item.colour) == 1)
+
+
+def named_by_both(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    """The items of which others share the colour, and others the shape."""
+    colours, shapes = [item.colour for item in items], [item.shape for item in items]
+    return tuple(item for item in items if colours.count(item.colour) > 1 and shapes.count(item.shape) > 1)
+
+
+def _item(random: np.random.Generator, colour: str, shape: str, row: int, column: int) -> Item:
+    radius = float(random.uniform(*_RADIUS))
+    x, y = (place + float(random.uniform(radius, 1 - radius)) for place in (column, row))
+    box = ((x - radius) / GRID, (y - radius) / GRID, (x + radius) / GRID, (y + radius) / GRID)
+    return Item(colour, shape, int(random.integers(DIGITS)), row, column, box)

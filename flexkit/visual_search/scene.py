@@ -1,0 +1,65 @@
+"""Scenes to search: small coloured shapes on a cloudy ground, each with a digit too small for a low-res view."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from flexkit.visual_search.items import Item, draw_items
+from flexkit.visual_search.painting import paint_ground, paint_item
+
+__all__ = ["SIZE", "Scene", "draw_scene"]
+
+SIZE = 192
+"""Side of a scene in pixels, unless another is asked for."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and what is in it.
+
+    Attributes
+    ----------
+    image : PIL.Image.Image
+        RGB, square.
+    items : tuple of Item
+        6 to 12 of them.
+    """
+
+    image: Image.Image
+    items: tuple[Item, ...]
+
+
+def draw_scene(seed: int | Sequence[int] = 0, size: int = SIZE) -> Scene:
+    """Draw a scene; at any size it is the same scene, in finer or coarser pixels.
+
+    A digit is about a twentieth of the scene high. Its strokes have a rim that makes up for them, so that a view of
+    a third of the size shows where digits are, at most, but not which; a test proves it.
+
+    Parameters
+    ----------
+    seed : int or sequence of int
+        The same seed draws the same scene.
+    size : int
+        Side in pixels, from 168 on: below that, digits are hardly to be read in the scene itself.
+
+    Returns
+    -------
+    Scene
+        ``size`` x ``size`` pixels, with items that their colour alone names, and items that it takes both colour and
+        shape to name.
+
+    Examples
+    --------
+    >>> from flexkit.visual_search import draw_scene
+    >>> scene = draw_scene(seed=7)
+    >>> scene.image.size, 6 <= len(scene.items) <= 12
+    ((192, 192), True)
+    """
+    random = np.random.default_rng(seed)
+    items = draw_items(random)
+    pixels = paint_ground(random, size)
+    for item in items:
+        paint_item(random, pixels, item)
+    return Scene(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), items)
