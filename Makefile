@@ -3,6 +3,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
 OLDEST := $(VENV)/oldest
+# Only tests see it: with it, every import of transformers takes longer and warns.
+TORCHAO := $(VENV)/torchao
 
 ARGS ?=
 IMAGE ?=
@@ -15,7 +17,7 @@ export IMAGE QUESTION
 # Measuring coverage doubles the time until the first test; a part of the suite says nothing about the whole.
 COVERAGE := $(if $(CI),$(if $(ARGS),,--cov=flexkit --cov-report=term --cov-fail-under=95))
 
-RUN := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses=8 --dist worksteal
+RUN = PYTHONPATH=$(BEFORE)$(abspath $(TORCHAO)) PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses=8 --dist worksteal
 OLDEST_TESTS := $(addprefix tests/,checkpoints families patching processing training ways)
 # These ask flexkit or torch, and transformers nothing that the others do not ask as well.
 NEWEST_ONLY := $(addprefix patching/test_,config errors gate laws_everything laws_finite laws_selection) \
@@ -46,12 +48,18 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[viz,train,docs,dev]'
 	@touch $@
 
-test: $(STAMP)
+test: $(TORCHAO)/.stamp
 	$(RUN) $(COVERAGE) $(ARGS)
 
 # What meets transformers, with its oldest supported version in front of the newest.
-test-oldest: $(OLDEST)/.stamp
-	PYTHONPATH=$(abspath $(OLDEST)) $(RUN) $(OLDEST_TESTS) $(NEWEST_ONLY:%=--ignore=tests/%.py) $(ARGS)
+test-oldest: BEFORE := $(abspath $(OLDEST)):
+test-oldest: $(OLDEST)/.stamp $(TORCHAO)/.stamp
+	$(RUN) $(OLDEST_TESTS) $(NEWEST_ONLY:%=--ignore=tests/%.py) $(ARGS)
+
+$(TORCHAO)/.stamp: $(STAMP)
+	@rm -rf $(TORCHAO)
+	@$(PY) -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt --target $(TORCHAO) torchao
+	@touch $@
 
 $(OLDEST)/.stamp: constraints-oldest.txt $(STAMP)
 	@rm -rf $(OLDEST)
