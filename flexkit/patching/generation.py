@@ -1,6 +1,7 @@
 """What ``generate`` asks of a patched model, beside its forward."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,9 +9,10 @@ from torch import nn
 
 from flexkit.patching.forward import take_high_res
 from flexkit.patching.images import PREFIX
+from flexkit.patching.queries import asks_last
 from flexkit.patching.state import METHODS, get_patch, is_patched
 
-__all__ = ["candidate_generator", "expand_inputs"]
+__all__ = ["EXPAND", "candidate_generator", "expand_inputs", "of_class"]
 
 EXPAND = "_expand_inputs_for_generation"
 CANDIDATES = "_get_candidate_generator"
@@ -29,10 +31,9 @@ def expand_inputs(self: nn.Module, expand_size: int = 1, **kwargs: Any) -> Any:
     if high_res and ids is not None and ids.shape[1] and (cache is None or not cache.get_seq_length()):
         patch = get_patch(self)
         high_res["hd_image_tokens"] = patch.geometry.image_tokens(self, ids, None).repeat_interleave(expand_size, dim=0)
-        if isinstance(patch.config.queries, str) and patch.config.queries == "last" and "hd_queries" not in high_res:
+        if asks_last(patch.config) and "hd_queries" not in high_res:
             high_res["hd_queries"] = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) == ids.shape[1] - 1
-    original = inspect.getattr_static(type(self), EXPAND).__get__(self, type(self))
-    input_ids, model_kwargs = original(expand_size=expand_size, **kwargs)
+    input_ids, model_kwargs = of_class(self, EXPAND)(expand_size=expand_size, **kwargs)
     if high_res and expand_size > 1:
         high_res["hd_repeats"] = expand_size
     return input_ids, model_kwargs | high_res
@@ -43,8 +44,13 @@ def candidate_generator(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     assistant, inputs = kwargs.get("assistant_model"), kwargs.get("model_kwargs", {})
     if assistant is not None and not is_patched(assistant):
         kwargs["model_kwargs"] = {name: value for name, value in inputs.items() if not name.startswith(PREFIX)}
-    original = inspect.getattr_static(type(self), CANDIDATES).__get__(self, type(self))
-    return original(*args, **kwargs)
+    return of_class(self, CANDIDATES)(*args, **kwargs)
+
+
+def of_class(self: nn.Module, name: str) -> Callable[..., Any]:
+    """A method of a model's class, static or not, whatever is set on the model."""
+    method: Callable[..., Any] = inspect.getattr_static(type(self), name).__get__(self, type(self))
+    return method
 
 
 METHODS.update({EXPAND: expand_inputs, CANDIDATES: candidate_generator})

@@ -11,7 +11,7 @@ from flexkit.errors import HighResInputError
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.memory import HighResMemory
 
-__all__ = ["IGNORED", "kept_positions", "query_rows"]
+__all__ = ["IGNORED", "asks_last", "kept_positions", "query_rows"]
 
 IGNORED = -100
 
@@ -57,6 +57,11 @@ def query_rows(
     else:
         mask = attended & _last(attended, inputs.get("logits_to_keep", 0))
     return QueryRows(mask & memory.rows_with_images[:, None])
+
+
+def asks_last(config: FlexConfig) -> bool:
+    """Whether the last position of a prompt queries, and all behind it."""
+    return isinstance(config.queries, str) and config.queries == "last"
 
 
 def kept_positions(logits_to_keep: int | Tensor, length: int) -> Tensor:

@@ -11,6 +11,7 @@ from flexkit.attention.joint import selected_cells
 from flexkit.lazy import lazy
 from flexkit.patching.memory import HighResMemory, ImageSpan
 from flexkit.selection import AttentionMapSelector
+from flexkit.selection.resample import resample_nearest
 from flexkit.zoom import Pair
 
 __all__ = ["ImageGroup", "Selection", "bias_of_tokens", "group_images", "select_tokens"]
@@ -96,12 +97,6 @@ class Selection:
 def _within(columns: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Indices that may be used on ``length`` keys, and which of them were inside."""
     return columns.clamp(0, length - 1), (columns >= 0) & (columns < length)
-
-
-def _tokens_of_cells(cells: Tensor, group: ImageGroup) -> Tensor:
-    """``(images, queries, high-res rows, high-res columns)`` of ``(images, cells, queries)``."""
-    (rows, _), (zoom_rows, zoom_columns) = group.grid, group.zoom
-    return repeat(cells, "i (r c) q -> i q (r y) (c x)", r=rows, y=zoom_rows, x=zoom_columns)
 
 
 def bias_of_tokens(bias: Tensor, groups: tuple[ImageGroup, ...], memory: HighResMemory, offset: int | Tensor) -> Tensor:
@@ -193,7 +188,8 @@ def select_tokens(
         behind = positions[group.rows] >= group.columns.amax(-1, keepdim=True)
         seen = visible[rows, :, columns]
         if beside:
-            mask = mask & _tokens_of_cells(seen, group)
+            cells = rearrange(seen, "i (r c) q -> i q r c", r=group.grid[0])
+            mask = mask & resample_nearest(cells, (mask.shape[-2], mask.shape[-1]))
         complete = (behind if sparse else seen.any(1) if beside else seen.all(1)) & inside.all(-1)[:, None]
         if selector.uses_scores:
             older = before.masks[index] if before is not None else torch.zeros_like(mask)

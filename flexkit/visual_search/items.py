@@ -9,7 +9,16 @@ __all__ = ["COLOURS", "DIGITS", "GRID", "SHAPES", "Item", "draw_items", "named_b
 
 GRID = 6
 """Cells along a side; no cell holds more than one shape, and no shape leaves its cell."""
-COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+COLOURS = {
+    "red": (222, 44, 44),
+    "orange": (246, 146, 28),
+    "yellow": (244, 230, 70),
+    "green": (52, 172, 66),
+    "cyan": (70, 216, 224),
+    "blue": (48, 92, 236),
+    "purple": (154, 66, 204),
+    "pink": (250, 164, 208),
+}
 SHAPES = ("circle", "square", "triangle", "cross")
 DIGITS = 10
 
@@ -58,7 +67,7 @@ def draw_items(random: np.random.Generator) -> tuple[Item, ...]:
     """
     count = int(random.integers(_FEWEST, _MOST + 1))
     while True:
-        colours = random.permutation(COLOURS).tolist()
+        colours = random.permutation(list(COLOURS)).tolist()
         lone = [(colour, str(random.choice(SHAPES))) for colour in colours[:_LONE]]
         others = random.permutation(list(product(colours[_LONE : 2 * _LONE], SHAPES))).tolist()
         cells = random.permutation(GRID * GRID)[:count].tolist()

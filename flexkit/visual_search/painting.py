@@ -6,22 +6,12 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from flexkit.visual_search.items import GRID, Item
+from flexkit.visual_search.items import COLOURS, GRID, Item
 
 __all__ = ["paint_ground", "paint_item"]
 
 Array = np.ndarray
 
-_COLOURS = {
-    "red": (222, 44, 44),
-    "orange": (246, 146, 28),
-    "yellow": (244, 230, 70),
-    "green": (52, 172, 66),
-    "cyan": (70, 216, 224),
-    "blue": (48, 92, 236),
-    "purple": (154, 66, 204),
-    "pink": (250, 164, 208),
-}
 _TINT, _MOTTLE, _GRAIN = 9, 20, 4
 """Of 255: how far colours differ from item to item, within an item, and from pixel to pixel."""
 _DARKEST, _LIGHTEST = 72, 183
@@ -78,7 +68,7 @@ def paint_item(random: np.random.Generator, pixels: Array, item: Item) -> None:
     mottle = Image.fromarray(random.normal(0, _MOTTLE, (9, 9)).astype(np.float32))
     blotches = np.asarray(mottle.resize(covered.shape[1::-1], Image.Resampling.BICUBIC))[..., None]
     tint = random.normal(0, _TINT, 3)
-    colour = (np.asarray(_COLOURS[item.colour]) + tint).clip(_DARKEST, _LIGHTEST) + blotches
+    colour = (np.asarray(COLOURS[item.colour]) + tint).clip(_DARKEST, _LIGHTEST) + blotches
 
     down, aside = random.uniform(-_SHIFT, _SHIFT, 2) * size / GRID
     middle += radius * _BELOW.get(item.shape, 0.0) + down - rows.start

@@ -17,8 +17,8 @@ WAYS = (low_res_only, with_flexkit, all_in_sequence)
 
 @pytest.fixture(scope="module")
 def answer() -> Answer:
-    scene = draw_task()
-    return ask(scene.image, scene.question, new_tokens=2)
+    task = draw_task()
+    return ask(task.image, task.question, new_tokens=2)
 
 
 def test_counts_matrix_products_and_fused_attention() -> None:

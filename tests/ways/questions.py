@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 import flexkit
 from tests.patching.ways import SETTINGS, generate, logits_of, new_tokens
+from tests.versions import marked
 from tests.zoo import END, IMAGE, START, VIDEO, ZOO, Row, low_res, prompt
 
 SIX = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3", "llava_next")
@@ -21,7 +22,7 @@ six = pytest.mark.parametrize("name", SIX)
 
 def six_but(name: str, mark: pytest.MarkDecorator) -> pytest.MarkDecorator:
     """All six, one of them marked."""
-    return pytest.mark.parametrize("name", [pytest.param(each, marks=mark if each == name else ()) for each in SIX])
+    return pytest.mark.parametrize("name", marked(SIX, **{name: mark}))
 
 
 ONE = (Row((None,), 7),)

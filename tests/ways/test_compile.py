@@ -1,7 +1,6 @@
 """``torch.compile`` of the decode step, as ``generate`` does it with a static cache."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,11 +13,7 @@ from tests.ways.graphs import compiled
 from tests.ways.questions import TOKENS, patch, patched_model, question, six
 from tests.zoo import ZOO, low_res, prompt
 
-
-@pytest.fixture(autouse=True)
-def _forget_graphs() -> Iterator[None]:
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("forget_graphs")
 
 
 def shallow_model(name: str) -> tf.PreTrainedModel:

@@ -1,7 +1,6 @@
 """Models whose attention reads the image from a context, with a compiled decode step."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,14 +11,6 @@ from tests.ways.contexts import said
 from tests.ways.graphs import compiled
 from tests.ways.questions import patch
 from tests.zoo import CONTEXT, low_res, prompt
-
-
-@pytest.fixture
-def _forget_graphs() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
 
 SHALLOW: dict[str, tuple[str, dict[str, Any]]] = {
     "mllama": ("text_config", {"num_hidden_layers": 2, "cross_attention_layers": [1]}),
@@ -41,7 +32,7 @@ def shallow(name: str) -> Any:
     return patch(dataclasses.replace(CONTEXT[name], config=config).model())
 
 
-@pytest.mark.usefixtures("_forget_graphs")
+@pytest.mark.usefixtures("forget_graphs")
 @pytest.mark.parametrize("name", SHALLOW)
 def test_the_decode_step_is_compiled(name: str) -> None:
     """To one graph, unless the call is handed to attention with the tensor that it reads, which no graph can hold."""

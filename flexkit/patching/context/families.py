@@ -13,6 +13,7 @@ from flexkit.patching.context.patches import Patches
 from flexkit.patching.context.pictures import Pictures
 from flexkit.patching.context.readers import LearnedQueries, Words
 from flexkit.patching.geometry.base import Geometry
+from flexkit.patching.geometry.patches import merged_by_stages
 
 __all__ = ["CONTEXTS"]
 
@@ -56,7 +57,7 @@ _CLASS_TOKENS = {"beit": 1, "deit": 2, "dinov2": 1, "donut-swin": 0, "swin": 0, 
 
 def _merged_patch(config: Any) -> int:
     """Side of a patch of the encoder, which may merge two by two between its stages."""
-    return int(config.encoder.patch_size * 2 ** (len(getattr(config.encoder, "depths", (1,))) - 1))
+    return int(config.encoder.patch_size * merged_by_stages(config.encoder))
 
 
 def _vision_encoder_decoder(config: Any) -> Geometry:

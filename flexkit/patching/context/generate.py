@@ -1,13 +1,12 @@
 """``generate`` of models whose image stands in a context: some read it before their forward is called, or without."""
 
-import inspect
 from typing import TYPE_CHECKING, Any, cast
 
 from flexkit.patching.call import FlexCall
 from flexkit.patching.context.carriers import carried, held_in
 from flexkit.patching.context.readers import Reading
 from flexkit.patching.forward import take_high_res
-from flexkit.patching.generation import EXPAND
+from flexkit.patching.generation import EXPAND, of_class
 from flexkit.patching.images import check_names
 from flexkit.patching.state import get_patch
 
@@ -42,4 +41,4 @@ def expand_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
     reading, ids = held_in(self), kwargs.get("input_ids")
     if isinstance(reading, Reading) and ids is not None and ids.shape[1]:
         reading.prompt = ids.shape[1]
-    return inspect.getattr_static(type(self), EXPAND).__get__(self, type(self))(*args, **kwargs)
+    return of_class(self, EXPAND)(*args, **kwargs)

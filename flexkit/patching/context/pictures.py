@@ -120,7 +120,6 @@ class Pictures(Context):
 
     def _shown(self, inputs: Mapping[str, Any], cell: int) -> list[Pair] | None:
         """Rows and columns of every image without padding, if the inputs say where they are padded."""
-        mask = None if self._padding is None else inputs.get(self._padding.mask)
-        if self._padding is None or mask is None:
+        if self._padding is None or (mask := inputs.get(self._padding.mask)) is None:
             return None
         return self._padding.grids(self._arrangement.masks(mask, inputs["pixel_values"]), cell)

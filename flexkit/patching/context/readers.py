@@ -14,7 +14,7 @@ from flexkit.errors import ConfigError, HighResInputError, UnsupportedModelError
 from flexkit.patching.call import FlexCall
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.memory import HighResMemory, cached_length, cached_memory
-from flexkit.patching.queries import IGNORED, query_rows
+from flexkit.patching.queries import IGNORED, asks_last, query_rows
 from flexkit.patching.state import Patch
 
 __all__ = ["LearnedQueries", "Reader", "Reading", "Words"]
@@ -85,7 +85,7 @@ class Reading:
         """The positions that query: the last of the prompt and those behind, however many of them a call has."""
         batch, length = self.reader.shape(inputs, memory)
         self.prompt = length if self.prompt is None else self.prompt
-        if self.named is None and isinstance(self.patch.config.queries, str) and self.patch.config.queries == "last":
+        if self.named is None and asks_last(self.patch.config):
             past = cached_length(inputs.get("past_key_values"))
             places = torch.arange(self.prompt, device=memory.features.device)[: past + length]
             return (places == self.prompt - 1).expand(batch, -1)
@@ -147,7 +147,8 @@ class Words(Reader):
                 "cache with its own methods (batch_repeat_interleave, batch_select_indices)."
             )
         memory = memory.repeat_interleave(batch // memory.batch)
-        past, prefix = cached_length(inputs.get("past_key_values")), self._in_front(memory)
+        past = cached_length(inputs.get("past_key_values"))
+        prefix = _taken_up(memory) if self._image_in_front else 0
         front = prefix if prefix and not past else 0
         mask, labels = inputs.get(self.prefix + "attention_mask"), inputs.get("labels")
         attended = mask if isinstance(mask, Tensor) and mask.ndim == 2 else memory.items.new_ones(batch, length)
@@ -185,10 +186,6 @@ class Words(Reader):
     def held(self, patch: Patch, memory: HighResMemory, named: Tensor | None, *, training: bool) -> Reading:
         return Reading(patch, memory, named, self, training)
 
-    def _in_front(self, memory: HighResMemory) -> int:
-        """Positions that the image takes up in front of the text."""
-        return int(max(span.columns.max() for span in memory.images)) + 1 if self._image_in_front else 0
-
 
 class LearnedQueries(Reader):
     """Queries that are weights of the model: all of them read, each by its own map, and words read what they say.
@@ -214,7 +211,7 @@ class LearnedQueries(Reader):
         if named is not None:
             raise HighResInputError("hd_queries names words, and in this model learned queries read; leave it out.")
         unknown = QueryRows(torch.zeros(memory.batch, 0, dtype=torch.bool, device=memory.features.device))
-        first = int(max(span.columns.max() for span in memory.images)) + 1 if self._behind_image else 0
+        first = _taken_up(memory) if self._behind_image else 0
         return _OfLearnedQueries(patch, memory, unknown, 0, not training, bool(patch.recorders), first=first)
 
     def held(self, patch: Patch, memory: HighResMemory, named: Tensor | None, *, training: bool) -> FlexCall:
@@ -253,3 +250,8 @@ class _OfLearnedQueries(FlexCall):
 
     def keep(self, cache: object) -> None:
         """Nothing: the next calls of a generation do not look at the image."""
+
+
+def _taken_up(memory: HighResMemory) -> int:
+    """Positions that the images take up in front of what reads them."""
+    return int(max(span.columns.max() for span in memory.images)) + 1
