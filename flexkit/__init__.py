@@ -27,6 +27,7 @@ from flexkit.patching import (
     supported_models,
     unpatch_model,
 )
+from flexkit.probing import LayerProbe, probe_start_layer
 from flexkit.processing import FlexProcessor
 from flexkit.selection import (
     AttentionMapSelector,
@@ -69,6 +70,7 @@ __all__ = [
     "HierarchicalSelfAttention",
     "HighResInputError",
     "Intersection",
+    "LayerProbe",
     "Nothing",
     "PatchError",
     "Policy",
@@ -90,6 +92,7 @@ __all__ = [
     "load_flex",
     "load_llava_flexattn",
     "patch_model",
+    "probe_start_layer",
     "register_geometry",
     "save_flex",
     "set_alpha",
