@@ -1,7 +1,7 @@
 """Train only what flexkit adds to a model, with the Trainer of transformers, on what only the high-res view shows.
 
-Every picture is striped, so finely that its low-res view is grey all over. The model, a small LLaVA with untrained
-weights that stay as they are, is asked which way the stripes run. Needs ``pip install 'flexkit-vlm[train]'``.
+Every picture is striped, so finely that its low-res view is grey all over. The model, a small LLaVA that has never
+seen any and stays as it is, is asked which way the stripes run. Needs ``pip install 'flexkit-vlm[train]'``.
 
     python examples/train_projections.py
 """
@@ -16,19 +16,18 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import flexkit
-from flexkit.demo.model import IMAGE_TOKEN as IMAGE
-from flexkit.demo.model import small_llava
+from flexkit.visual_search import load_model
 
-ANSWERS = ("-", "|")
+ANSWERS = ("row", "column")
 Example = dict[str, Any]
 
 # --- The data -------------------------------------------------------------------------------------------------------
 
 
-def striped(answer: str, size: int = 336) -> Image.Image:
+def striped(answer: str, size: int = 192) -> Image.Image:
     """A picture whose rows, or columns, are light and dark by turns, in a tint of its own."""
     light = (np.arange(size) % 2)[:, None].repeat(size, axis=1)
-    light = light if answer == "-" else light.T
+    light = light if answer == "row" else light.T
     tint = np.random.uniform(0.6, 1.0, size=3)
     return Image.fromarray((255 * light[..., None] * tint).astype(np.uint8))
 
@@ -47,9 +46,7 @@ class Collator:
     def __call__(self, examples: list[Example]) -> dict[str, Tensor]:
         inputs = self.processor(
             images=[example["image"] for example in examples],
-            text=[
-                f"USER: {IMAGE}\nWhich way do the stripes run? ASSISTANT:{example['answer']}" for example in examples
-            ],
+            text=[f"<image> Is each stripe a row or a column? {example['answer']}" for example in examples],
             return_tensors="pt",
         )
         labels = inputs["input_ids"].clone()
@@ -77,8 +74,8 @@ def accuracy(model: Any, collator: Collator, count: int = 10) -> float:
 def main(steps: int = 12, batch: int = 4) -> list[float]:
     """Train, print what came of it, and return the losses."""
     np.random.seed(0)
-    model, processor = small_llava()
-    flexkit.patch_model(model, flexkit.FlexConfig.published(start_layer=2, zoom=2), trained=True)  # they soon will be
+    model, processor = load_model("base")
+    flexkit.patch_model(model, flexkit.FlexConfig.published(start_layer=1), trained=True)  # they soon will be
     collator = Collator(flexkit.FlexProcessor(processor, model))
 
     model.requires_grad_(False)
@@ -92,7 +89,7 @@ def main(steps: int = 12, batch: int = 4) -> list[float]:
             folder,
             max_steps=steps,
             per_device_train_batch_size=batch,
-            learning_rate=2e-3,
+            learning_rate=1e-2,
             lr_scheduler_type="constant",
             remove_unused_columns=False,  # the collator reads the image and the answer
             logging_steps=1,
@@ -104,7 +101,7 @@ def main(steps: int = 12, batch: int = 4) -> list[float]:
         trainer.train()
 
         flexkit.save_flex(model, folder)  # a small file: all that was trained
-        loaded = flexkit.load_flex(small_llava()[0], folder)
+        loaded = flexkit.load_flex(load_model("base")[0], folder)
     print(f"answered rightly: {accuracy(model, collator):.2f}, loaded again: {accuracy(loaded, collator):.2f}")
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

@@ -33,7 +33,7 @@ class LayerProbe:
 
     @property
     def layer(self) -> int:
-        """The layer that reads best: its map finds what is asked about."""
+        """The layer that reads best, because its own map finds what is asked about."""
         return min(self.losses, key=self.losses.__getitem__)
 
     @property

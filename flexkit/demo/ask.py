@@ -1,62 +1,94 @@
-"""Ask a small patched model about a picture, and keep all that led to the answer."""
+"""Ask a model about a picture, and keep all that led to the answer."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 import flexkit
-from flexkit.demo.model import small_llava
-from flexkit.demo.ways import with_flexkit
 from flexkit.patching import get_patch
+from flexkit.visual_search.data import prompts
 
-__all__ = ["SHARE", "Answer", "ask"]
+__all__ = ["Answer", "Asked", "ask"]
 
-SHARE = 0.1
-"""Share of the picture that a layer reads in high resolution."""
+_NEW_TOKENS = 2
+"""One word, and the end."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model with what it is given of a question.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+        Patched or not.
+    processor : FlexProcessor or transformers.ProcessorMixin
+        Of the model.
+    inputs : dict
+        What the processor made of picture and question.
+    """
+
+    model: Any
+    processor: Any
+    inputs: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, model: Any, processor: Any, picture: Image, question: str, *, in_sequence: bool = False) -> "Asked":
+        """Prepare a question, with all tiles of the picture in the sequence or without."""
+        return cls(model, processor, prompts(processor, [picture], [f" {question}"], in_sequence=in_sequence))
+
+    @property
+    def image_tokens(self) -> int:
+        """How many tokens of the prompt are the picture's."""
+        return int((self.inputs["input_ids"] == self.model.config.image_token_id).sum())
+
+    @property
+    def text_tokens(self) -> int:
+        """How many tokens of the prompt are the question's."""
+        return self.inputs["input_ids"].shape[1] - self.image_tokens
+
+    def generate(self) -> Any:
+        """Answer in two tokens, even if one would do: costs are compared."""
+        return self._generate(min_new_tokens=_NEW_TOKENS)
+
+    def text(self) -> str:
+        """The answer in words."""
+        tokens = self._generate().sequences[0, self.inputs["input_ids"].shape[1] :]
+        return str(self.processor.decode(tokens, skip_special_tokens=True)).strip()
+
+    def _generate(self, **options: int) -> Any:
+        return self.model.generate(
+            **self.inputs, **options, max_new_tokens=_NEW_TOKENS, do_sample=False, return_dict_in_generate=True
+        )
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer and how it came about.
+    """An answer of a patched model and how it came about.
 
     Attributes
     ----------
     text : str
         The answer.
-    model : torch.nn.Module
-        The patched model that gave it.
-    processor : FlexProcessor
-        That of the model.
-    inputs : dict
-        What the processor made of picture and question.
+    asked : Asked
+        What was asked of which model.
     trace : Trace
         Where the model looked.
     """
 
     text: str
-    model: nn.Module
-    processor: flexkit.FlexProcessor
-    inputs: Mapping[str, Tensor]
+    asked: Asked
     trace: flexkit.Trace
 
     @property
     def layers(self) -> dict[int, int]:
         """The layers that read high-res tokens, each with the layer that chose for it."""
-        patch = get_patch(self.model)
+        patch = get_patch(self.asked.model)
         return {layer: patch.source(layer) for layer in patch.layers if layer >= patch.start_layer}
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Length of the prompt, image tokens included."""
-        return self.inputs["input_ids"].shape[1]
-
-    @property
-    def low_res_tokens(self) -> int:
-        """Number of image tokens in the prompt."""
-        return self.trace.scores(0, self.trace.layers[0])[0].numel()
 
     @property
     def high_res_tokens(self) -> int:
@@ -64,39 +96,20 @@ class Answer:
         return self.trace.mask(0, self.trace.layers[0])[0].numel()
 
     @property
-    def read_tokens(self) -> int:
-        """How many of these a layer reads at a time."""
-        return int(self.trace.mask(0, self.trace.layers[0]).sum())
+    def read_tokens(self) -> dict[int, int]:
+        """How many of these each layer reads for the first word of the answer."""
+        return {layer: int(self.trace.mask(0, source).sum()) for layer, source in self.layers.items()}
 
 
-def ask(picture: Image, question: str, new_tokens: int = 8, seed: int = 0) -> Answer:
-    """Build the model, patch it as the paper does, but for a fixed share of the picture, and ask.
-
-    The paper's threshold would keep much of the flat maps of an untrained model.
+@torch.no_grad()
+def ask(asked: Asked) -> Answer:
+    """Answer, and record where the model looks.
 
     Parameters
     ----------
-    picture : PIL.Image.Image
-        RGB.
-    question : str
-        About the picture.
-    new_tokens : int
-        Length of the answer.
-    seed : int
-        Of the weights.
-
-    Returns
-    -------
-    Answer
-        Of untrained weights.
+    asked : Asked
+        Of a patched model and one picture.
     """
-    model, plain_processor = small_llava(seed)
-    with warnings.catch_warnings(action="ignore", category=flexkit.UntrainedProjectionsWarning):
-        flexkit.patch_model(model, flexkit.FlexConfig(policy=flexkit.TopK(SHARE)))
-    processor = flexkit.FlexProcessor(plain_processor, model)
-    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-    prompt = processor.apply_chat_template([message], add_generation_prompt=True)
-    inputs = processor(images=picture, text=prompt, return_tensors="pt")
-    with flexkit.trace(model) as trace:
-        tokens = with_flexkit(model, inputs, new_tokens).sequences[0, inputs["input_ids"].shape[1] :]
-    return Answer(processor.decode(tokens, skip_special_tokens=True), model, processor, inputs, trace)
+    with flexkit.trace(asked.model) as trace:
+        text = asked.text()
+    return Answer(text, asked, trace)

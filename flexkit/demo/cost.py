@@ -1,15 +1,12 @@
 """What an answer costs: counted and timed on real runs."""
 
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers.cache_utils import Cache
 
+from flexkit.measuring import count_flops, time_in_turns
 from flexkit.patching.memory import cached_memory
 
 __all__ = ["Cost", "kept_bytes", "measure"]
@@ -49,18 +46,14 @@ def measure(ways: Mapping[str, Callable[[], Any]], repeats: int = 3) -> dict[str
     dict of str to Cost
         For each way.
     """
-    flops, kept = {}, {}
-    for name, way in ways.items():
-        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
-            kept[name] = kept_bytes(way().past_key_values)
-        flops[name] = counter.get_total_flops()
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: Cost(flops[name], statistics.median(seconds[name]), kept[name]) for name in ways}
+    kept: dict[str, int] = {}
+
+    def counted(name: str) -> int:
+        return count_flops(lambda: kept.update({name: kept_bytes(ways[name]().past_key_values)}))
+
+    flops = {name: counted(name) for name in ways}
+    seconds = time_in_turns(ways, repeats)
+    return {name: Cost(flops[name], seconds[name], kept[name]) for name in ways}
 
 
 def kept_bytes(cache: Cache) -> int:
@@ -77,11 +70,3 @@ def kept_bytes(cache: Cache) -> int:
         pairs += [(memory.features, None), *memory.projected.values()]
     tensors = [tensor for pair in pairs for tensor in pair if tensor is not None]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
-
-
-# PyTorch counts the fused attention kernels of GPUs but not the CPU's.
-_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}

@@ -1,7 +1,7 @@
 """What can be asked."""
 
-from flexkit.demo.model import IMAGE_TOKEN
 from flexkit.errors import ConfigError
+from flexkit.visual_search.model import IMAGE_TOKEN
 
 __all__ = ["check_question"]
 

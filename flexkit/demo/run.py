@@ -2,32 +2,34 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from flexkit.demo.ask import ask
+from flexkit.demo.ask import Asked, ask
 from flexkit.demo.cost import Cost, measure
 from flexkit.demo.figure import draw_figure
 from flexkit.demo.picture import read_picture
 from flexkit.demo.question import check_question
-from flexkit.demo.report import ALL, FLEXKIT, INTRODUCTION, LOW_RES, cost_report, looking_report
+from flexkit.demo.report import INTRODUCTION, answer_report, cost_report, looking_report
 from flexkit.demo.task import Task, draw_task
-from flexkit.demo.ways import all_in_sequence, low_res_only, with_flexkit
 from flexkit.errors import ConfigError
+from flexkit.visual_search import load_model
 
 __all__ = ["FIGURE", "run"]
 
 FIGURE = "where-it-looked.png"
 """Name of the file that the demo writes."""
 
+LOW_RES, FLEXKIT, ALL = "low-res view only", "flexkit", "all tiles in the sequence"
+_ASKED = "In which row is the object that is red?"
+"""What is asked about a picture, unless something else is."""
+
 
 def run(
     image: Path | None = None,
     question: str | None = None,
     output: Path = Path("flexkit-demo"),
-    new_tokens: int = 8,
     seed: int = 0,
 ) -> dict[str, Cost]:
     """Run the demo and print its report.
@@ -40,10 +42,8 @@ def run(
         About the picture.
     output : pathlib.Path
         Folder for the figure; made if there is none.
-    new_tokens : int
-        Length of the answer.
     seed : int
-        Of the weights and of the drawn picture.
+        Of the drawn picture.
 
     Returns
     -------
@@ -65,24 +65,33 @@ def run(
     print(f"Picture   {source}, {task.image.width} x {task.image.height} pixels")
     print(f"Question  {' '.join(task.question.split())}", flush=True)
     with _one_thread():
-        answer = ask(task.image, task.question, new_tokens, seed)
-        told = repr(answer.text) + (f"  (true: {task.answer!r})" if task.answer else "")
-        print(f"Answer    {told}\n")
-        heading = (f"Asked: {task.question}", f"Answered: {told}, from untrained weights: noise")
-        figure = draw_figure(task.image, answer, heading=heading, box=task.box)
+        low_res, flexkit = (Asked.of(*load_model(stage), task.image, task.question) for stage in ("base", "tuned"))
+        answer = ask(flexkit)
+        answers = {LOW_RES: low_res.text(), FLEXKIT: answer.text}
+        print(f"{answer_report(answers, task.answer, _unknown(low_res, task.question))}\n")
+        told = f"Answered: {answer.text}" + (f" (true: {task.answer})" if task.answer else "")
+        figure = draw_figure(task.image, answer, heading=(f"Asked: {task.question}", told), box=task.box)
         with _writing(output):
             figure.save(output / FIGURE)
         print(looking_report(answer, output / FIGURE), flush=True)
-        ways = {LOW_RES: low_res_only, FLEXKIT: with_flexkit, ALL: all_in_sequence}
-        costs = measure({name: partial(way, answer.model, answer.inputs, new_tokens) for name, way in ways.items()})
-    print(cost_report(answer, costs, new_tokens))
+        everything = Asked.of(low_res.model, low_res.processor, task.image, task.question, in_sequence=True)
+        ways = {LOW_RES: low_res, FLEXKIT: flexkit, ALL: everything}
+        costs = measure({name: asked.generate for name, asked in ways.items()})
+    tokens = {name: str(asked.image_tokens) for name, asked in ways.items()}
+    tokens[FLEXKIT] += f" + {max(answer.read_tokens.values())} read"
+    print(cost_report(answer, costs, tokens))
     return costs
+
+
+def _unknown(asked: Asked, question: str) -> list[str]:
+    tokenizer = asked.processor.tokenizer
+    return [word for word in question.split() if tokenizer.unk_token_id in tokenizer(word).input_ids]
 
 
 def _task(image: Path | None, question: str | None, seed: int) -> Task:
     if question is not None:
         check_question(question)
-    task = draw_task(seed) if image is None else Task(read_picture(image), "What is in this picture?")
+    task = draw_task(seed) if image is None else Task(read_picture(image), _ASKED)
     return task if question in (None, task.question) else Task(task.image, str(question))
 
 

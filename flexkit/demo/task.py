@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from PIL.Image import Image
 
 from flexkit.visual_search import draw_scene, questions
+from flexkit.visual_search.scene import SIZE
 
 __all__ = ["Task", "draw_task"]
-
-_SIZE = 1008
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Task:
 
 
 def draw_task(seed: int = 0) -> Task:
-    """Draw a scene of 1008 x 1008 pixels, and ask for the digit on a shape that its colour names.
+    """Draw a scene of the size that the model was trained with, and ask for the digit on a shape that its colour names.
 
     Parameters
     ----------
@@ -46,7 +45,7 @@ def draw_task(seed: int = 0) -> Task:
     >>> draw_task().question
     'Which digit is on the object that is yellow?'
     """
-    scene = draw_scene(seed, _SIZE)
+    scene = draw_scene(seed)
     asked = questions(scene, "attribute")[0]
-    left, top, right, bottom = (round(edge * _SIZE) for edge in asked.item.box)
+    left, top, right, bottom = (round(edge * SIZE) for edge in asked.item.box)
     return Task(scene.image, asked.text, asked.answer, (left, top, right, bottom))

@@ -75,8 +75,8 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
     Examples
     --------
     >>> import flexkit
-    >>> from flexkit.demo import small_llava
-    >>> model, processor = small_llava()
+    >>> from flexkit.visual_search import load_model
+    >>> model, processor = load_model("base")
     >>> model = flexkit.patch_model(model, flexkit.FlexConfig.training_free())
     >>> flexkit.is_patched(model), flexkit.is_patched(flexkit.unpatch_model(model))
     (True, False)

@@ -3,5 +3,6 @@
 from flexkit.visual_search.items import Item
 from flexkit.visual_search.questions import TRACKS, Question, questions
 from flexkit.visual_search.scene import Scene, draw_scene
+from flexkit.visual_search.weights import load_model
 
-__all__ = ["TRACKS", "Item", "Question", "Scene", "draw_scene", "questions"]
+__all__ = ["TRACKS", "Item", "Question", "Scene", "draw_scene", "load_model", "questions"]

@@ -5,7 +5,17 @@ from itertools import product
 
 import numpy as np
 
-__all__ = ["COLOURS", "DIGITS", "GRID", "SHAPES", "Item", "draw_items", "named_by_both", "named_by_colour"]
+__all__ = [
+    "COLOURS",
+    "DIGITS",
+    "GRID",
+    "SHAPES",
+    "Item",
+    "draw_crowd",
+    "draw_items",
+    "named_by_both",
+    "named_by_colour",
+]
 
 GRID = 6
 """Cells along a side; no cell holds more than one shape, and no shape leaves its cell."""
@@ -27,6 +37,10 @@ _LONE = 3
 """How many colours a single item has."""
 _RADIUS = (0.38, 0.43)
 """Of a shape, as a share of its cell."""
+_BELOW = {"triangle": 0.3}
+"""How far below the centre the digit stands, as a share of the radius."""
+_FILLED = 0.8
+"""How many of the cells of a crowd hold an item."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class Item:
     colour : str
         Of eight.
     shape : str
-        Of four; no two items of a scene have both colour and shape in common.
+        Of four; no two items to ask about have both colour and shape in common.
     digit : int
         0 to 9.
     row : int
@@ -55,6 +69,12 @@ class Item:
     row: int
     column: int
     box: tuple[float, float, float, float]
+
+    @property
+    def digit_at(self) -> tuple[float, float]:
+        """About where the digit stands, as x and y in shares of the scene's side."""
+        left, top, right, bottom = self.box
+        return (left + right) / 2, (top + bottom + _BELOW.get(self.shape, 0.0) * (bottom - top)) / 2
 
 
 def draw_items(random: np.random.Generator) -> tuple[Item, ...]:
@@ -77,6 +97,21 @@ def draw_items(random: np.random.Generator) -> tuple[Item, ...]:
         )
         if named_by_both(items):
             return items
+
+
+def draw_crowd(random: np.random.Generator) -> tuple[Item, ...]:
+    """Draw items into most cells, each of any colour and shape.
+
+    Parameters
+    ----------
+    random : numpy.random.Generator
+        Source of chance.
+    """
+    cells = np.flatnonzero(random.random(GRID * GRID) < _FILLED).tolist()
+    return tuple(
+        _item(random, str(random.choice(list(COLOURS))), str(random.choice(SHAPES)), *divmod(cell, GRID))
+        for cell in cells
+    )
 
 
 def named_by_colour(items: tuple[Item, ...]) -> tuple[Item, ...]:

@@ -60,8 +60,7 @@ def paint_item(random: np.random.Generator, pixels: Array, item: Item) -> None:
     left, top, right, bottom = (edge * size for edge in item.box)
     columns, rows = slice(int(left), int(np.ceil(right))), slice(int(top), int(np.ceil(bottom)))
     y, x = np.mgrid[rows, columns] + 0.5
-    middle, centre, radius = (top + bottom) / 2, (left + right) / 2, (right - left) / 2
-    distance = _DISTANCES[item.shape](x - centre, y - middle, radius)
+    distance = _DISTANCES[item.shape](x - (left + right) / 2, y - (top + bottom) / 2, (right - left) / 2)
     covered = (0.5 - distance).clip(0, 1)[..., None]
 
     # Blotches about as large as a digit hide what little of it a low-res view keeps.
@@ -71,9 +70,10 @@ def paint_item(random: np.random.Generator, pixels: Array, item: Item) -> None:
     colour = (np.asarray(COLOURS[item.colour]) + tint).clip(_DARKEST, _LIGHTEST) + blotches
 
     down, aside = random.uniform(-_SHIFT, _SHIFT, 2) * size / GRID
-    middle += radius * _BELOW.get(item.shape, 0.0) + down - rows.start
-    centre += aside - columns.start
-    ink = _placed(_digit(item.digit, size), covered.shape[:2], middle, centre)
+    centre, middle = (share * size for share in item.digit_at)
+    ink = _placed(
+        _digit(item.digit, size), covered.shape[:2], middle + down - rows.start, centre + aside - columns.start
+    )
     area = pixels[rows, columns]
     area += covered * (colour - _CONTRAST * ink[..., None] - area)
 
@@ -87,8 +87,6 @@ _DISTANCES: dict[str, Callable[[Array, Array, float], Array]] = {
     ),
 }
 """From a place relative to the centre to the distance from the outline, negative inside."""
-_BELOW = {"triangle": 0.3}
-"""How far below the centre the digit stands, as a share of the radius."""
 
 
 def _placed(ink: Array, shape: tuple[int, ...], middle: float, centre: float) -> Array:

@@ -9,7 +9,7 @@ from PIL import Image
 from flexkit.visual_search.items import Item, draw_items
 from flexkit.visual_search.painting import paint_ground, paint_item
 
-__all__ = ["SIZE", "Scene", "draw_scene"]
+__all__ = ["SIZE", "Scene", "draw_scene", "paint_scene"]
 
 SIZE = 192
 """Side of a scene in pixels, unless another is asked for."""
@@ -24,7 +24,7 @@ class Scene:
     image : PIL.Image.Image
         RGB, square.
     items : tuple of Item
-        6 to 12 of them.
+        What the picture shows; of :func:`draw_scene` 6 to 12.
     """
 
     image: Image.Image
@@ -58,7 +58,21 @@ def draw_scene(seed: int | Sequence[int] = 0, size: int = SIZE) -> Scene:
     ((192, 192), True)
     """
     random = np.random.default_rng(seed)
-    items = draw_items(random)
+    return paint_scene(random, draw_items(random), size)
+
+
+def paint_scene(random: np.random.Generator, items: tuple[Item, ...], size: int = SIZE) -> Scene:
+    """Paint a scene of these items.
+
+    Parameters
+    ----------
+    random : numpy.random.Generator
+        Source of chance.
+    items : tuple of Item
+        No more than one in a cell.
+    size : int
+        Side in pixels.
+    """
     pixels = paint_ground(random, size)
     for item in items:
         paint_item(random, pixels, item)

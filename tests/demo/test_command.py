@@ -8,10 +8,11 @@ from PIL import Image
 import flexkit
 import flexkit.demo.run
 from flexkit.__main__ import main
+from flexkit.demo.ask import Asked, ask
 from flexkit.demo.cost import Cost, measure
 from flexkit.demo.run import FIGURE
-
-FEW = ["--new-tokens", "1"]
+from flexkit.demo.task import draw_task
+from flexkit.visual_search import load_model
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +28,11 @@ def test_drawn_scene(
     monkeypatch.setattr(flexkit.demo.run, "measure", partial(measure, repeats=1))
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
-    assert main(["demo", *FEW]) == 0
+    assert main(["demo"]) == 0
     printed = capfd.readouterr()
     assert printed.err == "" and not recwarn.list
     assert torch.get_num_threads() == threads
-    for expected in ("Which digit is on the", "(true: ", "untrained", "144 + 126 read", "1440", "TopK(0.1)"):
+    for expected in ("Which digit is on the", "right", "64 + ", "640", "Of 576 high-res tokens layer 1 read "):
         assert expected in printed.out
     assert max(map(len, printed.out.splitlines())) <= 100
     with Image.open(tmp_path / "flexkit-demo" / FIGURE) as figure:
@@ -42,19 +43,29 @@ def test_drawn_scene(
 def test_a_picture_of_ones_own(tmp_path: Path, capfd: pytest.CaptureFixture[str], size: tuple[int, int]) -> None:
     picture, output = tmp_path / "päint.png", tmp_path / "new" / "folder"
     Image.linear_gradient("L").resize(size).convert("P").save(picture)
-    assert main(["demo", "--image", str(picture), "--output", str(output), "--seed", "7", *FEW]) == 0
+    assert main(["demo", "--image", str(picture), "--output", str(output), "--seed", "7"]) == 0
     printed = capfd.readouterr()
-    assert printed.err == "" and "(true:" not in printed.out
+    assert printed.err == "" and "right" not in printed.out and "wrong" not in printed.out
     assert f"{size[0]} x {size[1]} pixels" in printed.out and str(output / FIGURE) in printed.out
     assert (output / FIGURE).is_file()
 
 
 def test_a_question_of_ones_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     question = "Où est-ce <s>?\n  {{ 7 }} 你好 " + "long " * 40
-    assert main(["demo", "--question", question, "--output", str(tmp_path), *FEW]) == 0
+    assert main(["demo", "--question", question, "--output", str(tmp_path)]) == 0
     printed = capfd.readouterr()
-    assert printed.err == "" and "(true:" not in printed.out
+    assert printed.err == "" and "right" not in printed.out
     assert f"Question  {' '.join(question.split())}\n" in printed.out
+    assert "never taught these words, and read past them: Où, est-ce, long." in " ".join(printed.out.split())
+
+
+def test_it_answers_what_it_was_trained_for() -> None:
+    model, processor = load_model()
+    right = 0
+    for seed in range(20):
+        task = draw_task(seed)
+        right += ask(Asked.of(model, processor, task.image, task.question)).text == task.answer
+    assert right >= 19
 
 
 WRONG = {
@@ -89,7 +100,16 @@ def test_mistakes_are_told_in_one_line(
 
 @pytest.mark.parametrize(
     "arguments",
-    ["", "dance", "demo --nonsense", "demo --image", "demo --new-tokens 0", "demo --new-tokens x", "demo --seed -1"],
+    [
+        "",
+        "dance",
+        "demo --nonsense",
+        "demo --image",
+        "eval",
+        "eval visual-search --size 9",
+        "train visual-search --stage x",
+        "demo --seed -1",
+    ],
 )
 def test_unknown_arguments_are_told_in_one_line(arguments: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -3,22 +3,29 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from flexkit.demo.ask import Answer, ask
+from flexkit.demo.ask import Answer, Asked, ask
 from flexkit.demo.cost import kept_bytes, measure
 from flexkit.demo.task import draw_task
-from flexkit.demo.ways import all_in_sequence, low_res_only, with_flexkit
+from flexkit.visual_search import load_model
 
-WAYS = (low_res_only, with_flexkit, all_in_sequence)
+WAYS = {"low-res": ("base", False), "flexkit": ("tuned", False), "all": ("base", True)}
 
 
 @pytest.fixture(scope="module")
-def answer() -> Answer:
+def ways() -> dict[str, Asked]:
     task = draw_task()
-    return ask(task.image, task.question, new_tokens=2)
+    return {
+        name: Asked.of(*load_model(stage), task.image, task.question, in_sequence=in_sequence)
+        for name, (stage, in_sequence) in WAYS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def answer(ways: dict[str, Asked]) -> Answer:
+    return ask(ways["flexkit"])
 
 
 def test_counts_matrix_products_and_fused_attention() -> None:
@@ -45,41 +52,25 @@ def test_runs_take_turns() -> None:
     assert order == list("ababab")
 
 
-def test_what_each_way_costs(answer: Answer) -> None:
-    costs = measure({way.__name__: partial(way, answer.model, answer.inputs, 2) for way in WAYS}, repeats=1)
-    low_res, flexkit, everything = (costs[way.__name__] for way in WAYS)
+def test_what_each_way_costs(ways: dict[str, Asked]) -> None:
+    costs = measure({name: asked.generate for name, asked in ways.items()}, repeats=1)
+    low_res, flexkit, everything = (costs[name] for name in WAYS)
     assert low_res.flops < flexkit.flops < everything.flops
     assert low_res.kept_bytes < flexkit.kept_bytes < everything.kept_bytes
 
 
-def test_kept_bytes_are_those_of_the_tokens(answer: Answer) -> None:
-    config = answer.model.config.text_config
+def test_kept_bytes_are_those_of_the_tokens(ways: dict[str, Asked], answer: Answer) -> None:
+    config = ways["low-res"].model.config.text_config
     width, layers = config.hidden_size, config.num_hidden_layers
-    kept = [kept_bytes(way(answer.model, answer.inputs, 1).past_key_values) // 4 // width for way in WAYS]
-    low_res = 2 * layers * answer.prompt_tokens
-    high_res = answer.high_res_tokens
-    assert kept == [low_res, low_res + (2 * len(answer.layers) + 1) * high_res, low_res + 2 * layers * high_res]
+    kept = [kept_bytes(asked.generate().past_key_values) // 4 // width for asked in ways.values()]
+    # The second token of the answer is not read again.
+    low_res = 2 * layers * (64 + ways["low-res"].text_tokens + 1)
+    assert kept == [low_res, low_res + (2 * len(answer.layers) + 1) * 576, low_res + 2 * layers * 576]
 
 
-def test_low_res_way_is_the_base_model(answer: Answer) -> None:
-    base = {name: value for name, value in answer.inputs.items() if not name.startswith("hd_")}
-    expected = answer.model.generate(**base, max_new_tokens=3, min_new_tokens=3)
-    assert torch.equal(low_res_only(answer.model, answer.inputs, 3).sequences, expected)
-
-
-def test_all_in_sequence_holds_every_token_in_its_place(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Tensor] = {}
-    monkeypatch.setattr(answer.model, "generate", lambda **inputs: seen.update(inputs))
-    all_in_sequence(answer.model, answer.inputs, 1)
-    sequence = seen["inputs_embeds"][0]
-    assert len(sequence) == answer.prompt_tokens + answer.high_res_tokens == seen["attention_mask"].shape[1]
-    ids = answer.inputs["input_ids"][0]
-    text = answer.model.get_input_embeddings()(ids)
-    first = int((ids == answer.model.config.image_token_id).nonzero()[0])
-    assert torch.equal(sequence[:first], text[:first])
-    behind = len(ids) - first - answer.low_res_tokens
-    assert torch.equal(sequence[-behind:], text[-behind:])
-    pixels = answer.inputs["hd_pixel_values"]
-    corner = answer.model.get_image_features(pixel_values=pixels[..., :168, 336:]).pooler_output[0]
-    high_res = sequence[first + answer.low_res_tokens :][: answer.high_res_tokens].reshape(36, 36, -1)
-    torch.testing.assert_close(high_res[:12, 24:].flatten(0, 1), corner, atol=1e-4, rtol=1e-4)
+def test_counts_of_tokens(ways: dict[str, Asked], answer: Answer) -> None:
+    assert [asked.image_tokens for asked in ways.values()] == [64, 64, 640]
+    assert len({asked.text_tokens for asked in ways.values()}) == 1
+    assert answer.high_res_tokens == 576 and list(answer.layers.items()) == [(1, 0), (2, 1), (3, 2)]
+    for layer, count in answer.read_tokens.items():
+        assert count == int(answer.trace.mask(0, layer - 1).sum()) <= 54

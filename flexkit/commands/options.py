@@ -1,0 +1,53 @@
+"""What several commands take."""
+
+import argparse
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+from flexkit.errors import FlexkitError
+
+__all__ = ["BENCHMARKS", "Subparsers", "add_debug", "needs", "whole"]
+
+Subparsers = Any
+"""What ``argparse`` gives back for subcommands; its type has no public name."""
+BENCHMARKS = ("visual-search",)
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """A type of argument: whole numbers in a range.
+
+    Parameters
+    ----------
+    least, most : int
+        The range, both ends included.
+    """
+
+    def number(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return int(text)
+
+    return number
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Give a command the option ``--debug``."""
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+
+
+def needs(package: str) -> None:
+    """Refuse a command that needs a package which is not installed.
+
+    Parameters
+    ----------
+    package : str
+        Of the extra ``train``.
+
+    Raises
+    ------
+    FlexkitError
+        If it is not installed.
+    """
+    if find_spec(package) is None:
+        raise FlexkitError(f"this command needs {package}: pip install 'flexkit-vlm[train]'")

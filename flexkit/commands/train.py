@@ -1,0 +1,48 @@
+"""``flexkit train``."""
+
+import argparse
+from pathlib import Path
+
+from flexkit.commands.options import BENCHMARKS, Subparsers, add_debug, needs, whole
+from flexkit.visual_search.recipe import STAGES
+
+__all__ = ["add_train"]
+
+
+def add_train(commands: Subparsers) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "train", help="train the small model from nothing; a run that was cut off goes on where it was"
+    )
+    parser.add_argument("benchmark", choices=BENCHMARKS)
+    parser.add_argument(
+        "--output", type=Path, default=Path("visual-search"), metavar="FOLDER", help="default: %(default)s"
+    )
+    parser.add_argument("--seed", type=whole(0, 10**6), default=0, metavar="S", help="of weights and scenes")
+    parser.add_argument(
+        "--stage", action="append", choices=STAGES, help="only this one; may be given several times; default: all"
+    )
+    parser.add_argument(
+        "--layers", type=whole(2, 64), default=4, metavar="N", help="of the language model; default: %(default)s"
+    )
+    parser.add_argument(
+        "--workers", type=whole(0, 64), default=1, metavar="N", help="processes that draw scenes; default: %(default)s"
+    )
+    parser.add_argument("--quiet", action="store_true", help="without progress bars")
+    add_debug(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    needs("accelerate")
+    from flexkit.visual_search.training import train
+
+    stages = {name: stage for name, stage in STAGES.items() if name in (options.stage or STAGES)}
+    train(
+        options.output,
+        seed=options.seed,
+        stages=stages,
+        layers=options.layers,
+        workers=options.workers,
+        quiet=options.quiet,
+    )

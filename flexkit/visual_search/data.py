@@ -1,0 +1,110 @@
+"""Scenes with questions, as a model is trained on them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from flexkit.visual_search.model import IMAGE_TOKEN, ZOOM
+from flexkit.visual_search.questions import Question, questions
+from flexkit.visual_search.scene import SIZE, Scene, draw_scene
+
+__all__ = ["Chat", "Chats", "Collator", "overview_and_tiles", "prompts"]
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Several questions about one scene."""
+
+    scene: Scene
+    turns: tuple[Question, ...]
+
+
+class Chats(Dataset[Chat]):
+    """Scenes, each with questions drawn by chance, none of them twice.
+
+    Parameters
+    ----------
+    seed : int
+        Of scenes and questions.
+    count : int
+        How many.
+    tracks : mapping of str to float
+        How often a question is of each track.
+    turns : int
+        How many questions are asked about a scene, as far as there are as many.
+    """
+
+    def __init__(self, seed: int, count: int, tracks: Mapping[str, float], turns: int = 8) -> None:
+        self.seed, self.count, self.tracks, self.turns = seed, count, dict(tracks), turns
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Chat:
+        scene = draw_scene([self.seed, index])
+        random = np.random.default_rng([self.seed, index, 1])
+        left = {track: list(questions(scene, track)) for track, share in self.tracks.items() if share}
+        turns: list[Question] = []
+        # No question twice: its answer could be copied.
+        while left and len(turns) < self.turns:
+            shares = np.array([self.tracks[track] for track in left])
+            track = str(random.choice(list(left), p=shares / shares.sum()))
+            turns.append(left[track].pop(int(random.integers(len(left[track])))))
+            left = {track: asked for track, asked in left.items() if asked}
+        return Chat(scene, tuple(turns))
+
+
+class Collator:
+    """Turn chats into a batch, with labels for the answers alone.
+
+    Parameters
+    ----------
+    processor : FlexProcessor or transformers.ProcessorMixin
+        Of the model.
+    in_sequence : bool
+        Whether the prompt holds all tiles of a scene as images of their own, behind the scene itself.
+    """
+
+    def __init__(self, processor: Any, *, in_sequence: bool = False) -> None:
+        self.processor, self.in_sequence = processor, in_sequence
+
+    def __call__(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
+        texts = ["".join(f" {turn.text} {turn.answer}</s>" for turn in chat.turns) for chat in chats]
+        inputs = prompts(self.processor, [chat.scene.image for chat in chats], texts, in_sequence=self.in_sequence)
+        ids = inputs["input_ids"]
+        end = ids == self.processor.tokenizer.eos_token_id
+        answer = end.roll(-1, dims=1)
+        return {**inputs, "labels": torch.where(end | answer, ids, -100)}
+
+
+def prompts(processor: Any, images: Sequence[Image], texts: Sequence[str], *, in_sequence: bool = False) -> Any:
+    """What a model is given of pictures and texts.
+
+    Parameters
+    ----------
+    processor : FlexProcessor or transformers.ProcessorMixin
+        Of the model.
+    images : sequence of PIL.Image.Image
+        As many as texts.
+    texts : sequence of str
+        What stands behind the image.
+    in_sequence : bool
+        As for :class:`Collator`.
+    """
+    shown = [overview_and_tiles(image) if in_sequence else [image] for image in images]
+    marked = [IMAGE_TOKEN * len(views) + text for views, text in zip(shown, texts, strict=True)]
+    return processor(images=shown, text=marked, padding=True, return_tensors="pt")
+
+
+def overview_and_tiles(image: Image) -> list[Image]:
+    """A picture and its nine tiles, in raster order."""
+    whole = image.resize((SIZE, SIZE))
+    side = SIZE // ZOOM
+    corners = [(x * side, y * side) for y in range(ZOOM) for x in range(ZOOM)]
+    return [image, *(whole.crop((x, y, x + side, y + side)) for x, y in corners)]

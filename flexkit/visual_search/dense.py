@@ -1,0 +1,106 @@
+"""What a vision tower learns first: to tell, at every token, what is there."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from flexkit.visual_search.data import overview_and_tiles
+from flexkit.visual_search.items import COLOURS, DIGITS, SHAPES, draw_crowd
+from flexkit.visual_search.labels import CLASSES, UNKNOWN, token_labels
+from flexkit.visual_search.model import CELLS, ZOOM, token_ids
+from flexkit.visual_search.scene import paint_scene
+
+__all__ = ["DenseReader", "DenseScenes"]
+
+_WEIGHTS = {"digit": 5.0}
+"""Of the losses; digits are learned last, and by far."""
+WORD_IDS = {
+    "colour": token_ids((*COLOURS, "<unk>")),
+    "shape": token_ids(SHAPES),
+    "digit": token_ids(str(digit) for digit in range(DIGITS)),
+}
+"""The tokens by which things are named; the ground is ``<unk>``."""
+
+
+class DenseReader(nn.Module):
+    """The vision tower and projector of a model, and what tells them to name what every token shows.
+
+    Linear layers, thrown away later, tell from the tower's tokens. Behind the projector, the language model's own words
+    have to do, for what there are words for: it then finds a named object at once.
+
+    Parameters
+    ----------
+    model : transformers.LlavaForConditionalGeneration
+        Whose tower, projector and embeddings are trained.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.tower = model.model.vision_tower
+        self.projector = model.model.multi_modal_projector
+        self.words = model.lm_head
+        self.head = nn.Linear(model.config.vision_config.hidden_size, sum(CLASSES.values()))
+
+    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Loss, and the logits of every token for all classes.
+
+        Parameters
+        ----------
+        pixel_values : torch.Tensor
+            ``(images, 3, height, width)``.
+        labels : torch.Tensor
+            ``(images, 5, tokens)``, as :class:`DenseScenes` gives them.
+        """
+        tokens = self.tower(pixel_values, output_hidden_states=True).hidden_states[-1]
+        logits, words = self.head(tokens), self.words(self.projector(tokens))
+        targets = dict(zip(CLASSES, labels.unbind(1), strict=True))
+        told = dict(zip(CLASSES, logits.split(list(CLASSES.values()), dim=-1), strict=True))
+        losses = [_WEIGHTS.get(name, 1.0) * _loss(told[name], target) for name, target in targets.items()]
+        losses += [_loss(words[..., ids], targets[name]) for name, ids in WORD_IDS.items()]
+        return {"loss": torch.stack(losses).sum(), "logits": logits}
+
+
+def _loss(logits: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(rearrange(logits, "n t c -> n c t"), target, ignore_index=UNKNOWN)
+
+
+class DenseScenes(Dataset[dict[str, Tensor]]):
+    """Crowded scenes, each from afar and in its nine tiles, with what every token shows.
+
+    Parameters
+    ----------
+    seed : int
+        Of the scenes.
+    count : int
+        How many.
+    image_processor : transformers.BaseImageProcessor
+        Of the model.
+    """
+
+    def __init__(self, seed: int, count: int, image_processor: Any) -> None:
+        self.seed, self.count, self.image_processor = seed, count, image_processor
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        random = np.random.default_rng([self.seed, index])
+        scene = paint_scene(random, draw_crowd(random))
+        tiles = [divmod(tile, ZOOM) for tile in range(ZOOM * ZOOM)]
+        labels = [
+            token_labels(scene.items, (0, 0), 1, CELLS),
+            *(token_labels(scene.items, tile, ZOOM, CELLS) for tile in tiles),
+        ]
+        pixels = self.image_processor(overview_and_tiles(scene.image), return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixels, "labels": torch.from_numpy(np.stack(labels))}
+
+    @staticmethod
+    def collate(examples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Examples one behind the other."""
+        return {name: torch.cat([example[name] for example in examples]) for name in examples[0]}

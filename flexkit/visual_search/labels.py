@@ -1,0 +1,75 @@
+"""What every token of a view shows: what a vision tower is taught."""
+
+import numpy as np
+
+from flexkit.visual_search.items import COLOURS, DIGITS, GRID, SHAPES, Item
+
+__all__ = ["CLASSES", "UNKNOWN", "token_labels"]
+
+CLASSES = {"colour": len(COLOURS) + 1, "shape": len(SHAPES), "digit": DIGITS, "row": GRID, "column": GRID}
+"""What a token tells of the item that it shows; the last colour is that of the ground."""
+UNKNOWN = -100
+"""Label of what a token need not tell."""
+
+_SHOWN, _HINTED = 0.2, 0.02
+"""How much of a token an item covers that it is taught to tell, and one that it may leave out."""
+_REACH = 0.17 / GRID
+"""How far from its place a digit reaches, as a share of the scene's side."""
+
+Array = np.ndarray
+
+
+def token_labels(items: tuple[Item, ...], tile: tuple[int, int], zoom: int, side: int) -> Array:
+    """Label the tokens of one tile of a scene, or of the whole.
+
+    Parameters
+    ----------
+    items : tuple of Item
+        Of the scene.
+    tile : tuple of int
+        Row and column of the tile.
+    zoom : int
+        Tiles along the scene's side. From afar (1) digits are unknown; from close by rows and columns are.
+    side : int
+        Tokens along the tile's side.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(5, side²)``, int64, in the order of :data:`CLASSES`; :data:`UNKNOWN` where a token need not tell.
+    """
+    labels = np.full((len(CLASSES), side, side), UNKNOWN)
+    labels[0] = len(COLOURS)
+    most = np.zeros((side, side))
+    for item in items:
+        left, right = (edge * zoom - tile[1] for edge in item.box[::2])
+        top, bottom = (edge * zoom - tile[0] for edge in item.box[1::2])
+        covered = np.outer(_covered(top, bottom, side), _covered(left, right, side))
+        if not covered.any():
+            continue
+        x, y = (place * zoom - corner for place, corner in zip(item.digit_at, tile[::-1], strict=True))
+        under_digit = np.outer(*(_covered(at - _REACH * zoom, at + _REACH * zoom, side) > 0 for at in (y, x)))
+        told = np.where(under_digit | (covered > _SHOWN), np.array(_told(item))[:, None, None], UNKNOWN)
+        told[[2] if zoom == 1 else [3, 4]] = UNKNOWN
+        told[2, ~np.outer(*(_is_near(at, side) for at in (y, x)))] = UNKNOWN
+        covered += under_digit
+        here = (covered > _HINTED) & (covered > most)
+        labels[:, here] = told[:, here]
+        most = np.maximum(most, covered)
+    return labels.reshape(len(CLASSES), -1)
+
+
+def _told(item: Item) -> tuple[int, ...]:
+    return list(COLOURS).index(item.colour), SHAPES.index(item.shape), item.digit, item.row, item.column
+
+
+def _covered(low: float, high: float, side: int) -> Array:
+    """How much of each token a stretch covers, in one direction."""
+    edges = np.arange(side + 1) / side
+    return side * (np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)).clip(0)
+
+
+def _is_near(place: float, side: int) -> Array:
+    """Which tokens have their centre less than a token away from a place, in one direction."""
+    centres = (np.arange(side) + 0.5) / side
+    return abs(centres - place) < 1 / side

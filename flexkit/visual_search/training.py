@@ -1,0 +1,194 @@
+"""From nothing to a model that reads what it looks at: the stages of training, each by transformers' Trainer."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import (
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+import flexkit
+from flexkit.visual_search.data import Chats, Collator
+from flexkit.visual_search.dense import DenseReader, DenseScenes
+from flexkit.visual_search.model import build_model, build_processor
+from flexkit.visual_search.processes import processes
+from flexkit.visual_search.recipe import CONFIG, STAGES, Stage
+from flexkit.visual_search.weights import load_model
+
+__all__ = ["train"]
+
+SAVE_STEPS = 200
+"""How often a stage is saved to be gone on with."""
+
+
+class _Ramp(TrainerCallback):
+    """Move over from the base model to the patched one within the first tenth (published code)."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        flexkit.set_alpha(model, min(1.0, 10 * state.global_step / state.max_steps))
+
+
+def train(
+    folder: Path,
+    *,
+    seed: int = 0,
+    stages: Mapping[str, Stage] = STAGES,
+    layers: int = 4,
+    workers: int = 1,
+    quiet: bool = False,
+) -> None:
+    """Train the stages whose results a folder lacks; a stage that was cut off goes on from its last checkpoint.
+
+    Several processes (``accelerate launch``) share each step's scenes.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Gets a folder for each stage: a model, or what was added to the base, in float16, and ``log.json``.
+    seed : int
+        Of weights, scenes and questions.
+    stages : mapping of str to Stage
+        What to train, in this order.
+    layers : int
+        Of the language model.
+    workers : int
+        Processes that draw scenes; 0 draws in between.
+    quiet : bool
+        Without progress bars.
+    """
+    for name, stage in stages.items():
+        run = _Run(folder, name, stage, 10 * seed + list(STAGES).index(name), layers, workers, quiet)
+        if not run.log.exists():
+            _TRAINERS[name](run)
+
+
+@dataclass(frozen=True)
+class _Run:
+    folder: Path
+    name: str
+    stage: Stage
+    seed: int
+    layers: int
+    workers: int
+    quiet: bool
+
+    @property
+    def own(self) -> Path:
+        return self.folder / self.name
+
+    @property
+    def log(self) -> Path:
+        """Written last: a stage with a log is done."""
+        return self.own / "log.json"
+
+    def fit(self, model: nn.Module, dataset: Any, collator: Any, *callbacks: TrainerCallback) -> list[dict[str, float]]:
+        """Train what in a model wants a gradient."""
+        states = self.own / "checkpoints"
+        arguments = TrainingArguments(
+            str(states),
+            max_steps=self.stage.steps,
+            per_device_train_batch_size=max(1, self.stage.batch // processes().num_processes),
+            learning_rate=self.stage.learning_rate,
+            lr_scheduler_type="warmup_stable_decay",
+            lr_scheduler_kwargs={"num_decay_steps": self.stage.steps // 2},
+            warmup_steps=self.stage.steps // 10,
+            weight_decay=0.05,
+            adam_beta2=0.95,
+            logging_steps=50,
+            save_steps=SAVE_STEPS,
+            save_total_limit=1,
+            seed=self.seed,
+            data_seed=self.seed,
+            dataloader_num_workers=self.workers,
+            dataloader_pin_memory=False,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            disable_tqdm=self.quiet,
+            report_to=[],
+        )
+        trainer = Trainer(
+            model.train(), arguments, train_dataset=dataset, data_collator=collator, callbacks=list(callbacks)
+        )
+        last = get_last_checkpoint(str(states)) if states.exists() else None
+        trainer.train(resume_from_checkpoint=last)
+        model.eval().cpu()
+        return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+    def chats(self) -> Chats:
+        return Chats(self.seed, self.stage.steps * self.stage.batch, self.stage.tracks)
+
+    def save(self, model: Any, processor: Any, history: list[dict[str, float]], *, added_only: bool = False) -> None:
+        state = processes()
+        if state.is_main_process:
+            if added_only:
+                flexkit.save_flex(model.half(), self.own)
+            else:
+                model.half().save_pretrained(self.own)
+                processor.save_pretrained(self.own)
+            shutil.rmtree(self.own / "checkpoints", ignore_errors=True)
+            log = {"seed": self.seed, **asdict(self.stage), "history": history}
+            self.log.write_text(json.dumps(log, indent=1) + "\n")
+        state.wait_for_everyone()
+
+
+def _tower(run: _Run) -> None:
+    model, processor = build_model(run.layers, seed=run.seed), build_processor()
+    set_seed(run.seed)  # for the layers that only the reader has
+    reader = DenseReader(model)
+    scenes = DenseScenes(run.seed, run.stage.steps * run.stage.batch, processor.image_processor)
+    run.save(model, processor, run.fit(reader, scenes, DenseScenes.collate))
+
+
+def _base(run: _Run) -> None:
+    model, processor = _load(run, "tower")
+    run.save(model, processor, run.fit(model, run.chats(), Collator(processor)))
+
+
+def _added(run: _Run) -> None:
+    model, processor = _load(run, "base")
+    flexkit.patch_model(model, CONFIG, trained=True)
+    model.requires_grad_(False)
+    for parameter in flexkit.flex_parameters(model):
+        parameter.requires_grad_(True)
+    history = run.fit(model, run.chats(), Collator(flexkit.FlexProcessor(processor, model)), _Ramp())
+    run.save(model, processor, history, added_only=True)
+
+
+def _tuned(run: _Run) -> None:
+    model, processor = load_model("added", weights=run.folder)
+    model.model.vision_tower.requires_grad_(False)
+    run.save(model, processor.processor, run.fit(model, run.chats(), Collator(processor)))
+
+
+def _in_sequence(run: _Run) -> None:
+    model, processor = load_model("tuned", weights=run.folder)
+    flexkit.unpatch_model(model).model.vision_tower.requires_grad_(False)
+    run.save(model, processor.processor, run.fit(model, run.chats(), Collator(processor.processor, in_sequence=True)))
+
+
+def _load(run: _Run, stage: str) -> tuple[Any, Any]:
+    """A model and its processor, all but its tower to be trained."""
+    model = LlavaForConditionalGeneration.from_pretrained(run.folder / stage, dtype="float32")
+    model.model.vision_tower.requires_grad_(False)
+    return model, LlavaProcessor.from_pretrained(run.folder / stage)
+
+
+_TRAINERS = {
+    "tower": _tower,
+    "base": _base,
+    "added": _added,
+    "tuned": _tuned,
+    "in_sequence": _in_sequence,
+    "conjunction": _tuned,
+}

@@ -1,0 +1,74 @@
+"""The trained weights that flexkit is shipped with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers.utils import logging
+
+import flexkit
+
+__all__ = ["READERS", "WEIGHTS", "load_model"]
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""Folders of models and of what patching added to them, as :mod:`flexkit.visual_search.training` writes them."""
+READERS = {"attribute": "tuned", "conjunction": "tuned", "low-res": "tuned"}
+"""For each track the stage whose model reads."""
+
+
+def load_model(
+    stage: str = "tuned", *, weights: Path = WEIGHTS, policy: Any = None
+) -> tuple[LlavaForConditionalGeneration, Any]:
+    """Load a trained model that searches scenes, and its processor.
+
+    Parameters
+    ----------
+    stage : str
+        ``"base"`` sees the low-res view only, ``"in_sequence"`` all high-res tokens in its sequence: they are not
+        patched. ``"added"`` is the base with trained projections, ``"tuned"`` has its language model trained along, and
+        ``"conjunction"`` has seen questions that take both colour and shape.
+    weights : pathlib.Path
+        A folder that training wrote; by default what flexkit is shipped with.
+    policy : Policy or callable, optional
+        Takes the place of the one that a patched model was trained with.
+
+    Returns
+    -------
+    model : transformers.LlavaForConditionalGeneration
+        In float32 and eval mode.
+    processor : FlexProcessor or transformers.ProcessorMixin
+        Of both views if the model is patched.
+
+    Examples
+    --------
+    >>> from flexkit.visual_search import draw_scene, load_model
+    >>> model, processor = load_model()
+    >>> question = "<image> Which digit is on the object that is yellow?"
+    >>> inputs = processor(images=draw_scene(0).image, text=question, return_tensors="pt")
+    >>> processor.decode(model.generate(**inputs, max_new_tokens=2)[0, -2:], skip_special_tokens=True)
+    '9'
+    """
+    own, base = weights / stage, weights / "base"
+    whole = own if (own / "config.json").exists() else base
+    with _without_progress_bar():
+        model = LlavaForConditionalGeneration.from_pretrained(whole, dtype=torch.float32)
+    processor = LlavaProcessor.from_pretrained(base)
+    if not (own / "flexkit.json").exists():
+        return model, processor
+    model = flexkit.load_flex(model, own, policy=policy)
+    return model, flexkit.FlexProcessor(processor, model)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """It would be gone before anyone has seen it."""
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()

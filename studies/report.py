@@ -1,0 +1,130 @@
+"""Tables and figures of the docs, from what the studies wrote.
+
+python -m studies.report docs/evidence
+"""
+
+import argparse
+import csv
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which people with any colour vision tell apart.
+STYLES = {
+    "oracle": ("#009E73", "^", "oracle: told where the digit is"),
+    "attention map": ("#0072B2", "o", "the cells with most attention"),
+    "threshold": ("#56B4E9", "s", "the cells above a threshold"),
+    "random": ("#E69F00", "v", "cells at random"),
+    "centre": ("#CC79A7", "D", "cells in the centre"),
+}
+WAYS = {
+    "low_res": "low-res only",
+    "flexkit": "flexkit: attention map, as trained",
+    "topk": "flexkit: top 6 of 64 cells",
+    "top_p": "flexkit: half of the attention",
+    "random": "6 cells at random",
+    "center": "6 cells in the centre",
+    "oracle": "6 cells around the digit (oracle)",
+    "everything": "every high-res token",
+    "all_in_sequence": "all high-res tokens in the sequence",
+}
+
+
+def scores_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[str]]:
+    """Rows of what ``flexkit eval`` printed: accuracies by track; cost of the first track."""
+    first = next(iter(scores.values()))
+    rows = [["", *scores, "read", "LM GFLOP"]]
+    for way, name in WAYS.items():
+        if way not in first:
+            continue
+        accuracies = [_share(track[way]["accuracy"]) for track in scores.values()]
+        rows.append([name, *accuracies, _share(first[way]["selected_fraction"]), f"{first[way]['lm_gflops']:.3f}"])
+    return rows
+
+
+def without_training_table(bases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of means over the bases of each depth, with the standard error of the mean."""
+    depths = sorted({base["layers"] for base in bases.values()})
+    groups = {depth: [base["accuracy"] for base in bases.values() if base["layers"] == depth] for depth in depths}
+    ways, kinds = list(groups[depths[0]][0]), list(groups[depths[0]][0]["low-res only"])
+    rows = [["", "layers", *kinds]]
+    for way in ways:
+        for depth, group in groups.items():
+            rows.append([way, str(depth), *(_interval([of[way][kind] for of in group]) for kind in kinds)])
+    return rows
+
+
+def selection_figure(study: Mapping[str, Any]) -> Figure:
+    """Accuracy against the fraction that was read, one line for each that selects."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    trainings = study["trainings"]
+    for name, (colour, marker, label) in STYLES.items():
+        amounts = list(trainings[0][name])
+        fractions, means, errors = [], [], []
+        for amount in amounts:
+            accuracies = [training[name][amount]["accuracy"] for training in trainings]
+            fractions.append(statistics.mean(training[name][amount]["fraction"] for training in trainings))
+            means.append(statistics.mean(accuracies))
+            errors.append(_error(accuracies))
+        order = sorted(range(len(amounts)), key=fractions.__getitem__)
+        axes.errorbar(
+            [100 * fractions[i] for i in order],
+            [100 * means[i] for i in order],
+            yerr=[100 * errors[i] for i in order],
+            color=colour,
+            marker=marker,
+            label=label,
+            linewidth=2,
+            capsize=3,
+        )
+    axes.axhline(10, color="grey", linestyle=":", linewidth=1)
+    axes.annotate("guessing", (100, 10), xytext=(0, 4), textcoords="offset points", ha="right", color="grey")
+    axes.set(xscale="log", xlabel="high-res tokens that a layer reads, % of all", ylabel="digits read rightly, %")
+    axes.set_xticks([1, 2, 5, 10, 20, 50, 100], labels=["1", "2", "5", "10", "20", "50", "100"])
+    axes.set_ylim(0, 102)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.4))
+    return figure
+
+
+def _share(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
+def _interval(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.3f}" + (f" ± {_error(values):.3f}" if len(values) > 1 else "")
+
+
+def _write(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write whatever there is a study of."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="with the studies' JSON; gets tables and figures")
+    folder = parser.parse_args(arguments).folder
+    found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    if "scores" in found:
+        _write(folder / "scores.csv", scores_table(found["scores"]))
+    if "without_training" in found:
+        _write(folder / "without_training.csv", without_training_table(found["without_training"]["bases"]))
+    if "selection" in found:
+        # Text as text, and the same file for the same numbers.
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "flexkit"}):
+            selection_figure(found["selection"]).savefig(folder / "selection.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What a frozen base reads through projections that nobody trained, and what else could be done with it.
+
+flexkit train visual-search --stage tower --stage base --layers 12 --seed 1 --output bases/12-layers-1
+python studies/without_training.py bases/* --output docs/evidence/without_training.json
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import flexkit
+from flexkit.visual_search import TRACKS, load_model
+from flexkit.visual_search.data import Chats, Collator, prompts
+from flexkit.visual_search.evaluation import draw_questions
+from flexkit.visual_search.model import ZOOM
+from flexkit.visual_search.ways import BUDGET, Oracle
+from studies.baselines import Looker, insert_selected, zoom_in
+
+BATCH = 50
+Answer = Callable[[Mapping[str, Tensor]], Tensor]
+"""From inputs of both views to the logits of the answer."""
+
+
+def ways(model: Any, layer: int, oracle: Oracle) -> dict[str, Answer]:
+    """All ways of answering; ``layer`` is the one whose map localises."""
+    free = partial(flexkit.FlexConfig.training_free, start_layer=layer, zoom=ZOOM, policy=flexkit.Threshold(48 / 255))
+    same = partial(free, low_res_keys="keep", key_norm=False, gate=None)
+    look = Looker(model, layer, flexkit.Threshold(48 / 255))
+    configs = {
+        "published schedule": flexkit.FlexConfig.published(start_layer=layer + 1, zoom=ZOOM),
+        "published schedule, input norm": flexkit.FlexConfig.published(start_layer=layer + 1, zoom=ZOOM, key_norm=True),
+        "same layer": same(),
+        "same layer, input norm": same(key_norm=True),
+        "same layer, replace": same(low_res_keys="replace", replace_dilation=0),
+        "training_free, no gate": free(gate=None),
+        "training_free, no gate, top 6": free(gate=None, policy=flexkit.TopK(BUDGET)),
+        "training_free, no gate, oracle": free(gate=None, policy=oracle),
+        "training_free": free(),
+    }
+    return {
+        "low-res only": partial(_base, model),
+        **{name: partial(_patched, model, config) for name, config in configs.items()},
+        "two passes": partial(insert_selected, look),
+        "best tile": partial(zoom_in, look),
+    }
+
+
+@torch.no_grad()
+def _base(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    given = {name: value for name, value in inputs.items() if not name.startswith("hd_")}
+    logits: Tensor = model(**given, logits_to_keep=1).logits[:, -1]
+    return logits
+
+
+@torch.no_grad()
+def _patched(model: Any, config: flexkit.FlexConfig, inputs: Mapping[str, Tensor]) -> Tensor:
+    flexkit.patch_model(model, config, trained=True)
+    try:
+        logits: Tensor = model(**inputs, logits_to_keep=1).logits[:, -1]
+    finally:
+        flexkit.unpatch_model(model)
+    return logits
+
+
+def study(folder: Path, seed: int, count: int) -> dict[str, Any]:
+    """Score one base: by way, then by what is asked, the share of right answers."""
+    model, plain = load_model("base", weights=folder)
+    processor = flexkit.FlexProcessor(plain, ZOOM)
+    chats = Chats(seed + 1, 32, {"attribute": 1.0}, turns=3)
+    found = flexkit.probe_start_layer(model, [Collator(processor)([chats[index] for index in range(32)])])
+    oracle = Oracle()
+    right: dict[str, dict[str, list[bool]]] = {}
+    batches = [(track, range(first, min(first + BATCH, count))) for track in TRACKS for first in range(0, count, BATCH)]
+    for track, indices in tqdm(batches, desc=folder.name, unit="batch"):
+        scenes, asked = draw_questions(track, seed, indices)
+        inputs = prompts(processor, [scene.image for scene in scenes], [f" {question.text}" for question in asked])
+        oracle.places = [question.item.digit_at for question in asked]
+        for name, answer in ways(model, found.layer, oracle).items():
+            words = processor.tokenizer.convert_ids_to_tokens(answer(inputs).argmax(-1).tolist())
+            for word, question in zip(words, asked, strict=True):
+                kind = question.about if track == "low-res" else track
+                right.setdefault(name, {}).setdefault(kind, []).append(word == question.answer)
+    return {
+        "layers": model.config.text_config.num_hidden_layers,
+        "losses": {"base": found.base_loss, **{str(layer): loss for layer, loss in found.losses.items()}},
+        "layer": found.layer,
+        "accuracy": {way: {kind: sum(hits) / len(hits) for kind, hits in of.items()} for way, of in right.items()},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the study of some bases."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bases", nargs="+", type=Path, help="folders that `flexkit train` wrote")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=1_000_003)
+    parser.add_argument("--questions", type=int, default=1000)
+    options = parser.parse_args(arguments)
+    found = {folder.name: study(folder, options.seed, options.questions) for folder in options.bases}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps({"questions": options.questions, "bases": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The studies run, in little, on the weights that ship, and give what the docs show."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import flexkit
+from flexkit.visual_search import load_model
+from flexkit.visual_search.data import prompts
+from flexkit.visual_search.evaluation import draw_questions, evaluate
+from flexkit.visual_search.model import ZOOM
+from flexkit.visual_search.weights import WEIGHTS
+from studies import report, selection, without_training
+from studies.baselines import Looker, insert_selected, zoom_in
+
+
+@pytest.fixture(scope="module")
+def inputs() -> dict[str, torch.Tensor]:
+    _, processor = load_model("base")
+    scenes, asked = draw_questions("attribute", 3, range(4))
+    texts = [f" {question.text}" for question in asked]
+    return dict(prompts(flexkit.FlexProcessor(processor, ZOOM), [scene.image for scene in scenes], texts))
+
+
+@torch.no_grad()
+def test_nothing_inserted_is_the_base_model(inputs: dict[str, torch.Tensor]) -> None:
+    model, _ = load_model("base")
+    low_res = {name: value for name, value in inputs.items() if not name.startswith("hd_")}
+    expected = model(**low_res, logits_to_keep=1).logits[:, -1]
+    found = insert_selected(Looker(model, 0, flexkit.Nothing()), inputs)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert not flexkit.is_patched(model)
+
+
+@torch.no_grad()
+def test_inserted_tokens_stand_in_for_those_of_their_cells(inputs: dict[str, torch.Tensor]) -> None:
+    """Alone in a batch, where none is padded, and in a sequence that is written out."""
+    model, _ = load_model("base")
+    one = {name: value[:1] for name, value in inputs.items()}
+    look = Looker(model, 0, flexkit.TopK(2))
+    found = insert_selected(look, inputs)[:1]
+    torch.testing.assert_close(insert_selected(look, one), found, atol=1e-4, rtol=1e-4)
+    other = {**one, "hd_pixel_values": one["hd_pixel_values"].clone()}
+    row, column = look(one)[1][0].nonzero()[0].tolist()
+    other["hd_pixel_values"][..., row * 24 : row * 24 + 24, column * 24 : column * 24 + 24] = 0
+    assert (insert_selected(look, other) - found).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_the_best_tile_takes_the_place_of_the_image(inputs: dict[str, torch.Tensor]) -> None:
+    model, _ = load_model("base")
+    look = Looker(model, 0, flexkit.TopK(1))
+    found = zoom_in(look, inputs)
+    for index, scores in enumerate(look(inputs)[0]):
+        row, column = divmod(int(scores.argmax()), 8)
+        y, x = 64 * (row * 3 // 8), 64 * (column * 3 // 8)
+        one = {name: value[index : index + 1] for name, value in inputs.items() if not name.startswith("hd_")}
+        one["pixel_values"] = inputs["hd_pixel_values"][index : index + 1, :, y : y + 64, x : x + 64]
+        expected = model(**one, logits_to_keep=1).logits[:, -1]
+        torch.testing.assert_close(found[index : index + 1], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_studies_and_their_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ["--questions", "4"]
+    without_training.main([str(WEIGHTS), *few, "--output", str(tmp_path / "without_training.json")])
+    monkeypatch.setattr(selection, "CELLS", (1, 64))
+    monkeypatch.setattr(selection, "THRESHOLDS", (48,))
+    selection.main([str(WEIGHTS), str(WEIGHTS), *few, "--output", str(tmp_path / "selection.json")])
+    found = json.loads((tmp_path / "selection.json").read_text())["trainings"]
+    assert found[0] == found[1] and set(found[0]) == set(report.STYLES)
+    assert found[0]["oracle"]["64"]["fraction"] == 1 and found[0]["random"]["1"]["fraction"] == pytest.approx(1 / 64)
+    scores = evaluate(1, 4, tracks=["attribute"], quiet=True)
+    assert scores is not None
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    report.main([str(tmp_path)])
+    table = (tmp_path / "without_training.csv").read_text().splitlines()
+    assert table[0] == ",layers,attribute,conjunction,row,column,shape" and len(table) == 13
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 1 + len(scores["attribute"])
+    assert "told where the digit is" in (tmp_path / "selection.svg").read_text()

@@ -1,0 +1,153 @@
+"""Training and evaluation, from nothing to a table, in few steps."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import flexkit
+from flexkit.__main__ import main
+from flexkit.visual_search import TRACKS, draw_scene, load_model, questions
+from flexkit.visual_search import training as module
+from flexkit.visual_search.evaluation import evaluate
+from flexkit.visual_search.recipe import STAGES
+from flexkit.visual_search.training import train
+from flexkit.visual_search.ways import BUDGET
+
+QUICK = {name: replace(stage, steps=3, batch=1) for name, stage in STAGES.items()}
+FIELDS = {"accuracy", "questions", "selected_fraction", "lm_gflops", "seconds"}
+WAYS = ["low_res", "flexkit", "topk", "top_p", "random", "center", "everything", "oracle", "all_in_sequence"]
+TWO = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+PLAIN = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train(folder, seed=3, stages=QUICK, workers=0, quiet=True)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{path.relative_to(folder)}/{name}": value
+        for path in folder.glob("**/*.safetensors")
+        for name, value in load_file(path).items()
+    }
+
+
+def test_every_stage_leaves_a_folder_and_a_log(trained: Path) -> None:
+    assert {path.name for path in trained.iterdir()} == set(STAGES)
+    for name, stage in QUICK.items():
+        log = json.loads((trained / name / "log.json").read_text())
+        assert (log["steps"], log["batch"], log["tracks"]) == (stage.steps, stage.batch, dict(stage.tracks))
+        assert not (trained / name / "checkpoints").exists()
+    assert all(value.dtype == torch.float16 for value in weights(trained).values())
+
+
+@pytest.mark.parametrize("stage", ["base", "added", "tuned", "in_sequence", "conjunction"])
+def test_stages_train_what_they_say(trained: Path, stage: str) -> None:
+    before = load_model("tower" if stage == "base" else "base", weights=trained)[0]
+    after = load_model(stage, weights=trained)[0]
+    assert flexkit.is_patched(after) == (stage in ("added", "tuned", "conjunction"))
+    if flexkit.is_patched(after):
+        added = list(flexkit.flex_parameters(after))
+        copies = [layer.self_attn.k_proj.weight for layer in after.model.language_model.layers[1:]]
+        assert len(added) == 6 and not any(torch.equal(new, old) for new, old in zip(added[::2], copies, strict=True))
+        flexkit.unpatch_model(after)
+    pairs = zip(before.named_parameters(), after.parameters(), strict=True)
+    changed = {name for (name, old), new in pairs if not torch.equal(old, new)}
+    assert not any("vision_tower" in name for name in changed)
+    assert bool(changed) == (stage != "added")
+
+
+def test_what_is_done_is_not_done_again(trained: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.glob("**/*")}
+    train(trained, seed=3, stages=QUICK, workers=0, quiet=True)
+    assert {path: path.stat().st_mtime_ns for path in trained.glob("**/*")} == before
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["tower", "added", "tuned"])
+def test_a_stage_that_was_cut_off_goes_on(
+    name: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for earlier in ("base", "added"):
+        if earlier != name:
+            (tmp_path / earlier).symlink_to(trained / earlier)
+    taken: list[int] = []
+    training_step = module.Trainer.training_step
+
+    def step(self: Any, *arguments: Any, **options: Any) -> torch.Tensor:
+        taken.append(self.state.global_step)
+        if taken == [0, 1, 2]:
+            raise StoppedError
+        return training_step(self, *arguments, **options)
+
+    monkeypatch.setattr(module, "SAVE_STEPS", 2)
+    monkeypatch.setattr(module.Trainer, "training_step", step)
+    with pytest.raises(StoppedError):
+        train(tmp_path, seed=3, stages={name: QUICK[name]}, workers=0, quiet=True)
+    train(tmp_path, seed=3, stages={name: QUICK[name]}, workers=0, quiet=True)
+    assert taken == [0, 1, 2, 2]
+    one, other = (weights(folder / name) for folder in (tmp_path, trained))
+    assert one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_the_table_has_every_track_and_way(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", "visual-search", "--weights", str(trained), "--questions", "3", "--seed", "5"]
+    assert main([*command, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert list(scores) == list(TRACKS)
+    for track in scores.values():
+        assert list(track) == WAYS
+        for name, score in track.items():
+            assert set(score) == FIELDS and score["questions"] == 3
+            assert 0 <= score["accuracy"] <= 1 and score["lm_gflops"] > 0 and score["seconds"] > 0
+            if name in ("topk", "random", "center", "oracle"):
+                assert score["selected_fraction"] == pytest.approx(BUDGET / 64)
+        assert track["low_res"]["selected_fraction"] == 0 and track["everything"]["selected_fraction"] == 1
+        assert track["low_res"]["lm_gflops"] < track["flexkit"]["lm_gflops"] < track["all_in_sequence"]["lm_gflops"]
+    assert main([*command, "--track", "attribute"]) == 0
+    printed = capsys.readouterr().out
+    assert "attribute (3 questions)" in printed and "all_in_sequence" in printed and "low-res" not in printed
+
+
+def test_accuracy_is_the_share_of_right_answers(trained: Path) -> None:
+    scores = evaluate(11, 4, weights=trained, tracks=["attribute"], quiet=True)
+    assert scores is not None
+    model, processor = load_model("base", weights=trained)
+    right = 0
+    for index in range(4):
+        scene = draw_scene([11, index])
+        asked = questions(scene, "attribute")
+        question = asked[index % len(asked)]
+        inputs = processor(images=scene.image, text=f"<image> {question.text}", return_tensors="pt")
+        answer = model.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1:]
+        right += processor.decode(answer) == question.answer
+    assert scores["attribute"]["low_res"]["accuracy"] == right / 4
+
+
+def test_two_processes_give_the_same_numbers(trained: Path) -> None:
+    command = ["-m", "flexkit", "eval", "visual-search", "--weights", str(trained), "--questions", "30", "--json"]
+    command += ["--track", "attribute"]
+    environment: dict[str, Any] = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    scores = []
+    for launcher in ((), (*TWO, *PLAIN)):
+        line = [sys.executable, *launcher, *command]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        scores.append(json.loads(done.stdout)["attribute"])
+    for name in WAYS:
+        first, second = ({k: v for k, v in score[name].items() if k != "seconds"} for score in scores)
+        assert first == pytest.approx(second)
