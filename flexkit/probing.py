@@ -10,10 +10,11 @@ from torch import nn
 
 from flexkit.errors import ConfigError, HighResInputError, PatchError
 from flexkit.patching import FlexConfig, is_patched, patch_model, unpatch_model
+from flexkit.patching.images import PREFIX
 from flexkit.patching.state import get_patch
 from flexkit.selection import Nothing, Schedule
 
-__all__ = ["LayerProbe", "probe_start_layer"]
+__all__ = ["LayerProbe", "patched", "probe_start_layer", "without_high_res"]
 
 
 @dataclass(frozen=True)
@@ -88,23 +89,24 @@ def probe_start_layer(
     training = model.training
     model.eval()
     try:
-        with _patched(model, config.replace(start_layer=0)):
+        with patched(model, config.replace(start_layer=0)):
             patch = get_patch(model)
             layers, policy = list(patch.layers), patch.config.selector.policy
         losses = {}
         for layer in layers:
             own = policy.at(layer) if isinstance(policy, Schedule) else policy
             alone = Schedule({layer: own, layer + 1: Nothing()})
-            with _patched(model, config.replace(start_layer=layer, policy=alone)):
+            with patched(model, config.replace(start_layer=layer, policy=alone)):
                 losses[layer] = _mean_loss(model, batches)
-        return LayerProbe(losses, _mean_loss(model, [_without_high_res(batch) for batch in batches]))
+        return LayerProbe(losses, _mean_loss(model, [without_high_res(batch) for batch in batches]))
     finally:
         model.train(training)
 
 
 @contextmanager
-def _patched(model: nn.Module, config: FlexConfig) -> Iterator[None]:
-    patch_model(model, config)
+def patched(model: nn.Module, config: FlexConfig) -> Iterator[None]:
+    """The model patched, for as long as the block lasts; untrained projections are meant."""
+    patch_model(model, config, trained=True)
     try:
         yield
     finally:
@@ -117,15 +119,16 @@ def _mean_loss(model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> float:
     return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
 
 
-def _without_high_res(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in batch.items() if not name.startswith("hd_")}
+def without_high_res(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of the base model among those of both views."""
+    return {name: value for name, value in batch.items() if not name.startswith(PREFIX)}
 
 
 def _check(batches: Sequence[Mapping[str, Any]]) -> None:
     if not batches:
         raise HighResInputError("there are no samples; give some batches of inputs with labels and both views.")
     for batch in batches:
-        if "labels" not in batch or len(_without_high_res(batch)) == len(batch):
+        if "labels" not in batch or len(without_high_res(batch)) == len(batch):
             raise HighResInputError(
                 f"a sample has {sorted(batch)}; it needs labels, and the high-res view that flexkit.FlexProcessor adds."
             )

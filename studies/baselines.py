@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import flexkit
 from flexkit.encoding import split_tiles, stitch_tiles
+from flexkit.probing import patched, without_high_res
 from flexkit.visual_search.model import CELLS, ZOOM
 
 Inputs = Mapping[str, Tensor]
@@ -41,12 +42,8 @@ class Looker:
     def __call__(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Map and selected cells, each ``(batch, 8, 8)``."""
         config = flexkit.FlexConfig.training_free(gate=None, start_layer=self.layer, policy=self.policy, zoom=ZOOM)
-        flexkit.patch_model(self.model, config)
-        try:
-            with flexkit.trace(self.model) as trace:
-                self.model(**inputs, logits_to_keep=1)
-        finally:
-            flexkit.unpatch_model(self.model)
+        with patched(self.model, config), flexkit.trace(self.model) as trace:
+            self.model(**inputs, logits_to_keep=1)
         mask = trace.mask(0, self.layer)
         return trace.scores(0, self.layer), mask[:, ::ZOOM, ::ZOOM]
 
@@ -96,8 +93,7 @@ def zoom_in(look: Looker, inputs: Inputs) -> Tensor:
     row, column = (place * ZOOM // CELLS for place in (peak // CELLS, peak % CELLS))
     tiles = split_tiles(inputs["hd_pixel_values"], ZOOM)
     closer = tiles[torch.arange(len(tiles)), row * ZOOM + column]
-    given = {name: value for name, value in inputs.items() if not name.startswith("hd_")}
-    return look.model(**given | {"pixel_values": closer}, logits_to_keep=1).logits[:, -1]
+    return look.model(**without_high_res(inputs) | {"pixel_values": closer}, logits_to_keep=1).logits[:, -1]
 
 
 def _features(model: Any, view: Tensor) -> Tensor:

@@ -10,14 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 import flexkit
 from flexkit.visual_search import load_model
-from flexkit.visual_search.data import prompts
-from flexkit.visual_search.evaluation import draw_questions
-from flexkit.visual_search.ways import Oracle, read_fraction
+from flexkit.visual_search.evaluation import Batch, Score, score
+from flexkit.visual_search.ways import Oracle, Way
 
 BATCH = 50
 CELLS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -30,32 +28,27 @@ POLICIES: dict[str, Callable[[int], Any]] = {
 }
 
 
-@torch.no_grad()
 def study(folder: Path, stage: str, seed: int, count: int) -> dict[str, dict[str, dict[str, float]]]:
     """By what selects, then by how much it may: accuracy and the fraction that was read."""
     points: dict[tuple[str, str], Any] = {
         (name, str(cells)): policy(cells) for name, policy in POLICIES.items() for cells in CELLS
     }
     points |= {("threshold", f"{value}/255"): flexkit.Threshold(value / 255) for value in THRESHOLDS}
-    sums = {point: torch.zeros(2, dtype=torch.float64) for point in points}
+    ways = {
+        point: Way(
+            *load_model(stage, weights=folder, policy=policy), oracle=policy if isinstance(policy, Oracle) else None
+        )
+        for point, policy in points.items()
+    }
+    scores: dict[tuple[str, str], list[Score]] = {point: [] for point in ways}
     for first in tqdm(range(0, count, BATCH), desc=str(folder), unit="batch"):
-        scenes, asked = draw_questions("attribute", seed, range(first, min(first + BATCH, count)))
-        inputs = None
-        for point, policy in points.items():
-            model, processor = load_model(stage, weights=folder, policy=policy)
-            if inputs is None:
-                texts = [f" {question.text}" for question in asked]
-                inputs = prompts(processor, [scene.image for scene in scenes], texts)
-            if isinstance(policy, Oracle):
-                policy.places = [question.item.digit_at for question in asked]
-            with flexkit.trace(model) as trace:
-                tokens = model(**inputs, logits_to_keep=1).logits[:, -1].argmax(-1).tolist()
-            words = processor.tokenizer.convert_ids_to_tokens(tokens)
-            right = sum(word == question.answer for word, question in zip(words, asked, strict=True))
-            sums[point] += torch.tensor([right, read_fraction(model, trace) * len(asked)])
+        batch = Batch.draw("attribute", seed, range(first, min(first + BATCH, count)))
+        for point, way in ways.items():
+            scores[point].append(score(way, batch))
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for (name, amount), (right, read) in sums.items():
-        found.setdefault(name, {})[amount] = {"accuracy": float(right) / count, "fraction": float(read) / count}
+    for (name, amount), of in scores.items():
+        mean = Score.mean(of)
+        found.setdefault(name, {})[amount] = {"accuracy": mean.accuracy, "fraction": mean.selected_fraction}
     return found
 
 

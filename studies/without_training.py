@@ -16,9 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import flexkit
+from flexkit.probing import patched, without_high_res
 from flexkit.visual_search import TRACKS, load_model
-from flexkit.visual_search.data import Chats, Collator, prompts
-from flexkit.visual_search.evaluation import draw_questions
+from flexkit.visual_search.data import Chats, Collator
+from flexkit.visual_search.evaluation import Batch
 from flexkit.visual_search.model import ZOOM
 from flexkit.visual_search.ways import BUDGET, Oracle
 from studies.baselines import Looker, insert_selected, zoom_in
@@ -54,18 +55,14 @@ def ways(model: Any, layer: int, oracle: Oracle) -> dict[str, Answer]:
 
 @torch.no_grad()
 def _base(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    given = {name: value for name, value in inputs.items() if not name.startswith("hd_")}
-    logits: Tensor = model(**given, logits_to_keep=1).logits[:, -1]
+    logits: Tensor = model(**without_high_res(inputs), logits_to_keep=1).logits[:, -1]
     return logits
 
 
 @torch.no_grad()
 def _patched(model: Any, config: flexkit.FlexConfig, inputs: Mapping[str, Tensor]) -> Tensor:
-    flexkit.patch_model(model, config, trained=True)
-    try:
+    with patched(model, config):
         logits: Tensor = model(**inputs, logits_to_keep=1).logits[:, -1]
-    finally:
-        flexkit.unpatch_model(model)
     return logits
 
 
@@ -79,12 +76,11 @@ def study(folder: Path, seed: int, count: int) -> dict[str, Any]:
     right: dict[str, dict[str, list[bool]]] = {}
     batches = [(track, range(first, min(first + BATCH, count))) for track in TRACKS for first in range(0, count, BATCH)]
     for track, indices in tqdm(batches, desc=folder.name, unit="batch"):
-        scenes, asked = draw_questions(track, seed, indices)
-        inputs = prompts(processor, [scene.image for scene in scenes], [f" {question.text}" for question in asked])
-        oracle.places = [question.item.digit_at for question in asked]
+        batch = Batch.draw(track, seed, indices)
+        inputs, oracle.places = batch.inputs(processor), batch.places
         for name, answer in ways(model, found.layer, oracle).items():
             words = processor.tokenizer.convert_ids_to_tokens(answer(inputs).argmax(-1).tolist())
-            for word, question in zip(words, asked, strict=True):
+            for word, question in zip(words, batch.asked, strict=True):
                 kind = question.about if track == "low-res" else track
                 right.setdefault(name, {}).setdefault(kind, []).append(word == question.answer)
     return {

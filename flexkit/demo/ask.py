@@ -39,7 +39,7 @@ class Asked:
     @classmethod
     def of(cls, model: Any, processor: Any, picture: Image, question: str, *, in_sequence: bool = False) -> "Asked":
         """Prepare a question, with all tiles of the picture in the sequence or without."""
-        return cls(model, processor, prompts(processor, [picture], [f" {question}"], in_sequence=in_sequence))
+        return cls(model, processor, prompts(processor, [picture], [question], in_sequence=in_sequence))
 
     @property
     def image_tokens(self) -> int:

@@ -75,7 +75,7 @@ class Collator:
         self.processor, self.in_sequence = processor, in_sequence
 
     def __call__(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
-        texts = ["".join(f" {turn.text} {turn.answer}</s>" for turn in chat.turns) for chat in chats]
+        texts = [" ".join(f"{turn.text} {turn.answer}</s>" for turn in chat.turns) for chat in chats]
         inputs = prompts(self.processor, [chat.scene.image for chat in chats], texts, in_sequence=self.in_sequence)
         ids = inputs["input_ids"]
         end = ids == self.processor.tokenizer.eos_token_id
@@ -98,7 +98,7 @@ def prompts(processor: Any, images: Sequence[Image], texts: Sequence[str], *, in
         As for :class:`Collator`.
     """
     shown = [overview_and_tiles(image) if in_sequence else [image] for image in images]
-    marked = [IMAGE_TOKEN * len(views) + text for views, text in zip(shown, texts, strict=True)]
+    marked = [f"{IMAGE_TOKEN * len(views)} {text}" for views, text in zip(shown, texts, strict=True)]
     return processor(images=shown, text=marked, padding=True, return_tensors="pt")
 
 

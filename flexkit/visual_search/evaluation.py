@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from PIL.Image import Image
 from tqdm import tqdm
 
 import flexkit
@@ -15,11 +16,11 @@ from flexkit.measuring import count_flops, time_in_turns
 from flexkit.visual_search.data import prompts
 from flexkit.visual_search.processes import processes
 from flexkit.visual_search.questions import TRACKS, Question, questions
-from flexkit.visual_search.scene import SIZE, Scene, draw_scene
-from flexkit.visual_search.ways import Way, load_ways, read_fraction
+from flexkit.visual_search.scene import SIZE, draw_scene
+from flexkit.visual_search.ways import Place, Way, load_ways, read_fraction
 from flexkit.visual_search.weights import READERS, WEIGHTS
 
-__all__ = ["Score", "draw_questions", "evaluate"]
+__all__ = ["Batch", "Score", "evaluate", "score"]
 
 BATCH = 25
 """How many questions are answered at a time."""
@@ -98,42 +99,81 @@ def evaluate(
         batches = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
         with state.split_between_processes(list(enumerate(batches))) as own:
             bar = tqdm(own, desc=track, unit="batch", disable=quiet or not state.is_main_process)
-            found = [(number, _score(ways, _Batch.draw(track, seed, batch, size))) for number, batch in bar]
+            found = [(number, _scores(ways, Batch.draw(track, seed, batch, size))) for number, batch in bar]
         by_batch = [each for _, each in sorted(gather_object(found), key=operator.itemgetter(0))]
         if state.is_main_process:
-            costs = _costs(ways, _Batch.draw(track, seed, batches[0], size))
+            costs = _costs(ways, Batch.draw(track, seed, batches[0], size))
             scores[track] = {
                 name: {**asdict(Score.mean([each[name] for each in by_batch])), **costs[name]} for name in ways
             }
     return scores if state.is_main_process else None
 
 
-def draw_questions(
-    track: str, seed: int, indices: Sequence[int], size: int = SIZE
-) -> tuple[list[Scene], list[Question]]:
-    """Draw the scenes of a seed, and a question about each.
+@dataclass(frozen=True)
+class Batch:
+    """Questions, each about a scene of its own.
+
+    Attributes
+    ----------
+    images : sequence of PIL.Image.Image
+        The scenes.
+    asked : sequence of Question
+        One about each.
+    """
+
+    images: Sequence[Image]
+    asked: Sequence[Question]
+    _inputs: dict[tuple[type, bool], Any] = field(default_factory=dict)
+
+    @classmethod
+    def draw(cls, track: str, seed: int, indices: Sequence[int], size: int = SIZE) -> "Batch":
+        """Draw the scenes of a seed, and a question about each.
+
+        Parameters
+        ----------
+        track : str
+            Of the questions.
+        seed : int
+            Of the scenes.
+        indices : sequence of int
+            Which of the seed's scenes.
+        size : int
+            Side of the pictures in pixels.
+        """
+        scenes = [draw_scene([seed, index], size) for index in indices]
+        known = [questions(scene, track) for scene in scenes]
+        asked = [of_scene[index % len(of_scene)] for of_scene, index in zip(known, indices, strict=True)]
+        return cls([scene.image for scene in scenes], asked)
+
+    @property
+    def places(self) -> list[Place]:
+        """Where the digits are."""
+        return [question.item.digit_at for question in self.asked]
+
+    def inputs(self, processor: Any, *, in_sequence: bool = False) -> Any:
+        """What a processor makes of the questions."""
+        key = type(processor), in_sequence
+        if key not in self._inputs:
+            texts = [question.text for question in self.asked]
+            self._inputs[key] = prompts(processor, self.images, texts, in_sequence=in_sequence)
+        return self._inputs[key]
+
+    def answers(self, way: Way) -> list[str]:
+        """One word for each question."""
+        inputs = self.inputs(way.processor, in_sequence=way.in_sequence).to(way.model.device)
+        return way.answer(inputs, self.places)
+
+
+def score(way: Way, batch: Batch) -> Score:
+    """Score a way of looking.
 
     Parameters
     ----------
-    track : str
-        Of the questions.
-    seed : int
-        Of the scenes.
-    indices : sequence of int
-        Which of the seed's scenes.
-    size : int
-        Side of the pictures in pixels.
+    way : Way
+        Of looking.
+    batch : Batch
+        What is asked.
     """
-    scenes = [draw_scene([seed, index], size) for index in indices]
-    known = [questions(scene, track) for scene in scenes]
-    return scenes, [of_scene[index % len(of_scene)] for of_scene, index in zip(known, indices, strict=True)]
-
-
-def _score(ways: Mapping[str, Way], batch: "_Batch") -> dict[str, Score]:
-    return {name: _score_one(way, batch) for name, way in ways.items()}
-
-
-def _score_one(way: Way, batch: "_Batch") -> Score:
     if flexkit.is_patched(way.model):
         with flexkit.trace(way.model) as trace:
             words = batch.answers(way)
@@ -144,7 +184,11 @@ def _score_one(way: Way, batch: "_Batch") -> Score:
     return Score(sum(right) / len(right), len(right), selected)
 
 
-def _costs(ways: Mapping[str, Way], batch: "_Batch") -> dict[str, dict[str, float]]:
+def _scores(ways: Mapping[str, Way], batch: Batch) -> dict[str, Score]:
+    return {name: score(way, batch) for name, way in ways.items()}
+
+
+def _costs(ways: Mapping[str, Way], batch: Batch) -> dict[str, dict[str, float]]:
     runs = {name: partial(batch.answers, way) for name, way in ways.items()}
     seconds = time_in_turns(runs)
     count = len(batch.asked)
@@ -155,25 +199,3 @@ def _costs(ways: Mapping[str, Way], batch: "_Batch") -> dict[str, dict[str, floa
         }
         for name, run in runs.items()
     }
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Questions, each about a scene of its own."""
-
-    images: Sequence[Any]
-    asked: Sequence[Question]
-    _inputs: dict[tuple[type, bool], Any] = field(default_factory=dict)
-
-    @classmethod
-    def draw(cls, track: str, seed: int, indices: Sequence[int], size: int) -> "_Batch":
-        scenes, asked = draw_questions(track, seed, indices, size)
-        return cls([scene.image for scene in scenes], asked)
-
-    def answers(self, way: Way) -> list[str]:
-        key = type(way.processor), way.in_sequence
-        if key not in self._inputs:
-            texts = [f" {question.text}" for question in self.asked]
-            inputs = prompts(way.processor, self.images, texts, in_sequence=way.in_sequence)
-            self._inputs[key] = inputs.to(way.model.device)
-        return way.answer(self._inputs[key], [question.item.digit_at for question in self.asked])

@@ -12,7 +12,7 @@ import flexkit
 from flexkit.patching import get_patch
 from flexkit.visual_search.weights import load_model
 
-__all__ = ["BUDGET", "Oracle", "Way", "load_ways", "read_fraction"]
+__all__ = ["BUDGET", "Oracle", "Place", "Way", "load_ways", "read_fraction"]
 
 BUDGET = 6
 """How many of the 64 cells are read where their number is fixed."""

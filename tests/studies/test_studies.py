@@ -8,8 +8,7 @@ import torch
 
 import flexkit
 from flexkit.visual_search import load_model
-from flexkit.visual_search.data import prompts
-from flexkit.visual_search.evaluation import draw_questions, evaluate
+from flexkit.visual_search.evaluation import Batch, evaluate
 from flexkit.visual_search.model import ZOOM
 from flexkit.visual_search.weights import WEIGHTS
 from studies import report, selection, without_training
@@ -19,9 +18,7 @@ from studies.baselines import Looker, insert_selected, zoom_in
 @pytest.fixture(scope="module")
 def inputs() -> dict[str, torch.Tensor]:
     _, processor = load_model("base")
-    scenes, asked = draw_questions("attribute", 3, range(4))
-    texts = [f" {question.text}" for question in asked]
-    return dict(prompts(flexkit.FlexProcessor(processor, ZOOM), [scene.image for scene in scenes], texts))
+    return dict(Batch.draw("attribute", 3, range(4)).inputs(flexkit.FlexProcessor(processor, ZOOM)))
 
 
 @torch.no_grad()
