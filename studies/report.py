@@ -26,6 +26,7 @@ WAYS = {
     "low_res": "low-res only",
     "flexkit": "flexkit: attention map, as trained",
     "topk": "flexkit: top 6 of 64 cells",
+    "threshold": "flexkit: cells above 48/255",
     "top_p": "flexkit: half of the attention",
     "random": "6 cells at random",
     "center": "6 cells in the centre",
@@ -56,6 +57,16 @@ def without_training_table(bases: Mapping[str, Mapping[str, Any]]) -> list[list[
     for way in ways:
         for depth, group in groups.items():
             rows.append([way, str(depth), *(_interval([of[way][kind] for of in group]) for kind in kinds)])
+    return rows
+
+
+def settings_table(settings: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]) -> list[list[str]]:
+    """Rows of means over the bases, with the standard error of the mean."""
+    tracks = list(next(iter(settings.values()))[0])
+    rows = [["", *tracks, "read"]]
+    for name, bases in settings.items():
+        accuracies = [_interval([base[track]["accuracy"] for base in bases]) for track in tracks]
+        rows.append([name, *accuracies, _share(statistics.mean(base[tracks[0]]["fraction"] for base in bases))])
     return rows
 
 
@@ -120,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _write(folder / "scores.csv", scores_table(found["scores"]))
     if "without_training" in found:
         _write(folder / "without_training.csv", without_training_table(found["without_training"]["bases"]))
+    if "settings" in found:
+        _write(folder / "settings.csv", settings_table(found["settings"]["settings"]))
     if "selection" in found:
         # Text as text, and the same file for the same numbers.
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": "flexkit"}):

@@ -25,11 +25,11 @@ def answer_report(answers: Mapping[str, str], truth: str | None, unknown: Collec
     Examples
     --------
     >>> print(answer_report({"plain": "3", "flexkit": "7"}, "7"))
-    Answers   plain                     3   wrong
-              flexkit                   7   right
+    Answers   plain                     3      wrong
+              flexkit                   7      right
     """
     verdicts = {name: "" if truth is None else "right" if text == truth else "wrong" for name, text in answers.items()}
-    lines = [f"          {name:<26}{text:<4}{verdicts[name]}".rstrip() for name, text in answers.items()]
+    lines = [f"          {name:<26}{text:<7}{verdicts[name]}".rstrip() for name, text in answers.items()]
     report = "\n".join(["Answers   " + lines[0].lstrip(), *lines[1:]])
     if unknown:
         words = ", ".join(dict.fromkeys(unknown))

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from PIL.Image import Image
 
 from flexkit.visual_search import draw_scene, questions
-from flexkit.visual_search.scene import SIZE
 
-__all__ = ["Task", "draw_task"]
+__all__ = ["SIZE", "Task", "draw_task"]
+
+SIZE = 1008
+"""Side of the drawn picture in pixels."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Task:
 
 
 def draw_task(seed: int = 0) -> Task:
-    """Draw a scene of the size that the model was trained with, and ask for the digit on a shape that its colour names.
+    """Draw a scene, and ask for the digit on a shape that its colour names.
 
     Parameters
     ----------
@@ -45,7 +47,7 @@ def draw_task(seed: int = 0) -> Task:
     >>> draw_task().question
     'Which digit is on the object that is yellow?'
     """
-    scene = draw_scene(seed)
+    scene = draw_scene(seed, SIZE)
     asked = questions(scene, "attribute")[0]
     left, top, right, bottom = (round(edge * SIZE) for edge in asked.item.box)
     return Task(scene.image, asked.text, asked.answer, (left, top, right, bottom))

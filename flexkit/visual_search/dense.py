@@ -14,6 +14,7 @@ from flexkit.visual_search.data import overview_and_tiles
 from flexkit.visual_search.items import COLOURS, DIGITS, SHAPES, draw_crowd
 from flexkit.visual_search.labels import CLASSES, UNKNOWN, token_labels
 from flexkit.visual_search.model import CELLS, ZOOM, token_ids
+from flexkit.visual_search.questions import COLUMNS, ROWS
 from flexkit.visual_search.scene import paint_scene
 
 __all__ = ["DenseReader", "DenseScenes"]
@@ -24,15 +25,17 @@ WORD_IDS = {
     "colour": token_ids((*COLOURS, "<unk>")),
     "shape": token_ids(SHAPES),
     "digit": token_ids(str(digit) for digit in range(DIGITS)),
+    "row": token_ids(ROWS),
+    "column": token_ids(COLUMNS),
 }
-"""The tokens by which things are named; the ground is ``<unk>``."""
+"""The tokens by which things are named, by their class; the ground is ``<unk>``."""
 
 
 class DenseReader(nn.Module):
     """The vision tower and projector of a model, and what tells them to name what every token shows.
 
-    Linear layers, thrown away later, tell from the tower's tokens. Behind the projector, the language model's own words
-    have to do, for what there are words for: it then finds a named object at once.
+    A linear layer, thrown away later, tells from the tower's tokens, and behind the projector the language model's own
+    words do: the model then finds a named object at once.
 
     Parameters
     ----------
@@ -59,10 +62,10 @@ class DenseReader(nn.Module):
         """
         tokens = self.tower(pixel_values, output_hidden_states=True).hidden_states[-1]
         logits, words = self.head(tokens), self.words(self.projector(tokens))
-        targets = dict(zip(CLASSES, labels.unbind(1), strict=True))
-        told = dict(zip(CLASSES, logits.split(list(CLASSES.values()), dim=-1), strict=True))
-        losses = [_WEIGHTS.get(name, 1.0) * _loss(told[name], target) for name, target in targets.items()]
-        losses += [_loss(words[..., ids], targets[name]) for name, ids in WORD_IDS.items()]
+        told = zip(CLASSES, logits.split(list(CLASSES.values()), dim=-1), labels.unbind(1), strict=True)
+        losses = []
+        for name, by_head, target in told:
+            losses += [_WEIGHTS.get(name, 1.0) * _loss(by_head, target), _loss(words[..., WORD_IDS[name]], target)]
         return {"loss": torch.stack(losses).sum(), "logits": logits}
 
 

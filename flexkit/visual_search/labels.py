@@ -4,7 +4,7 @@ import numpy as np
 
 from flexkit.visual_search.items import COLOURS, DIGITS, GRID, SHAPES, Item
 
-__all__ = ["CLASSES", "UNKNOWN", "token_labels"]
+__all__ = ["CLASSES", "UNKNOWN", "covered_tokens", "token_labels"]
 
 CLASSES = {"colour": len(COLOURS) + 1, "shape": len(SHAPES), "digit": DIGITS, "row": GRID, "column": GRID}
 """What a token tells of the item that it shows; the last colour is that of the ground."""
@@ -44,9 +44,9 @@ def token_labels(items: tuple[Item, ...], tile: tuple[int, int], zoom: int, side
     for item in items:
         left, right = (edge * zoom - tile[1] for edge in item.box[::2])
         top, bottom = (edge * zoom - tile[0] for edge in item.box[1::2])
-        covered = np.outer(_covered(top, bottom, side), _covered(left, right, side))
-        if not covered.any():
+        if max(left, top) >= 1 or min(right, bottom) <= 0:
             continue
+        covered = covered_tokens((left, top, right, bottom), side)
         x, y = (place * zoom - corner for place, corner in zip(item.digit_at, tile[::-1], strict=True))
         under_digit = np.outer(*(_covered(at - _REACH * zoom, at + _REACH * zoom, side) > 0 for at in (y, x)))
         told = np.where(under_digit | (covered > _SHOWN), np.array(_told(item))[:, None, None], UNKNOWN)
@@ -57,6 +57,20 @@ def token_labels(items: tuple[Item, ...], tile: tuple[int, int], zoom: int, side
         labels[:, here] = told[:, here]
         most = np.maximum(most, covered)
     return labels.reshape(len(CLASSES), -1)
+
+
+def covered_tokens(box: tuple[float, float, float, float], side: int) -> Array:
+    """How much of each token a box covers, ``(side, side)``.
+
+    Parameters
+    ----------
+    box : tuple of float
+        Left, top, right and bottom, in shares of the view's side.
+    side : int
+        Tokens along the view's side.
+    """
+    left, top, right, bottom = box
+    return np.outer(_covered(top, bottom, side), _covered(left, right, side))
 
 
 def _told(item: Item) -> tuple[int, ...]:

@@ -23,6 +23,8 @@ _SHIFT = 0.06
 """How far from the middle it may stand."""
 _RIM = 1 / 192
 """Width of the rim around a digit's strokes, as a share of the scene's side."""
+_FINE = 1536
+"""At least so many pixels along a scene's side are digits drawn in."""
 _FONT = 0.72
 """Height of the font's digits, as a share of its size."""
 
@@ -69,11 +71,10 @@ def paint_item(random: np.random.Generator, pixels: Array, item: Item) -> None:
     tint = random.normal(0, _TINT, 3)
     colour = (np.asarray(COLOURS[item.colour]) + tint).clip(_DARKEST, _LIGHTEST) + blotches
 
-    down, aside = random.uniform(-_SHIFT, _SHIFT, 2) * size / GRID
-    centre, middle = (share * size for share in item.digit_at)
-    ink = _placed(
-        _digit(item.digit, size), covered.shape[:2], middle + down - rows.start, centre + aside - columns.start
-    )
+    down, aside = random.uniform(-_SHIFT, _SHIFT, 2) / GRID
+    across, below = item.digit_at
+    centre = (across + aside) * size, (below + down) * size
+    ink = _seen(_digit(item.digit, _finer(size)), size, columns, rows, centre)
     area = pixels[rows, columns]
     area += covered * (colour - _CONTRAST * ink[..., None] - area)
 
@@ -89,28 +90,34 @@ _DISTANCES: dict[str, Callable[[Array, Array, float], Array]] = {
 """From a place relative to the centre to the distance from the outline, negative inside."""
 
 
-def _placed(ink: Array, shape: tuple[int, ...], middle: float, centre: float) -> Array:
-    """Ink around a place of an otherwise empty area; what would lie outside is cut off."""
-    area = np.zeros(shape)
-    row, column = round(middle - ink.shape[0] / 2), round(centre - ink.shape[1] / 2)
-    top, left = max(row, 0), max(column, 0)
-    inside = ink[top - row : shape[0] - row, left - column : shape[1] - column]
-    area[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
-    return area
+def _finer(size: int) -> int:
+    """The side of the scene in the pixels in which its digits are drawn, so that they look alike at every size."""
+    return size * -(-_FINE // size)
+
+
+def _seen(ink: Image.Image, size: int, columns: slice, rows: slice, centre: tuple[float, float]) -> Array:
+    """What these pixels of a scene show of a digit whose centre is there."""
+    scale = _finer(size) / size
+    left, right = ((edge - centre[0]) * scale + ink.width / 2 for edge in (columns.start, columns.stop))
+    top, bottom = ((edge - centre[1]) * scale + ink.height / 2 for edge in (rows.start, rows.stop))
+    shape = (columns.stop - columns.start, rows.stop - rows.start)
+    return np.asarray(ink.resize(shape, Image.Resampling.BICUBIC, box=(left, top, right, bottom)))
 
 
 @cache
-def _digit(digit: int, size: int) -> Array:
-    """The strokes of a digit, positive, with a rim that makes up for them: what a blur leaves of it is near nothing."""
-    height, rim = round(_DIGIT * size / GRID), _RIM * size
-    side = height + 2 * round(6 * rim)
+def _digit(digit: int, size: int) -> Image.Image:
+    """The strokes of a digit, positive, with a rim that makes up for them: what a blur leaves of it is near nothing.
+
+    In the middle of two cells of a scene of this size.
+    """
+    side, rim = 2 * size // GRID, _RIM * size
     image = Image.new("L", (side, side))
-    font = ImageFont.load_default(height / _FONT)
+    font = ImageFont.load_default(round(_DIGIT * size / GRID) / _FONT)
     ImageDraw.Draw(image).text((side / 2, side / 2), str(digit), fill=255, font=font, anchor="mm")
-    ink: Array = np.asarray(image, dtype=np.float64) / 255
+    ink: Array = np.asarray(image, dtype=np.float32) / 255
     for _ in range(2):  # once leaves more of what is coarse
         ink = ink - _blurred(ink, rim)
-    return ink
+    return Image.fromarray(ink.astype(np.float32))
 
 
 def _blurred(values: Array, width: float) -> Array:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from flexkit.visual_search.items import COLOURS, DIGITS, SHAPES, Item, named_by_both, named_by_colour
 from flexkit.visual_search.scene import Scene
 
-__all__ = ["ABOUT", "TRACKS", "WORDS", "Question", "questions"]
+__all__ = ["ABOUT", "COLUMNS", "PRACTICE", "ROWS", "TRACKS", "WORDS", "Question", "questions"]
 
 ABOUT = {
     "digit": "Which digit is on",
@@ -14,16 +14,24 @@ ABOUT = {
     "shape": "Which shape has",
 }
 """What is asked for, and how."""
+ROWS = ("first", "second", "third", "fourth", "fifth", "sixth")
+COLUMNS = ("a", "b", "c", "d", "e", "f")
+"""What rows and columns are called: by words that mean nothing else, so that image tokens can name their own."""
+_NAMES = {"row": ROWS, "column": COLUMNS}
 TRACKS = {
     "attribute": (("digit",), False),
     "conjunction": (("digit",), True),
     "low-res": (("row", "column", "shape"), False),
 }
 """What is asked for, and whether it takes both colour and shape to name the object, or the colour does."""
+PRACTICE = {"close-up": (("digit", "shape"), False)}
+"""The same of what is asked in training only: here, about a scene's tile as if it were the whole."""
 WORDS = (
     *(str(digit) for digit in range(DIGITS)),
     *SHAPES,
     *COLOURS,
+    *ROWS,
+    *COLUMNS,
     *dict.fromkeys(word for text in ABOUT.values() for word in f"{text} the object that is".lower().split()),
 )
 """All words of questions and answers."""
@@ -52,9 +60,9 @@ class Question:
 
     @property
     def answer(self) -> str:
-        """One word; rows and columns count from 1."""
+        """One word."""
         value = getattr(self.item, self.about)
-        return str(value + 1 if self.about in ("row", "column") else value)
+        return _NAMES[self.about][value] if self.about in _NAMES else str(value)
 
 
 def questions(scene: Scene, track: str) -> tuple[Question, ...]:
@@ -72,7 +80,7 @@ def questions(scene: Scene, track: str) -> tuple[Question, ...]:
     tuple of Question
         At least one.
     """
-    about, by_both = TRACKS[track]
+    about, by_both = (TRACKS | PRACTICE)[track]
     return tuple(
         Question(track, f"{ABOUT[what]} the {item.shape if by_both else 'object'} that is {item.colour}?", item, what)
         for item in (named_by_both if by_both else named_by_colour)(scene.items)

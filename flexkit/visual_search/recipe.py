@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 import flexkit
 from flexkit.visual_search.model import ZOOM
 
-__all__ = ["CONFIG", "STAGES", "Stage"]
+__all__ = ["CONFIG", "GROUNDED", "STAGES", "Stage"]
 
-CONFIG = flexkit.FlexConfig(start_layer=1, zoom=ZOOM, policy=flexkit.Threshold(8 / 255) & flexkit.TopK(6))
+CONFIG = flexkit.FlexConfig(start_layer=1, zoom=ZOOM, policy=flexkit.TopK(6))
 """How the patched models select and read. The first layer's map finds an object by its colour, so the second reads."""
+GROUNDED = 2
+"""The layer that is told where the objects are that it takes colour and shape to name; the one behind it reads."""
 _UNIQUE_COLOURS = {"attribute": 1.0, "low-res": 1.0}
 
 
@@ -27,26 +29,31 @@ class Stage:
         At its highest; it rises for the first tenth of the steps and falls to zero in their second half.
     tracks : dict of str to float
         How often a question is of each track.
+    grounded : int, optional
+        A layer whose attention is told where the objects are that it takes colour and shape to name.
     """
 
     steps: int
     batch: int
     learning_rate: float
     tracks: Mapping[str, float] = field(default_factory=lambda: dict(_UNIQUE_COLOURS))
+    grounded: int | None = None
 
 
 STAGES = {
     "tower": Stage(3000, 2, 4e-3, {}),
-    "base": Stage(2000, 8, 2e-3, {"attribute": 1.0, "low-res": 3.0}),
-    "added": Stage(900, 8, 4e-3),
-    "tuned": Stage(700, 8, 1e-3),
-    "in_sequence": Stage(800, 8, 1.5e-3),
-    "conjunction": Stage(900, 8, 1e-3, {"attribute": 1.0, "conjunction": 2.0, "low-res": 1.0}),
+    "base": Stage(1200, 8, 2e-3, {"attribute": 1.0, "low-res": 3.0, "close-up": 2.0}),
+    "added": Stage(400, 8, 4e-3),
+    "tuned": Stage(500, 8, 1.5e-3),
+    "in_sequence": Stage(800, 4, 2e-3),
+    "grounded": Stage(900, 8, 2e-3, {"conjunction": 4.0, "low-res": 1.0, "close-up": 0.5}, grounded=GROUNDED),
+    "conjunction": Stage(900, 8, 2e-3, {"conjunction": 4.0, "low-res": 1.0}, grounded=GROUNDED),
 }
 """In their order; each is a folder of what :func:`flexkit.visual_search.training.train` writes.
 
-``tower``: the vision tower alone, token by token. ``base``: everything but the tower, on low-res views. ``added``: the
-added projections of the base, which stays as it is. ``tuned``: everything but the tower, from there on.
-``in_sequence``: the same, not patched any more, with all high-res tokens in the sequence.
-``conjunction``: as ``tuned``, with questions that name objects by colour and shape.
+``tower``: the vision tower alone, token by token. ``base``: everything but the tower, on low-res views and close-ups.
+``added``: the added projections of the base, which stays as it is. ``tuned``: everything but the tower, from there on.
+``in_sequence``: everything but the tower of the base, with all high-res tokens in the sequence.
+``grounded``: the same of the base, but one layer is told where the objects are that it takes colour and shape to name.
+``conjunction``: everything but the tower, from there on, patched.
 """

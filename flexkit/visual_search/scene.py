@@ -1,15 +1,15 @@
 """Scenes to search: small coloured shapes on a cloudy ground, each with a digit too small for a low-res view."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from flexkit.visual_search.items import Item, draw_items
+from flexkit.visual_search.items import GRID, Item, draw_crowd, draw_items, named_by_colour
 from flexkit.visual_search.painting import paint_ground, paint_item
 
-__all__ = ["SIZE", "Scene", "draw_scene", "paint_scene"]
+__all__ = ["SIZE", "Scene", "draw_close_up", "draw_scene", "paint_scene"]
 
 SIZE = 192
 """Side of a scene in pixels, unless another is asked for."""
@@ -61,6 +61,33 @@ def draw_scene(seed: int | Sequence[int] = 0, size: int = SIZE) -> Scene:
     return paint_scene(random, draw_items(random), size)
 
 
+def draw_close_up(seed: int | Sequence[int], zoom: int) -> Scene:
+    """Draw one tile of a crowded scene, as large as in a scene of the usual size.
+
+    Parameters
+    ----------
+    seed : int or sequence of int
+        The same seed draws the same tile.
+    zoom : int
+        Tiles along the scene's side.
+
+    Returns
+    -------
+    Scene
+        With items that their colour alone names, of the tile; their rows and columns are those in the whole scene.
+    """
+    random = np.random.default_rng(seed)
+    while True:
+        row, column = random.integers(zoom, size=2).tolist()
+        inside = tuple(item for item in draw_crowd(random) if _tile(item, zoom) == (row, column))
+        if named_by_colour(inside):
+            break
+    side = SIZE // zoom
+    corner = column * side, row * side
+    image = paint_scene(random, inside).image.crop((*corner, corner[0] + side, corner[1] + side))
+    return Scene(image, tuple(replace(item, box=_within(item, zoom)) for item in inside))
+
+
 def paint_scene(random: np.random.Generator, items: tuple[Item, ...], size: int = SIZE) -> Scene:
     """Paint a scene of these items.
 
@@ -77,3 +104,14 @@ def paint_scene(random: np.random.Generator, items: tuple[Item, ...], size: int 
     for item in items:
         paint_item(random, pixels, item)
     return Scene(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), items)
+
+
+def _tile(item: Item, zoom: int) -> tuple[int, int]:
+    return item.row * zoom // GRID, item.column * zoom // GRID
+
+
+def _within(item: Item, zoom: int) -> tuple[float, float, float, float]:
+    """The box of an item in shares of its tile's side."""
+    row, column = _tile(item, zoom)
+    left, top, right, bottom = (edge * zoom for edge in item.box)
+    return left - column, top - row, right - column, bottom - row

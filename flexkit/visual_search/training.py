@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from transformers.trainer_utils import get_last_checkpoint
 import flexkit
 from flexkit.visual_search.data import Chats, Collator
 from flexkit.visual_search.dense import DenseReader, DenseScenes
+from flexkit.visual_search.grounding import GroundedTrainer
 from flexkit.visual_search.model import build_model, build_processor
 from flexkit.visual_search.processes import processes
-from flexkit.visual_search.recipe import CONFIG, STAGES, Stage
+from flexkit.visual_search.recipe import CONFIG, GROUNDED, STAGES, Stage
 from flexkit.visual_search.weights import load_model
 
 __all__ = ["train"]
@@ -45,6 +47,7 @@ def train(
     seed: int = 0,
     stages: Mapping[str, Stage] = STAGES,
     layers: int = 4,
+    config: flexkit.FlexConfig = CONFIG,
     workers: int = 1,
     quiet: bool = False,
 ) -> None:
@@ -62,13 +65,15 @@ def train(
         What to train, in this order.
     layers : int
         Of the language model.
+    config : FlexConfig
+        How patched models select and read.
     workers : int
         Processes that draw scenes; 0 draws in between.
     quiet : bool
         Without progress bars.
     """
     for name, stage in stages.items():
-        run = _Run(folder, name, stage, 10 * seed + list(STAGES).index(name), layers, workers, quiet)
+        run = _Run(folder, name, stage, 10 * seed + list(STAGES).index(name), layers, config, workers, quiet)
         if not run.log.exists():
             _TRAINERS[name](run)
 
@@ -80,6 +85,7 @@ class _Run:
     stage: Stage
     seed: int
     layers: int
+    config: flexkit.FlexConfig
     workers: int
     quiet: bool
 
@@ -117,7 +123,8 @@ class _Run:
             disable_tqdm=self.quiet,
             report_to=[],
         )
-        trainer = Trainer(
+        layer = self.stage.grounded
+        trainer = (Trainer if layer is None else partial(GroundedTrainer, layer=layer))(
             model.train(), arguments, train_dataset=dataset, data_collator=collator, callbacks=list(callbacks)
         )
         last = get_last_checkpoint(str(states)) if states.exists() else None
@@ -157,7 +164,7 @@ def _base(run: _Run) -> None:
 
 def _added(run: _Run) -> None:
     model, processor = _load(run, "base")
-    flexkit.patch_model(model, CONFIG, trained=True)
+    flexkit.patch_model(model, run.config, trained=True)
     model.requires_grad_(False)
     for parameter in flexkit.flex_parameters(model):
         parameter.requires_grad_(True)
@@ -172,14 +179,29 @@ def _tuned(run: _Run) -> None:
 
 
 def _in_sequence(run: _Run) -> None:
-    model, processor = load_model("tuned", weights=run.folder)
-    flexkit.unpatch_model(model).model.vision_tower.requires_grad_(False)
-    run.save(model, processor.processor, run.fit(model, run.chats(), Collator(processor.processor, in_sequence=True)))
+    model, processor = _load(run, "base")
+    run.save(model, processor, run.fit(model, run.chats(), Collator(processor, in_sequence=True)))
 
 
-def _load(run: _Run, stage: str) -> tuple[Any, Any]:
+def _grounded(run: _Run) -> None:
+    model, processor = _load(run, "base", **_WITH_WEIGHTS)
+    run.save(model, processor, run.fit(model, run.chats(), Collator(processor, grounded="conjunction")))
+
+
+def _conjunction(run: _Run) -> None:
+    model, processor = _load(run, "grounded", **_WITH_WEIGHTS)
+    flexkit.patch_model(model, run.config.replace(start_layer=GROUNDED + 1), trained=True)
+    collator = Collator(flexkit.FlexProcessor(processor, model), grounded="conjunction")
+    run.save(model, processor, run.fit(model, run.chats(), collator, _Ramp()))
+
+
+_WITH_WEIGHTS = {"attn_implementation": "eager"}
+"""The only one that gives its weights, for the grounding loss."""
+
+
+def _load(run: _Run, stage: str, **settings: str) -> tuple[Any, Any]:
     """A model and its processor, all but its tower to be trained."""
-    model = LlavaForConditionalGeneration.from_pretrained(run.folder / stage, dtype="float32")
+    model = LlavaForConditionalGeneration.from_pretrained(run.folder / stage, dtype="float32", **settings)
     model.model.vision_tower.requires_grad_(False)
     return model, LlavaProcessor.from_pretrained(run.folder / stage)
 
@@ -190,5 +212,6 @@ _TRAINERS = {
     "added": _added,
     "tuned": _tuned,
     "in_sequence": _in_sequence,
-    "conjunction": _tuned,
+    "grounded": _grounded,
+    "conjunction": _conjunction,
 }

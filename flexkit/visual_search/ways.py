@@ -46,6 +46,7 @@ class Oracle:
 
 POLICIES = {
     "topk": flexkit.TopK(BUDGET),
+    "threshold": flexkit.Threshold(48 / 255),
     "top_p": flexkit.TopP(0.5),
     "random": flexkit.Random(BUDGET),
     "center": flexkit.Center(BUDGET),

@@ -15,7 +15,7 @@ __all__ = ["READERS", "WEIGHTS", "load_model"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folders of models and of what patching added to them, as :mod:`flexkit.visual_search.training` writes them."""
-READERS = {"attribute": "tuned", "conjunction": "tuned", "low-res": "tuned"}
+READERS = {"attribute": "tuned", "conjunction": "conjunction", "low-res": "tuned"}
 """For each track the stage whose model reads."""
 
 

@@ -1,6 +1,7 @@
 """The studies run, in little, on the weights that ship, and give what the docs show."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from flexkit.visual_search import load_model
 from flexkit.visual_search.evaluation import Batch, evaluate
 from flexkit.visual_search.model import ZOOM
 from flexkit.visual_search.weights import WEIGHTS
-from studies import report, selection, without_training
+from studies import report, selection, settings, without_training
 from studies.baselines import Looker, insert_selected, zoom_in
 
 
@@ -68,11 +69,18 @@ def test_studies_and_their_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = json.loads((tmp_path / "selection.json").read_text())["trainings"]
     assert found[0] == found[1] and set(found[0]) == set(report.STYLES)
     assert found[0]["oracle"]["64"]["fraction"] == 1 and found[0]["random"]["1"]["fraction"] == pytest.approx(1 / 64)
+    few_steps = replace(settings.STAGES["added"], steps=2, batch=1)
+    monkeypatch.setattr(settings, "STAGES", {"added": few_steps})
+    monkeypatch.setattr(settings, "SETTINGS", {"as shipped": {}, "zoom=2": {"zoom": 2}})
+    settings.main([str(WEIGHTS), *few, "--output", str(tmp_path / "settings.json")])
     scores = evaluate(1, 4, tracks=["attribute"], quiet=True)
     assert scores is not None
     (tmp_path / "scores.json").write_text(json.dumps(scores))
     report.main([str(tmp_path)])
     table = (tmp_path / "without_training.csv").read_text().splitlines()
     assert table[0] == ",layers,attribute,conjunction,row,column,shape" and len(table) == 13
+    trained = (tmp_path / "settings.csv").read_text().splitlines()
+    assert trained[0] == ",attribute,low-res,read"
+    assert trained[2].startswith("zoom=2,") and trained[2].endswith(",0.094")
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 1 + len(scores["attribute"])
     assert "told where the digit is" in (tmp_path / "selection.svg").read_text()

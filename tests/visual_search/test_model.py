@@ -37,7 +37,7 @@ def test_loads_by_auto_classes_and_takes_any_picture(tmp_path: Path, size: tuple
     ("text", "read"),
     [
         ("Which digit is on the object that is red?", "which digit is on the object that is red"),
-        ("a  RED\ncat!", "<unk> red <unk>"),
+        ("my  RED\ncat!", "<unk> red <unk>"),
         ("naïve 你好 7", "<unk> <unk> 7"),
     ],
 )

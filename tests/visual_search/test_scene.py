@@ -11,8 +11,10 @@ from PIL import Image
 from torch import nn
 
 from flexkit.visual_search import TRACKS, Scene, draw_scene, questions
-from flexkit.visual_search.items import GRID
+from flexkit.visual_search.items import COLOURS, GRID
+from flexkit.visual_search.painting import _DARKEST, _LIGHTEST
 from flexkit.visual_search.questions import WORDS
+from flexkit.visual_search.scene import draw_close_up
 
 seeds = st.integers(0, 2**32 - 1)
 scenes = seeds.map(draw_scene)
@@ -33,6 +35,27 @@ def test_items_keep_to_cells_of_their_own(scene: Scene) -> None:
         left, top, right, bottom = (GRID * edge for edge in item.box)
         assert item.column <= left < right <= item.column + 1
         assert item.row <= top < bottom <= item.row + 1
+
+
+@given(seeds)
+def test_a_close_up_is_a_tile_of_a_scene(seed: int) -> None:
+    tile, again = draw_close_up(seed, 3), draw_close_up(seed, 3)
+    assert tile.items == again.items and tile.image.tobytes() == again.image.tobytes()
+    assert tile.image.size == (64, 64) and 1 <= len(tile.items) <= 4
+    assert questions(tile, "close-up")
+    assert all(0 <= edge <= 1 for item in tile.items for edge in item.box)
+
+
+@given(st.one_of(scenes, seeds.map(lambda seed: draw_close_up(seed, 3))))
+def test_items_are_where_their_boxes_are(scene: Scene) -> None:
+    pixels = np.asarray(scene.image, dtype=float)
+    palette = {name: np.clip(colour, _DARKEST, _LIGHTEST) for name, colour in COLOURS.items()}
+    for item in scene.items:
+        left, top, right, bottom = (edge * len(pixels) for edge in item.box)
+        x, y, reach = (left + right) / 2, (top + bottom) / 2, (right - left) / 5
+        middle = pixels[round(y - reach) : round(y + reach), round(x - reach) : round(x + reach)].mean((0, 1))
+        nearest = sorted(palette, key=lambda name: float(np.linalg.norm(palette[name] - middle)))
+        assert item.colour in nearest[:2]
 
 
 @given(scenes, st.sampled_from(list(TRACKS)))

@@ -1,0 +1,72 @@
+"""What each setting of a patched model is worth: added projections trained with it, the base frozen.
+
+flexkit train visual-search --stage tower --stage base --seed 1 --output trained/1        # and seeds 2, 3
+python -m studies.settings trained/* --output docs/evidence/settings.json
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tqdm import tqdm
+
+import flexkit
+from flexkit.visual_search import load_model
+from flexkit.visual_search.evaluation import Batch, Score, score
+from flexkit.visual_search.recipe import CONFIG, STAGES
+from flexkit.visual_search.training import train
+from flexkit.visual_search.ways import Way
+
+BATCH = 50
+TRACKS = ("attribute", "low-res")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as shipped": {},
+    "start_layer=2": {"start_layer": 2},
+    "start_layer=3": {"start_layer": 3},
+    "zoom=2": {"zoom": 2},
+    "zoom=4": {"zoom": 4},
+    'select_from="same", start_layer=0': {"select_from": "same", "start_layer": 0},
+    'low_res_keys="replace"': {"low_res_keys": "replace"},
+    "key_norm=True": {"key_norm": True},
+    'positions="fractional"': {"positions": "fractional"},
+    "policy=Threshold(48/255)": {"policy": flexkit.Threshold(48 / 255)},
+}
+
+
+def study(base: Path, settings: dict[str, Any], seed: int, count: int) -> dict[str, dict[str, float]]:
+    """Train the added projections of one base with these settings, and score them."""
+    with TemporaryDirectory() as folder:
+        trained = Path(folder)
+        (trained / "base").symlink_to(base.resolve() / "base")
+        log = json.loads((base / "base" / "log.json").read_text())
+        added = {"added": STAGES["added"]}
+        train(trained, seed=log["seed"] // 10, stages=added, config=CONFIG.replace(**settings), quiet=True)
+        way = Way(*load_model("added", weights=trained))
+    found = {}
+    for track in TRACKS:
+        batches = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
+        mean = Score.mean([score(way, Batch.draw(track, seed, batch)) for batch in batches])
+        found[track] = {"accuracy": mean.accuracy, "fraction": mean.selected_fraction}
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the study of some bases."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bases", nargs="+", type=Path, help="folders that `flexkit train` wrote")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=1_000_003, help="of the scenes")
+    parser.add_argument("--questions", type=int, default=1000)
+    options = parser.parse_args(arguments)
+    found: dict[str, list[Any]] = {name: [] for name in SETTINGS}
+    for name, base in tqdm([(name, base) for name in SETTINGS for base in options.bases], unit="training"):
+        found[name].append(study(base, SETTINGS[name], options.seed, options.questions))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps({"questions": options.questions, "settings": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
