@@ -10,16 +10,13 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flexkit.visual_search.labels import covered_tokens
-from flexkit.visual_search.model import CELLS, IMAGE_TOKEN, ZOOM
+from flexkit.visual_search.model import IMAGE_TOKEN, ZOOM
 from flexkit.visual_search.questions import Question, questions
 from flexkit.visual_search.scene import SIZE, Scene, draw_close_up, draw_scene
 
 __all__ = ["Chat", "Chats", "Collator", "overview_and_tiles", "prompts"]
 
 _CLOSE_UP = "close-up"
-_COVERED = 0.2
-"""From how much of a token on an object covers it."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +76,10 @@ class Collator:
         Of the model.
     in_sequence : bool
         Whether the prompt holds all tiles of a scene as images of their own, behind the scene itself.
-    grounded : str, optional
-        A track. ``cells`` tells where the objects of its questions are: ``(batch, length, 64)``, bool, at the last word
-        before each answer the image tokens that the object covers.
     """
 
-    def __init__(self, processor: Any, *, in_sequence: bool = False, grounded: str | None = None) -> None:
-        self.processor, self.in_sequence, self.grounded = processor, in_sequence, grounded
+    def __init__(self, processor: Any, *, in_sequence: bool = False) -> None:
+        self.processor, self.in_sequence = processor, in_sequence
 
     def __call__(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
         texts = [" ".join(f"{turn.text} {turn.answer}</s>" for turn in chat.turns) for chat in chats]
@@ -93,17 +87,7 @@ class Collator:
         ids = inputs["input_ids"]
         end = ids == self.processor.tokenizer.eos_token_id
         answer = end.roll(-1, dims=1)
-        batch = {**inputs, "labels": torch.where(end | answer, ids, -100)}
-        return batch if self.grounded is None else {**batch, "cells": self._cells(chats, answer)}
-
-    def _cells(self, chats: Sequence[Chat], answer: Tensor) -> Tensor:
-        cells = torch.zeros(*answer.shape, CELLS**2, dtype=torch.bool)
-        for index, chat in enumerate(chats):
-            for turn, place in zip(chat.turns, answer[index].nonzero()[:, 0].tolist(), strict=True):
-                if turn.track == self.grounded:
-                    covered = covered_tokens(turn.item.box, CELLS) > _COVERED
-                    cells[index, place - 1] = torch.from_numpy(covered.flatten())
-        return cells
+        return {**inputs, "labels": torch.where(end | answer, ids, -100)}
 
 
 def prompts(processor: Any, images: Sequence[Image], texts: Sequence[str], *, in_sequence: bool = False) -> Any:

@@ -1,12 +1,41 @@
 """A loss that tells attention where to look, for what answers alone hardly teach."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Trainer
 
-__all__ = ["GroundedTrainer", "grounding_loss"]
+from flexkit.visual_search.data import Chat, Collator
+from flexkit.visual_search.labels import covered_tokens
+from flexkit.visual_search.model import CELLS
+
+__all__ = ["GroundedCollator", "GroundedTrainer", "grounding_loss"]
+
+_TRACK = "conjunction"
+_COVERED = 0.2
+"""From how much of a token on an object covers it."""
+
+
+class GroundedCollator(Collator):
+    """Tells as well where the objects are that it takes colour and shape to name.
+
+    ``cells`` is ``(batch, length, 64)``, bool: at the last word before each answer the image tokens that the object
+    covers.
+    """
+
+    def __call__(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
+        batch = super().__call__(chats)
+        labels = batch["labels"]
+        answers = (labels != -100) & (labels != self.processor.tokenizer.eos_token_id)
+        cells = torch.zeros(*labels.shape, CELLS**2, dtype=torch.bool)
+        for index, chat in enumerate(chats):
+            for turn, place in zip(chat.turns, answers[index].nonzero()[:, 0].tolist(), strict=True):
+                if turn.track == _TRACK:
+                    covered = covered_tokens(turn.item.box, CELLS) > _COVERED
+                    cells[index, place - 1] = torch.from_numpy(covered.flatten())
+        return {**batch, "cells": cells}
 
 
 class GroundedTrainer(Trainer):

@@ -22,7 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 import flexkit
 from flexkit.visual_search.data import Chats, Collator
 from flexkit.visual_search.dense import DenseReader, DenseScenes
-from flexkit.visual_search.grounding import GroundedTrainer
+from flexkit.visual_search.grounding import GroundedCollator, GroundedTrainer
 from flexkit.visual_search.model import build_model, build_processor
 from flexkit.visual_search.processes import processes
 from flexkit.visual_search.recipe import CONFIG, GROUNDED, STAGES, Stage
@@ -185,13 +185,13 @@ def _in_sequence(run: _Run) -> None:
 
 def _grounded(run: _Run) -> None:
     model, processor = _load(run, "base", **_WITH_WEIGHTS)
-    run.save(model, processor, run.fit(model, run.chats(), Collator(processor, grounded="conjunction")))
+    run.save(model, processor, run.fit(model, run.chats(), GroundedCollator(processor)))
 
 
 def _conjunction(run: _Run) -> None:
     model, processor = _load(run, "grounded", **_WITH_WEIGHTS)
     flexkit.patch_model(model, run.config.replace(start_layer=GROUNDED + 1), trained=True)
-    collator = Collator(flexkit.FlexProcessor(processor, model), grounded="conjunction")
+    collator = GroundedCollator(flexkit.FlexProcessor(processor, model))
     run.save(model, processor, run.fit(model, run.chats(), collator, _Ramp()))
 
 

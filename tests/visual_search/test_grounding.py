@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexkit.visual_search.data import Chats, Collator
-from flexkit.visual_search.grounding import grounding_loss
+from flexkit.visual_search.data import Chats
+from flexkit.visual_search.grounding import GroundedCollator, grounding_loss
 from flexkit.visual_search.model import CELLS, build_processor
 
 
@@ -36,7 +36,7 @@ def test_it_is_minus_the_log_of_the_share_on_the_object(seed: int) -> None:
 
 def test_only_its_track_is_told_and_only_in_front_of_answers() -> None:
     chats = [Chats(5, 3, {"conjunction": 1.0, "attribute": 1.0, "low-res": 1.0})[index] for index in range(3)]
-    batch = Collator(build_processor(), grounded="conjunction")(chats)
+    batch = GroundedCollator(build_processor())(chats)
     end = build_processor().tokenizer.eos_token_id
     told = batch["cells"].any(-1)
     count = 0
