@@ -4,8 +4,6 @@ flexkit train visual-search --seed 1 --output trained/1        # and seeds 2, 3
 python -m studies.selection trained/* --output docs/evidence/selection.json
 """
 
-import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import flexkit
 from flexkit.visual_search import load_model
 from flexkit.visual_search.evaluation import Batch, Score, score
 from flexkit.visual_search.ways import Oracle, Way
+from studies.command import study_parser, write
 
 BATCH = 50
 CELLS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -54,17 +53,11 @@ def study(folder: Path, stage: str, seed: int, count: int) -> dict[str, dict[str
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the study of some trained models."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trained", nargs="+", type=Path, help="folders that `flexkit train` wrote")
-    parser.add_argument("--output", type=Path, required=True)
+    parser = study_parser(__doc__)
     parser.add_argument("--stage", default="tuned")
-    parser.add_argument("--seed", type=int, default=1_000_003, help="of the scenes")
-    parser.add_argument("--questions", type=int, default=1000)
     options = parser.parse_args(arguments)
-    found = [study(folder, options.stage, options.seed, options.questions) for folder in options.trained]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    content = {"stage": options.stage, "questions": options.questions, "trainings": found}
-    options.output.write_text(json.dumps(content, indent=1) + "\n")
+    found = [study(folder, options.stage, options.seed, options.questions) for folder in options.folders]
+    write(options.output, {"stage": options.stage, "questions": options.questions, "trainings": found})
 
 
 if __name__ == "__main__":

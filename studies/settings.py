@@ -4,7 +4,6 @@ flexkit train visual-search --stage tower --stage base --seed 1 --output trained
 python -m studies.settings trained/* --output docs/evidence/settings.json
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from flexkit.visual_search.evaluation import Batch, Score, score
 from flexkit.visual_search.recipe import CONFIG, STAGES
 from flexkit.visual_search.training import train
 from flexkit.visual_search.ways import Way
+from studies.command import study_parser, write
 
 BATCH = 50
 TRACKS = ("attribute", "low-res")
@@ -55,17 +55,11 @@ def study(base: Path, settings: dict[str, Any], seed: int, count: int) -> dict[s
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the study of some bases."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bases", nargs="+", type=Path, help="folders that `flexkit train` wrote")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=1_000_003, help="of the scenes")
-    parser.add_argument("--questions", type=int, default=1000)
-    options = parser.parse_args(arguments)
+    options = study_parser(__doc__).parse_args(arguments)
     found: dict[str, list[Any]] = {name: [] for name in SETTINGS}
-    for name, base in tqdm([(name, base) for name in SETTINGS for base in options.bases], unit="training"):
+    for name, base in tqdm([(name, base) for name in SETTINGS for base in options.folders], unit="training"):
         found[name].append(study(base, SETTINGS[name], options.seed, options.questions))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"questions": options.questions, "settings": found}, indent=1) + "\n")
+    write(options.output, {"questions": options.questions, "settings": found})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """What a frozen base reads through projections that nobody trained, and what else could be done with it.
 
 flexkit train visual-search --stage tower --stage base --layers 12 --seed 1 --output bases/12-layers-1
-python studies/without_training.py bases/* --output docs/evidence/without_training.json
+python -m studies.without_training bases/* --output docs/evidence/without_training.json
 """
 
-import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +21,7 @@ from flexkit.visual_search.evaluation import Batch
 from flexkit.visual_search.model import ZOOM
 from flexkit.visual_search.ways import BUDGET, Oracle
 from studies.baselines import Looker, insert_selected, zoom_in
+from studies.command import study_parser, write
 
 BATCH = 50
 Answer = Callable[[Mapping[str, Tensor]], Tensor]
@@ -93,15 +92,9 @@ def study(folder: Path, seed: int, count: int) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the study of some bases."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bases", nargs="+", type=Path, help="folders that `flexkit train` wrote")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=1_000_003)
-    parser.add_argument("--questions", type=int, default=1000)
-    options = parser.parse_args(arguments)
-    found = {folder.name: study(folder, options.seed, options.questions) for folder in options.bases}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"questions": options.questions, "bases": found}, indent=1) + "\n")
+    options = study_parser(__doc__).parse_args(arguments)
+    found = {folder.name: study(folder, options.seed, options.questions) for folder in options.folders}
+    write(options.output, {"questions": options.questions, "bases": found})
 
 
 if __name__ == "__main__":

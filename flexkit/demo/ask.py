@@ -11,6 +11,7 @@ from torch import Tensor
 import flexkit
 from flexkit.patching import get_patch
 from flexkit.visual_search.data import prompts
+from flexkit.visual_search.ways import Way
 
 __all__ = ["Answer", "Asked", "ask"]
 
@@ -20,31 +21,28 @@ _NEW_TOKENS = 2
 
 @dataclass(frozen=True)
 class Asked:
-    """A model with what it is given of a question.
+    """A way of looking with what it is given of a question.
 
     Attributes
     ----------
-    model : torch.nn.Module
-        Patched or not.
-    processor : FlexProcessor or transformers.ProcessorMixin
-        Of the model.
+    way : Way
+        The model, and how it is given pictures.
     inputs : dict
         What the processor made of picture and question.
     """
 
-    model: Any
-    processor: Any
+    way: Way
     inputs: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, model: Any, processor: Any, picture: Image, question: str, *, in_sequence: bool = False) -> "Asked":
-        """Prepare a question, with all tiles of the picture in the sequence or without."""
-        return cls(model, processor, prompts(processor, [picture], [question], in_sequence=in_sequence))
+    def of(cls, way: Way, picture: Image, question: str) -> "Asked":
+        """Prepare a question."""
+        return cls(way, prompts(way.processor, [picture], [question], in_sequence=way.in_sequence))
 
     @property
     def image_tokens(self) -> int:
         """How many tokens of the prompt are the picture's."""
-        return int((self.inputs["input_ids"] == self.model.config.image_token_id).sum())
+        return int((self.inputs["input_ids"] == self.way.model.config.image_token_id).sum())
 
     @property
     def text_tokens(self) -> int:
@@ -58,10 +56,10 @@ class Asked:
     def text(self) -> str:
         """The answer in words."""
         tokens = self._generate().sequences[0, self.inputs["input_ids"].shape[1] :]
-        return str(self.processor.decode(tokens, skip_special_tokens=True)).strip()
+        return str(self.way.processor.decode(tokens, skip_special_tokens=True)).strip()
 
     def _generate(self, **options: int) -> Any:
-        return self.model.generate(
+        return self.way.model.generate(
             **self.inputs, **options, max_new_tokens=_NEW_TOKENS, do_sample=False, return_dict_in_generate=True
         )
 
@@ -87,7 +85,7 @@ class Answer:
     @property
     def layers(self) -> dict[int, int]:
         """The layers that read high-res tokens, each with the layer that chose for it."""
-        patch = get_patch(self.asked.model)
+        patch = get_patch(self.asked.way.model)
         return {layer: patch.source(layer) for layer in patch.layers if layer >= patch.start_layer}
 
     @property
@@ -110,6 +108,6 @@ def ask(asked: Asked) -> Answer:
     asked : Asked
         Of a patched model and one picture.
     """
-    with flexkit.trace(asked.model) as trace:
+    with flexkit.trace(asked.way.model) as trace:
         text = asked.text()
     return Answer(text, asked, trace)

@@ -55,7 +55,7 @@ def draw_figure(
 
 
 def _close(answer: Answer, name: str, focus: Box, title: str) -> Panel:
-    image_processor = answer.asked.processor.image_processor
+    image_processor = answer.asked.way.processor.image_processor
     view = view_of(answer.asked.inputs[name][0], image_processor.image_mean, image_processor.image_std)
     left, top = (round(share * view.width) for share in focus[:2])
     side = round(2 * _ROOM * view.width)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from flexkit.demo.report import INTRODUCTION, answer_report, cost_report, lookin
 from flexkit.demo.task import Task, draw_task
 from flexkit.errors import ConfigError
 from flexkit.visual_search import load_model
+from flexkit.visual_search.ways import Way
 
 __all__ = ["FIGURE", "run"]
 
@@ -65,16 +67,17 @@ def run(
     print(f"Picture   {source}, {task.image.width} x {task.image.height} pixels")
     print(f"Question  {' '.join(task.question.split())}", flush=True)
     with _one_thread():
-        low_res, flexkit = (Asked.of(*load_model(stage), task.image, task.question) for stage in ("base", "tuned"))
+        base, tuned = (Way(*load_model(stage)) for stage in ("base", "tuned"))
+        low_res, flexkit = (Asked.of(way, task.image, task.question) for way in (base, tuned))
         answer = ask(flexkit)
         answers = {LOW_RES: low_res.text(), FLEXKIT: answer.text}
-        print(f"{answer_report(answers, task.answer, _unknown(low_res, task.question))}\n")
+        print(f"{answer_report(answers, task.answer, _unknown(base, task.question))}\n")
         told = f"Answered: {answer.text}" + (f" (true: {task.answer})" if task.answer else "")
         figure = draw_figure(task.image, answer, heading=(f"Asked: {task.question}", told), box=task.box)
         with _writing(output):
             figure.save(output / FIGURE)
         print(looking_report(answer, output / FIGURE), flush=True)
-        everything = Asked.of(low_res.model, low_res.processor, task.image, task.question, in_sequence=True)
+        everything = Asked.of(replace(base, in_sequence=True), task.image, task.question)
         ways = {LOW_RES: low_res, FLEXKIT: flexkit, ALL: everything}
         costs = measure({name: asked.generate for name, asked in ways.items()})
     tokens = {name: str(asked.image_tokens) for name, asked in ways.items()}
@@ -83,8 +86,8 @@ def run(
     return costs
 
 
-def _unknown(asked: Asked, question: str) -> list[str]:
-    tokenizer = asked.processor.tokenizer
+def _unknown(way: Way, question: str) -> list[str]:
+    tokenizer = way.processor.tokenizer
     return [word for word in question.split() if tokenizer.unk_token_id in tokenizer(word).input_ids]
 
 

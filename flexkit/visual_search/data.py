@@ -11,12 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flexkit.visual_search.model import IMAGE_TOKEN, ZOOM
-from flexkit.visual_search.questions import Question, questions
+from flexkit.visual_search.questions import CLOSE_UP, Question, questions
 from flexkit.visual_search.scene import SIZE, Scene, draw_close_up, draw_scene
 
 __all__ = ["Chat", "Chats", "Collator", "overview_and_tiles", "prompts"]
-
-_CLOSE_UP = "close-up"
 
 
 @dataclass(frozen=True)
@@ -51,11 +49,11 @@ class Chats(Dataset[Chat]):
     def __getitem__(self, index: int) -> Chat:
         random = np.random.default_rng([self.seed, index, 1])
         tracks = {track: share for track, share in self.tracks.items() if share}
-        if random.random() < tracks.get(_CLOSE_UP, 0.0) / sum(tracks.values()):
-            scene, tracks = draw_close_up([self.seed, index], ZOOM), {_CLOSE_UP: 1.0}
+        if random.random() < tracks.get(CLOSE_UP, 0.0) / sum(tracks.values()):
+            scene, tracks = draw_close_up([self.seed, index], ZOOM), {CLOSE_UP: 1.0}
         else:
             scene = draw_scene([self.seed, index])
-            tracks.pop(_CLOSE_UP, None)
+            tracks.pop(CLOSE_UP, None)
         left = {track: list(questions(scene, track)) for track in tracks}
         turns: list[Question] = []
         # No question twice: its answer could be copied.

@@ -8,14 +8,12 @@ from torch import Tensor
 from transformers import Trainer
 
 from flexkit.visual_search.data import Chat, Collator
-from flexkit.visual_search.labels import covered_tokens
+from flexkit.visual_search.labels import SHOWN, covered_tokens
 from flexkit.visual_search.model import CELLS
 
 __all__ = ["GroundedCollator", "GroundedTrainer", "grounding_loss"]
 
 _TRACK = "conjunction"
-_COVERED = 0.2
-"""From how much of a token on an object covers it."""
 
 
 class GroundedCollator(Collator):
@@ -33,7 +31,7 @@ class GroundedCollator(Collator):
         for index, chat in enumerate(chats):
             for turn, place in zip(chat.turns, answers[index].nonzero()[:, 0].tolist(), strict=True):
                 if turn.track == _TRACK:
-                    covered = covered_tokens(turn.item.box, CELLS) > _COVERED
+                    covered = covered_tokens(turn.item.box, CELLS) > SHOWN
                     cells[index, place - 1] = torch.from_numpy(covered.flatten())
         return {**batch, "cells": cells}
 

@@ -1,6 +1,6 @@
 """What is in a scene, and where."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -75,6 +75,20 @@ class Item:
         """About where the digit stands, as x and y in shares of the scene's side."""
         left, top, right, bottom = self.box
         return (left + right) / 2, (top + bottom + _BELOW.get(self.shape, 0.0) * (bottom - top)) / 2
+
+    def within(self, tile: tuple[int, int], zoom: int) -> "Item":
+        """The item with its box in shares of a tile's side.
+
+        Parameters
+        ----------
+        tile : tuple of int
+            Row and column of the tile.
+        zoom : int
+            Tiles along the scene's side.
+        """
+        left, top, right, bottom = (edge * zoom for edge in self.box)
+        row, column = tile
+        return replace(self, box=(left - column, top - row, right - column, bottom - row))
 
 
 def draw_items(random: np.random.Generator) -> tuple[Item, ...]:

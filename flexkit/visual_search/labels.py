@@ -4,14 +4,14 @@ import numpy as np
 
 from flexkit.visual_search.items import COLOURS, DIGITS, GRID, SHAPES, Item
 
-__all__ = ["CLASSES", "UNKNOWN", "covered_tokens", "token_labels"]
+__all__ = ["CLASSES", "SHOWN", "UNKNOWN", "covered_tokens", "token_labels"]
 
 CLASSES = {"colour": len(COLOURS) + 1, "shape": len(SHAPES), "digit": DIGITS, "row": GRID, "column": GRID}
 """What a token tells of the item that it shows; the last colour is that of the ground."""
 UNKNOWN = -100
 """Label of what a token need not tell."""
 
-_SHOWN, _HINTED = 0.2, 0.02
+SHOWN, _HINTED = 0.2, 0.02
 """How much of a token an item covers that it is taught to tell, and one that it may leave out."""
 _REACH = 0.17 / GRID
 """How far from its place a digit reaches, as a share of the scene's side."""
@@ -42,14 +42,14 @@ def token_labels(items: tuple[Item, ...], tile: tuple[int, int], zoom: int, side
     labels[0] = len(COLOURS)
     most = np.zeros((side, side))
     for item in items:
-        left, right = (edge * zoom - tile[1] for edge in item.box[::2])
-        top, bottom = (edge * zoom - tile[0] for edge in item.box[1::2])
+        seen = item.within(tile, zoom)
+        left, top, right, bottom = seen.box
         if max(left, top) >= 1 or min(right, bottom) <= 0:
             continue
-        covered = covered_tokens((left, top, right, bottom), side)
-        x, y = (place * zoom - corner for place, corner in zip(item.digit_at, tile[::-1], strict=True))
+        covered = covered_tokens(seen.box, side)
+        x, y = seen.digit_at
         under_digit = np.outer(*(_covered(at - _REACH * zoom, at + _REACH * zoom, side) > 0 for at in (y, x)))
-        told = np.where(under_digit | (covered > _SHOWN), np.array(_told(item))[:, None, None], UNKNOWN)
+        told = np.where(under_digit | (covered > SHOWN), np.array(_told(item))[:, None, None], UNKNOWN)
         told[[2] if zoom == 1 else [3, 4]] = UNKNOWN
         told[2, ~np.outer(*(_is_near(at, side) for at in (y, x)))] = UNKNOWN
         covered += under_digit

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from flexkit.visual_search.items import COLOURS, DIGITS, SHAPES, Item, named_by_both, named_by_colour
 from flexkit.visual_search.scene import Scene
 
-__all__ = ["ABOUT", "COLUMNS", "PRACTICE", "ROWS", "TRACKS", "WORDS", "Question", "questions"]
+__all__ = ["ABOUT", "CLOSE_UP", "COLUMNS", "PRACTICE", "ROWS", "TRACKS", "WORDS", "Question", "questions"]
 
 ABOUT = {
     "digit": "Which digit is on",
@@ -24,7 +24,8 @@ TRACKS = {
     "low-res": (("row", "column", "shape"), False),
 }
 """What is asked for, and whether it takes both colour and shape to name the object, or the colour does."""
-PRACTICE = {"close-up": (("digit", "shape"), False)}
+CLOSE_UP = "close-up"
+PRACTICE = {CLOSE_UP: (("digit", "shape"), False)}
 """The same of what is asked in training only: here, about a scene's tile as if it were the whole."""
 WORDS = (
     *(str(digit) for digit in range(DIGITS)),

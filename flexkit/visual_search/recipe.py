@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import flexkit
 from flexkit.visual_search.model import ZOOM
 
-__all__ = ["CONFIG", "GROUNDED", "STAGES", "Stage"]
+__all__ = ["CONFIG", "STAGES", "Stage"]
 
 CONFIG = flexkit.FlexConfig(start_layer=1, zoom=ZOOM, policy=flexkit.TopK(6))
 """How the patched models select and read. The first layer's map finds an object by its colour, so the second reads."""
-GROUNDED = 2
-"""The layer that is told where the objects are that it takes colour and shape to name; the one behind it reads."""
+_GROUNDED = 2
+"""The layer that is told where the objects are that it takes colour and shape to name."""
 _UNIQUE_COLOURS = {"attribute": 1.0, "low-res": 1.0}
 
 
@@ -46,8 +46,8 @@ STAGES = {
     "added": Stage(400, 8, 4e-3),
     "tuned": Stage(500, 8, 1.5e-3),
     "in_sequence": Stage(800, 4, 2e-3),
-    "grounded": Stage(900, 8, 2e-3, {"conjunction": 4.0, "low-res": 1.0, "close-up": 0.5}, grounded=GROUNDED),
-    "conjunction": Stage(900, 8, 2e-3, {"conjunction": 4.0, "low-res": 1.0}, grounded=GROUNDED),
+    "grounded": Stage(900, 8, 2e-3, {"conjunction": 4.0, "low-res": 1.0, "close-up": 0.5}, grounded=_GROUNDED),
+    "conjunction": Stage(900, 8, 2e-3, {"conjunction": 4.0, "low-res": 1.0}, grounded=_GROUNDED),
 }
 """In their order; each is a folder of what :func:`flexkit.visual_search.training.train` writes.
 
@@ -55,5 +55,5 @@ STAGES = {
 ``added``: the added projections of the base, which stays as it is. ``tuned``: everything but the tower, from there on.
 ``in_sequence``: everything but the tower of the base, with all high-res tokens in the sequence.
 ``grounded``: the same of the base, but one layer is told where the objects are that it takes colour and shape to name.
-``conjunction``: everything but the tower, from there on, patched.
+``conjunction``: everything but the tower, from there on, patched; the layer behind the one that is told reads.
 """

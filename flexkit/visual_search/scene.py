@@ -1,7 +1,7 @@
 """Scenes to search: small coloured shapes on a cloudy ground, each with a digit too small for a low-res view."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -78,14 +78,16 @@ def draw_close_up(seed: int | Sequence[int], zoom: int) -> Scene:
     """
     random = np.random.default_rng(seed)
     while True:
-        row, column = random.integers(zoom, size=2).tolist()
-        inside = tuple(item for item in draw_crowd(random) if _tile(item, zoom) == (row, column))
+        tile = row, column = tuple(random.integers(zoom, size=2).tolist())
+        inside = tuple(
+            item for item in draw_crowd(random) if (item.row * zoom // GRID, item.column * zoom // GRID) == tile
+        )
         if named_by_colour(inside):
             break
     side = SIZE // zoom
-    corner = column * side, row * side
-    image = paint_scene(random, inside).image.crop((*corner, corner[0] + side, corner[1] + side))
-    return Scene(image, tuple(replace(item, box=_within(item, zoom)) for item in inside))
+    left, top = column * side, row * side
+    image = paint_scene(random, inside).image.crop((left, top, left + side, top + side))
+    return Scene(image, tuple(item.within(tile, zoom) for item in inside))
 
 
 def paint_scene(random: np.random.Generator, items: tuple[Item, ...], size: int = SIZE) -> Scene:
@@ -104,14 +106,3 @@ def paint_scene(random: np.random.Generator, items: tuple[Item, ...], size: int 
     for item in items:
         paint_item(random, pixels, item)
     return Scene(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), items)
-
-
-def _tile(item: Item, zoom: int) -> tuple[int, int]:
-    return item.row * zoom // GRID, item.column * zoom // GRID
-
-
-def _within(item: Item, zoom: int) -> tuple[float, float, float, float]:
-    """The box of an item in shares of its tile's side."""
-    row, column = _tile(item, zoom)
-    left, top, right, bottom = (edge * zoom for edge in item.box)
-    return left - column, top - row, right - column, bottom - row

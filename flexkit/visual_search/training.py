@@ -25,7 +25,7 @@ from flexkit.visual_search.dense import DenseReader, DenseScenes
 from flexkit.visual_search.grounding import GroundedCollator, GroundedTrainer
 from flexkit.visual_search.model import build_model, build_processor
 from flexkit.visual_search.processes import processes
-from flexkit.visual_search.recipe import CONFIG, GROUNDED, STAGES, Stage
+from flexkit.visual_search.recipe import CONFIG, STAGES, Stage
 from flexkit.visual_search.weights import load_model
 
 __all__ = ["train"]
@@ -190,7 +190,9 @@ def _grounded(run: _Run) -> None:
 
 def _conjunction(run: _Run) -> None:
     model, processor = _load(run, "grounded", **_WITH_WEIGHTS)
-    flexkit.patch_model(model, run.config.replace(start_layer=GROUNDED + 1), trained=True)
+    told = run.stage.grounded
+    config = run.config if told is None else run.config.replace(start_layer=told + 1)
+    flexkit.patch_model(model, config, trained=True)
     collator = GroundedCollator(flexkit.FlexProcessor(processor, model))
     run.save(model, processor, run.fit(model, run.chats(), collator, _Ramp()))
 

@@ -13,6 +13,7 @@ from flexkit.demo.cost import Cost, measure
 from flexkit.demo.run import FIGURE
 from flexkit.demo.task import draw_task
 from flexkit.visual_search import load_model
+from flexkit.visual_search.ways import Way
 
 
 @pytest.fixture(autouse=True)
@@ -60,11 +61,11 @@ def test_a_question_of_ones_own(tmp_path: Path, capfd: pytest.CaptureFixture[str
 
 
 def test_it_answers_what_it_was_trained_for() -> None:
-    model, processor = load_model()
+    way = Way(*load_model())
     right = 0
     for seed in range(20):
         task = draw_task(seed)
-        right += ask(Asked.of(model, processor, task.image, task.question)).text == task.answer
+        right += ask(Asked.of(way, task.image, task.question)).text == task.answer
     assert right >= 19
 
 

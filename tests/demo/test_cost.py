@@ -10,6 +10,7 @@ from flexkit.demo.ask import Answer, Asked, ask
 from flexkit.demo.cost import kept_bytes, measure
 from flexkit.demo.task import draw_task
 from flexkit.visual_search import load_model
+from flexkit.visual_search.ways import Way
 
 WAYS = {"low-res": ("base", False), "flexkit": ("tuned", False), "all": ("base", True)}
 
@@ -18,7 +19,7 @@ WAYS = {"low-res": ("base", False), "flexkit": ("tuned", False), "all": ("base",
 def ways() -> dict[str, Asked]:
     task = draw_task()
     return {
-        name: Asked.of(*load_model(stage), task.image, task.question, in_sequence=in_sequence)
+        name: Asked.of(Way(*load_model(stage), in_sequence), task.image, task.question)
         for name, (stage, in_sequence) in WAYS.items()
     }
 
@@ -60,7 +61,7 @@ def test_what_each_way_costs(ways: dict[str, Asked]) -> None:
 
 
 def test_kept_bytes_are_those_of_the_tokens(ways: dict[str, Asked], answer: Answer) -> None:
-    config = ways["low-res"].model.config.text_config
+    config = ways["low-res"].way.model.config.text_config
     width, layers = config.hidden_size, config.num_hidden_layers
     kept = [kept_bytes(asked.generate().past_key_values) // 4 // width for asked in ways.values()]
     # The second token of the answer is not read again.

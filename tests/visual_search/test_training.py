@@ -17,7 +17,7 @@ from flexkit.__main__ import main
 from flexkit.visual_search import TRACKS, draw_scene, load_model, questions
 from flexkit.visual_search import training as module
 from flexkit.visual_search.evaluation import evaluate
-from flexkit.visual_search.recipe import CONFIG, GROUNDED, STAGES
+from flexkit.visual_search.recipe import CONFIG, STAGES
 from flexkit.visual_search.training import train
 from flexkit.visual_search.ways import BUDGET
 
@@ -70,7 +70,7 @@ def test_stages_train_what_they_say(trained: Path, stage: str) -> None:
     assert flexkit.is_patched(after) == (stage in ("added", "tuned", "conjunction"))
     if flexkit.is_patched(after):
         added = list(flexkit.flex_parameters(after))
-        start = GROUNDED + 1 if stage == "conjunction" else CONFIG.start_layer
+        start = 3 if stage == "conjunction" else CONFIG.start_layer
         copies = [layer.self_attn.k_proj.weight for layer in after.model.language_model.layers[start:]]
         assert not any(torch.equal(new, old) for new, old in zip(added[::2], copies, strict=True))
         flexkit.unpatch_model(after)
