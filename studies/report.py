@@ -60,6 +60,17 @@ def without_training_table(bases: Mapping[str, Mapping[str, Any]]) -> list[list[
     return rows
 
 
+def probe_table(bases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of bases: the loss of the low-res view alone, and of the two layers that read best."""
+    rows = [["base", "layers", "low-res only", "best layer", "its loss", "second-best layer", "its loss"]]
+    for name, base in sorted(bases.items(), key=lambda item: item[1]["layers"]):
+        losses = {layer: loss for layer, loss in base["losses"].items() if layer != "base"}
+        best, second = sorted(losses, key=losses.__getitem__)[:2]
+        found = [best, f"{losses[best]:.2f}", second, f"{losses[second]:.2f}"]
+        rows.append([name, str(base["layers"]), f"{base['losses']['base']:.2f}", *found])
+    return rows
+
+
 def settings_table(settings: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]) -> list[list[str]]:
     """Rows of means over the bases, with the standard error of the mean."""
     tracks = list(next(iter(settings.values()))[0])
@@ -130,7 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "scores" in found:
         _write(folder / "scores.csv", scores_table(found["scores"]))
     if "without_training" in found:
-        _write(folder / "without_training.csv", without_training_table(found["without_training"]["bases"]))
+        bases = found["without_training"]["bases"]
+        _write(folder / "without_training.csv", without_training_table(bases))
+        _write(folder / "probe.csv", probe_table(bases))
     if "settings" in found:
         _write(folder / "settings.csv", settings_table(found["settings"]["settings"]))
     if "selection" in found:

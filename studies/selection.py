@@ -17,8 +17,8 @@ from flexkit.visual_search.ways import Oracle, Way
 from studies.command import study_parser, write
 
 BATCH = 50
-CELLS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-THRESHOLDS = (4, 8, 16, 24, 48, 96)
+CELLS = (1, 2, 4, 6, 8, 16, 32, 64)
+THRESHOLDS = (4, 16, 48, 96)
 POLICIES: dict[str, Callable[[int], Any]] = {
     "attention map": flexkit.TopK,
     "random": flexkit.Random,

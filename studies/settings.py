@@ -55,11 +55,14 @@ def study(base: Path, settings: dict[str, Any], seed: int, count: int) -> dict[s
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the study of some bases."""
-    options = study_parser(__doc__).parse_args(arguments)
-    found: dict[str, list[Any]] = {name: [] for name in SETTINGS}
-    for name, base in tqdm([(name, base) for name in SETTINGS for base in options.folders], unit="training"):
-        found[name].append(study(base, SETTINGS[name], options.seed, options.questions))
-    write(options.output, {"questions": options.questions, "settings": found})
+    parser = study_parser(__doc__)
+    parser.add_argument("--setting", action="append", choices=SETTINGS, help="only this one; default: all")
+    options = parser.parse_args(arguments)
+    found: dict[str, list[Any]] = {}
+    trainings = [(name, base) for name in options.setting or SETTINGS for base in options.folders]
+    for name, base in tqdm(trainings, unit="training"):
+        found.setdefault(name, []).append(study(base, SETTINGS[name], options.seed, options.questions))
+        write(options.output, {"questions": options.questions, "settings": found})
 
 
 if __name__ == "__main__":

@@ -32,16 +32,22 @@ def ways(model: Any, layer: int, oracle: Oracle) -> dict[str, Answer]:
     """All ways of answering; ``layer`` is the one whose map localises."""
     free = partial(flexkit.FlexConfig.training_free, start_layer=layer, zoom=ZOOM, policy=flexkit.Threshold(48 / 255))
     same = partial(free, low_res_keys="keep", key_norm=False, gate=None)
+    replace = partial(same, low_res_keys="replace", replace_dilation=0)
+    published = partial(flexkit.FlexConfig.published, start_layer=layer + 1, zoom=ZOOM)
     look = Looker(model, layer, flexkit.Threshold(48 / 255))
     configs = {
-        "published schedule": flexkit.FlexConfig.published(start_layer=layer + 1, zoom=ZOOM),
-        "published schedule, input norm": flexkit.FlexConfig.published(start_layer=layer + 1, zoom=ZOOM, key_norm=True),
+        "published schedule": published(),
+        "published schedule, input norm": published(key_norm=True),
+        "published schedule, gated to zero": published(alpha=0.0),
         "same layer": same(),
         "same layer, input norm": same(key_norm=True),
-        "same layer, replace": same(low_res_keys="replace", replace_dilation=0),
+        "same layer, input norm, bias of 2": same(key_norm=True, logit_bias=2.0),
+        "same layer, replace": replace(),
+        "same layer, replace, nothing added": replace(logit_bias=-1e4),
         "training_free, no gate": free(gate=None),
         "training_free, no gate, top 6": free(gate=None, policy=flexkit.TopK(BUDGET)),
         "training_free, no gate, oracle": free(gate=None, policy=oracle),
+        "training_free, no gate, every layer": free(gate=None, start_layer=0),
         "training_free": free(),
     }
     return {

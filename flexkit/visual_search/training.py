@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 from transformers import (
+    LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     Trainer,
@@ -64,7 +65,7 @@ def train(
     stages : mapping of str to Stage
         What to train, in this order.
     layers : int
-        Of the language model.
+        Of the language model, from the stage ``base`` on; the tower does not depend on it.
     config : FlexConfig
         How patched models select and read.
     workers : int
@@ -150,7 +151,7 @@ class _Run:
 
 
 def _tower(run: _Run) -> None:
-    model, processor = build_model(run.layers, seed=run.seed), build_processor()
+    model, processor = build_model(seed=run.seed), build_processor()
     set_seed(run.seed)  # for the layers that only the reader has
     reader = DenseReader(model)
     scenes = DenseScenes(run.seed, run.stage.steps * run.stage.batch, processor.image_processor)
@@ -158,7 +159,10 @@ def _tower(run: _Run) -> None:
 
 
 def _base(run: _Run) -> None:
-    model, processor = _load(run, "tower")
+    config = LlavaConfig.from_pretrained(run.folder / "tower")
+    config.text_config.num_hidden_layers = run.layers
+    set_seed(run.seed)  # for the layers that the tower's model lacks
+    model, processor = _load(run, "tower", config=config)
     run.save(model, processor, run.fit(model, run.chats(), Collator(processor)))
 
 
@@ -201,7 +205,7 @@ _WITH_WEIGHTS = {"attn_implementation": "eager"}
 """The only one that gives its weights, for the grounding loss."""
 
 
-def _load(run: _Run, stage: str, **settings: str) -> tuple[Any, Any]:
+def _load(run: _Run, stage: str, **settings: Any) -> tuple[Any, Any]:
     """A model and its processor, all but its tower to be trained."""
     model = LlavaForConditionalGeneration.from_pretrained(run.folder / stage, dtype="float32", **settings)
     model.model.vision_tower.requires_grad_(False)

@@ -78,7 +78,9 @@ def test_studies_and_their_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "scores.json").write_text(json.dumps(scores))
     report.main([str(tmp_path)])
     table = (tmp_path / "without_training.csv").read_text().splitlines()
-    assert table[0] == ",layers,attribute,conjunction,row,column,shape" and len(table) == 13
+    assert table[0] == ",layers,attribute,conjunction,row,column,shape" and len(table) == 17
+    probe = (tmp_path / "probe.csv").read_text().splitlines()
+    assert probe[1].startswith("weights,4,") and probe[1].split(",")[3] == "0"
     trained = (tmp_path / "settings.csv").read_text().splitlines()
     assert trained[0] == ",attribute,low-res,read"
     assert trained[2].startswith("zoom=2,") and trained[2].endswith(",0.094")

@@ -46,6 +46,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_deeper_base_grows_from_the_same_tower(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "tower").symlink_to(trained / "tower")
+    train(tmp_path, seed=3, stages={"base": QUICK["base"]}, layers=6, workers=0, quiet=True)
+    deeper, shallower = (load_model("base", weights=folder)[0] for folder in (tmp_path, trained))
+    assert len(deeper.model.language_model.layers) == 6 and len(shallower.model.language_model.layers) == 4
+    towers = (model.model.vision_tower.state_dict() for model in (deeper, shallower))
+    assert all(torch.equal(one, other) for one, other in zip(*(tower.values() for tower in towers), strict=True))
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {
         f"{path.relative_to(folder)}/{name}": value
