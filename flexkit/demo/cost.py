@@ -65,8 +65,6 @@ def kept_bytes(cache: Cache) -> int:
         After the generation.
     """
     pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
-    memory = cached_memory(cache)
-    if memory is not None:
-        pairs += [(memory.features, None), *memory.projected.values()]
     tensors = [tensor for pair in pairs for tensor in pair if tensor is not None]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    memory = cached_memory(cache)
+    return sum(int(tensor.nbytes) for tensor in tensors) + (memory.bytes if memory else 0)

@@ -1,7 +1,8 @@
 """What one forward call of a patched model carries through its layers, and what a layer does with it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -12,10 +13,10 @@ from flexkit.attention.joint import joint_attention
 from flexkit.attention.rows import QueryRows
 from flexkit.errors import PatchError
 from flexkit.lazy import lazy
-from flexkit.patching.decoder import DecoderLayer
 from flexkit.patching.masks import rows_of_mask
 from flexkit.patching.memory import HighResMemory, attach_memory
-from flexkit.patching.positions import high_res_tables
+from flexkit.patching.positions import HighResTables
+from flexkit.patching.projected import Projected, Tokens
 from flexkit.patching.selections import ImageGroup, Selection, bias_of_tokens, group_images, select_tokens
 from flexkit.patching.state import Patch
 
@@ -32,12 +33,31 @@ class FlexCall:
     past: int | Tensor
     """Number of positions in the KV cache before this call."""
     keep_projected: bool
-    """Whether K' and V' may be kept: not while training, where checkpointing computes layers twice."""
+    """Whether K' and V' are kept: not while training, where checkpointing computes layers twice."""
+    projection: str
+    """Of which tokens K' and V' are computed, and when: ``"lazy"``, ``"full"`` or ``"recompute"``."""
     records: bool
     """Whether the selections of all layers are wanted, also those that no layer reads."""
     selections: dict[int, Selection] = field(default_factory=dict)
     """What each layer selected; kept by layer, because gradient checkpointing runs layers again."""
     visited: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(
+        cls,
+        patch: Patch,
+        memory: HighResMemory,
+        rows: QueryRows,
+        past: int | Tensor,
+        *,
+        cache: object = None,
+        training: bool,
+        **own: Any,
+    ) -> Self:
+        """A call that has not run yet; ``own`` is what a subclass adds."""
+        projection = patch.projection(cache)
+        keep = not training and projection != "recompute"
+        return cls(patch, memory, rows, past, keep, projection, bool(patch.recorders), **own)
 
     @property
     def length(self) -> int:
@@ -46,7 +66,7 @@ class FlexCall:
 
     def querying(self, rows: QueryRows) -> "FlexCall":
         """The same call with other querying positions, before any layer has run."""
-        return FlexCall(self.patch, self.memory, rows, self.past, self.keep_projected, self.records)
+        return replace(self, rows=rows, selections={}, visited=set())
 
     def keep(self, cache: object) -> None:
         """Leave with the KV cache what the next calls of a generation need."""
@@ -141,11 +161,11 @@ class FlexCall:
         self.check_visited([source])
         selection = self.selections[source]
         selected = selection.tokens(self.memory) & self.rows.valid[..., None]
-        high_res_key, high_res_value = self._keys_values(layer)
+        projected = self._projected(layer, selected)
         high_res_bias: Tensor | float = self.patch.config.logit_bias
         if bias is not None:
-            high_res_bias = high_res_bias + bias_of_tokens(bias, self.groups, self.memory, offset)
-        high_res_logits = attention_logits(queries, high_res_key, scaling=scaling, softcap=softcap, bias=high_res_bias)
+            high_res_bias = high_res_bias + projected.of(bias_of_tokens(bias, self.groups, self.memory, offset))
+        high_res_logits = attention_logits(queries, projected.key, scaling=scaling, softcap=softcap, bias=high_res_bias)
         plain = self.rows.gather(base).transpose(1, 2)
         replaced = None
         if self.patch.config.low_res_keys == "replace":
@@ -155,8 +175,8 @@ class FlexCall:
             logits,
             value,
             high_res_logits,
-            high_res_value,
-            selected,
+            projected.value,
+            projected.among(selected),
             replaced=replaced,
             sinks=sinks,
             dropout=dropout,
@@ -215,17 +235,37 @@ class FlexCall:
                 beside=not self.memory.in_sequence,
             )
 
-    def _keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
-        keep = self.keep_projected and self.memory.is_placed
-        return self.memory.keys_values(layer, lambda: self._project(self.patch.layers[layer]), keep=keep)
+    def _projected(self, layer: int, selected: Tensor) -> Projected:
+        """K' and V' of the tokens that are selected ``(batch, queries, tokens)``, and of others that were."""
+        held = self.memory.projected.get(layer)
+        if held is not None and held.tokens is None:
+            return held
+        if self.projection == "full" or torch.compiler.is_compiling():
+            held = self._project(layer, None)
+        else:
+            wanted = selected.any(1)
+            missing = wanted if held is None else held.missing(wanted)
+            if held is None:
+                held = self._project(layer, Tokens.where(missing))
+            elif bool(missing.any()):
+                held = held.and_then(self._project(layer, Tokens.where(missing)))
+        if self.keep_projected and self.memory.is_placed:
+            self.memory.projected[layer] = held
+        return held
 
-    def _project(self, layer: DecoderLayer) -> tuple[Tensor, Tensor]:
-        """K' and V' of all high-res tokens."""
-        features = self.memory.features
-        if self.patch.config.key_norm and layer.input_norm is not None:
-            features = layer.input_norm(features)
-        tables = high_res_tables(self.patch.decoder, layer, self.memory, self.patch.config.positions)
-        return layer.project(features, tables)
+    def _project(self, layer: int, tokens: Tokens | None) -> Projected:
+        """K' and V' of some high-res tokens, or of all."""
+        of, features = self.patch.layers[layer], self.memory.features
+        if tokens is not None:
+            features = tokens.of(features)
+        if self.patch.config.key_norm and of.input_norm is not None:
+            features = of.input_norm(features)
+        key, value = of.project(features, self._tables.of(of, self.memory, tokens))
+        return Projected(key, value, tokens)
+
+    @lazy
+    def _tables(self) -> HighResTables:
+        return HighResTables(self.patch.decoder, self.patch.config.positions)
 
 
 def _behind(skipped: int, states: Tensor | None) -> Tensor | None:

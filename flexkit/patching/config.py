@@ -28,6 +28,7 @@ _CHOICES = {
     "low_res_keys": ("keep", "replace"),
     "positions": ("interpolated", "fractional"),
     "reduce": ("sum", "mean", "max"),
+    "projection": ("lazy", "full", "recompute", "auto"),
 }
 
 
@@ -71,6 +72,12 @@ class FlexConfig:
         How the heads' maps become one.
     heads : sequence of int, optional
         The heads whose maps count; all by default.
+    projection : {"lazy", "full", "recompute", "auto"}
+        When W'_K and W'_V are applied; the results are the same. ``"lazy"``: to a token once a layer reads it.
+        ``"full"``: to all tokens, in the first call. Both keep K' and V' with the cache. ``"recompute"``: in every call
+        to the tokens that are read in it, as in the published code. ``"auto"``: ``"full"`` where the model's shapes
+        make that cheap, ``"lazy"`` elsewhere. With a static cache, whose decode steps may be compiled, ``"lazy"`` is
+        ``"full"``.
     budget : int or float, optional
         At most so many high-res tokens (or this fraction of them) are selected for one image and querying row.
     alpha : float
@@ -96,6 +103,7 @@ class FlexConfig:
     share_selection: bool | None = None
     reduce: Literal["sum", "mean", "max"] = "sum"
     heads: Sequence[int] | None = None
+    projection: Literal["lazy", "full", "recompute", "auto"] = "lazy"
     budget: int | float | None = None
     alpha: float = 1.0
 

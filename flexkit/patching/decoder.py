@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flexkit.errors import UnsupportedModelError
 from flexkit.patching.projection import own_projections, project
 
-__all__ = ["DecoderLayer", "find_decoder", "find_layers", "modeling_module", "rotary_embedding"]
+__all__ = ["DecoderLayer", "find_decoder", "find_layers", "modeling_module", "rotary_embedding", "rotary_module"]
 
 _NORMS = ("input_layernorm", "k_input_layernorm", "operator_norm", "norm", "self_attn_layer_norm")
 
@@ -139,19 +139,25 @@ def rotary_embedding(decoder: nn.Module, layer: DecoderLayer, like: Tensor, posi
     tuple of torch.Tensor or torch.Tensor or None
         Cosine and sine tables, each ``(batch, length, width)``, or a complex one; None if the layer rotates nothing.
     """
-    rotary: Any = getattr(decoder, "rotary_emb", None)
-    kinds = getattr(decoder, "rope_types", None)  # some layers may rotate by a second module (Molmo2)
-    if kinds:
-        rotary = getattr(decoder, f"rotary_emb_{kinds[layer.index]}", rotary)
-    bases = getattr(decoder.config, "layer_rope_theta", None)  # a layer with base 0 rotates nothing (Muse)
-    if bases and not bases[layer.index]:
-        return None
-    if rotary is None or not layer.is_rotated:
+    rotary = rotary_module(decoder, layer)
+    if rotary is None:
         return None
     options = {"layer_type": layer.kind} if "layer_type" in inspect.signature(rotary.forward).parameters else {}
     if len(positions) == 1:  # text models repeat them for rotary modules that take three axes
         positions = positions.expand(3, -1, -1) if hasattr(rotary, "mrope_section") else positions[0]
     return rotary(like, positions, **options)
+
+
+def rotary_module(decoder: nn.Module, layer: DecoderLayer) -> Any:
+    """What makes the position embeddings of a layer; None if it rotates nothing."""
+    if not layer.is_rotated:
+        return None
+    rotary: Any = getattr(decoder, "rotary_emb", None)
+    kinds = getattr(decoder, "rope_types", None)  # some layers may rotate by a second module (Molmo2)
+    if kinds:
+        rotary = getattr(decoder, f"rotary_emb_{kinds[layer.index]}", rotary)
+    bases = getattr(decoder.config, "layer_rope_theta", None)  # a layer with base 0 rotates nothing (Muse)
+    return None if bases and not bases[layer.index] else rotary
 
 
 def _attentions(layer: nn.Module) -> Iterator[nn.Module]:

@@ -51,4 +51,4 @@ def prepare(model: nn.Module, patch: Patch, high_res: dict[str, Any], kwargs: di
             "a cache with its own methods (batch_repeat_interleave, batch_select_indices)."
         )
     rows = query_rows(patch.config, kwargs, memory, queries, past=past, length=length, repeats=repeats)
-    return FlexCall(patch, memory, rows, past, keep_projected=not model.training, records=bool(patch.recorders))
+    return FlexCall.of(patch, memory, rows, past, cache=cache, training=model.training)

@@ -1,6 +1,6 @@
 """The high-res tokens of a batch: what a generation reads from, kept with its KV cache."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from flexkit.errors import HighResInputError
 from flexkit.lazy import lazy
+from flexkit.patching.projected import Projected
 from flexkit.zoom import Pair
 
 __all__ = ["HighResMemory", "ImageSpan", "MemoryLayer", "attach_memory", "cached_length", "cached_memory"]
@@ -73,8 +74,8 @@ class HighResMemory:
     images: tuple[ImageSpan, ...]
     items: Tensor
     """``(batch,)``, int64: which sample a row continues; beams of one sample share it."""
-    projected: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """K' and V' of each layer, ``(batch, key_heads, tokens, head_dim)`` both."""
+    projected: dict[int, Projected] = field(default_factory=dict)
+    """K' and V' of each layer that are kept."""
     seen: int = 0
     """Number of positions that the text model has run."""
     in_sequence: bool = True
@@ -98,6 +99,12 @@ class HighResMemory:
     def batch(self) -> int:
         """Number of batch rows."""
         return len(self.features)
+
+    @property
+    def bytes(self) -> int:
+        """What the high-res tokens and all that is kept of them take up."""
+        own = self.features.numel() * self.features.element_size()
+        return own + sum(held.bytes for held in self.projected.values())
 
     @property
     def rows_with_images(self) -> Tensor:
@@ -150,7 +157,7 @@ class HighResMemory:
             features=self.features[index],
             images=images,
             items=items,
-            projected={layer: (key[index], value[index]) for layer, (key, value) in self.projected.items()},
+            projected={layer: held.rows(index) for layer, held in self.projected.items()},
         )
 
     def repeat_interleave(self, repeats: int) -> "HighResMemory":
@@ -163,17 +170,6 @@ class HighResMemory:
             return self
         images = tuple(span for span in self.images if span.end <= length)
         return replace(self, images=images, seen=length) if images else None
-
-    def keys_values(
-        self, layer: int, project: Callable[[], tuple[Tensor, Tensor]], keep: bool
-    ) -> tuple[Tensor, Tensor]:
-        """K' and V' of a layer, projected at most once while they are kept."""
-        if layer in self.projected:
-            return self.projected[layer]
-        key, value = project()
-        if keep:
-            self.projected[layer] = (key, value)
-        return key, value
 
 
 class MemoryLayer(CacheLayerMixin):

@@ -1,11 +1,12 @@
 """Patching a model in place, and undoing it."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -18,7 +19,7 @@ from flexkit.patching.decoder import DecoderLayer
 from flexkit.patching.forward import FORWARD, make_forward, place_images
 from flexkit.patching.geometry import Geometry, find_geometry
 from flexkit.patching.images import input_names
-from flexkit.patching.projection import add_projections, remove_projections
+from flexkit.patching.projection import add_projections, own_projections, remove_projections
 from flexkit.patching.state import ATTRIBUTE, METHODS, Patch, added_parameters, get_patch, is_patched, patched_model
 
 __all__ = [
@@ -238,7 +239,21 @@ def _resolved(config: FlexConfig, geometry: Geometry, layers: list[DecoderLayer]
         )
     if config.key_norm and any(layer.input_norm is None for layer in layers):
         raise ConfigError("key_norm needs the norm in front of the attention, and here is none that flexkit knows.")
+    if config.projection == "auto":
+        config = config.replace(projection=_cheapest_projection(layers, config))
     return config
+
+
+def _cheapest_projection(layers: list[DecoderLayer], config: FlexConfig) -> Literal["lazy", "full"]:
+    """Project all tokens at once where that costs at most half of the attention's projections of the low-res ones."""
+    reading = [layer for layer in layers if layer.index >= config.start_layer]  # type: ignore[operator]
+    added = sum(_size(layer.source.get_submodule(name)) for layer in reading for name in own_projections(layer.source))
+    own = sum(_size(layer.attention) for layer in layers)
+    return "full" if 2 * math.prod(config.zoom_pair) * added <= own else "lazy"
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _default_start(layers: list[DecoderLayer]) -> int:

@@ -1,31 +1,54 @@
 """Position embeddings of the high-res tokens, from the positions of the low-res ones."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from flexkit.attention.rotary import fractional_positions, interpolate_table
-from flexkit.patching.decoder import DecoderLayer, rotary_embedding
+from flexkit.patching.decoder import DecoderLayer, rotary_embedding, rotary_module
 from flexkit.patching.memory import HighResMemory, ImageSpan
+from flexkit.patching.projected import Tokens
 
-__all__ = ["high_res_tables"]
+__all__ = ["HighResTables"]
+
+
+@dataclass
+class HighResTables:
+    """Position embeddings of the high-res tokens in one call; layers that rotate alike share them."""
+
+    decoder: nn.Module
+    kind: Literal["interpolated", "fractional"]
+    _whole: dict[Any, Any] = field(default_factory=dict)
+
+    def of(self, layer: DecoderLayer, memory: HighResMemory, tokens: Tokens | None) -> Any:
+        """Tables as a layer takes them, each ``(batch, tokens, width)``; None if it takes none.
+
+        Parameters
+        ----------
+        layer : DecoderLayer
+            The layer.
+        memory : HighResMemory
+            The high-res tokens.
+        tokens : Tokens, optional
+            Those of them that are wanted; None for all.
+        """
+        rotary = rotary_module(self.decoder, layer)
+        if rotary is None:
+            return None
+        alike = id(rotary), layer.kind
+        if alike not in self._whole:
+            self._whole[alike] = _high_res_tables(self.decoder, layer, memory, self.kind)
+        whole = self._whole[alike]
+        return whole if tokens is None else _map(tokens.of, whole)
 
 
 @torch.no_grad()
-def high_res_tables(
-    decoder: nn.Module, layer: DecoderLayer, memory: HighResMemory, kind: Literal["interpolated", "fractional"]
-) -> Any:
-    """Position embeddings of every high-res token of a memory, as the layer takes them; None if it takes none.
-
-    Each table is ``(batch, tokens, width)``.
-    """
-    if not layer.is_rotated:
-        return None
+def _high_res_tables(decoder: nn.Module, layer: DecoderLayer, memory: HighResMemory, kind: str) -> Any:
+    """Tables of every high-res token of a memory."""
     placed = [_tables(decoder, layer, memory, span, kind) for span in memory.images]
-    if placed[0] is None:
-        return None
 
     def laid_out(*tables: Tensor) -> Tensor:
         first = tables[0]
@@ -45,7 +68,7 @@ def _tables(decoder: nn.Module, layer: DecoderLayer, memory: HighResMemory, span
     if kind == "fractional":
         positions = fractional_positions(positions, span.grid, span.zoom)
     tables = rotary_embedding(decoder, layer, memory.features, positions[:, None])
-    if kind == "fractional" or tables is None:
+    if kind == "fractional":
         return tables
 
     def finer(table: Tensor) -> Tensor:

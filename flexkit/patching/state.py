@@ -75,6 +75,14 @@ class Patch:
         rope = getattr(getattr(self.decoder, "config", None), "rope_parameters", None) or {}
         return len(rope.get("mrope_section", ())) or 3
 
+    def projection(self, cache: object) -> str:
+        """When K' and V' are computed in a generation with this cache.
+
+        A static one may be compiled, and a graph cannot follow how many tokens have been read.
+        """
+        how = self.config.projection
+        return "full" if how == "lazy" and getattr(cache, "is_compileable", False) else how
+
     @property
     def sources(self) -> set[int]:
         """The layers whose maps are read."""

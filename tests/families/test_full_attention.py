@@ -73,7 +73,7 @@ def test_everything_selected_is_full_attention(family: Family, fact: Any) -> Non
         output = model(**inputs, past_key_values=cache)
     memory = cached_memory(cache)
     assert memory is not None and memory.projected.keys() == patch.layers.keys()
-    projected = {patch.layers[index].attention: pair for index, pair in memory.projected.items()}
+    projected = {patch.layers[index].attention: (held.key, held.value) for index, held in memory.projected.items()}
     flexkit.unpatch_model(model)
     with torch.no_grad():
         plain = model(**low_res(inputs)).logits

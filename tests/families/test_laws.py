@@ -12,6 +12,7 @@ import flexkit
 from flexkit import FlexConfig
 from flexkit.patching import get_patch
 from flexkit.patching.memory import cached_memory
+from flexkit.patching.projected import Projected
 from flexkit.patching.projection import ADDED
 from tests.families.seeing import attention_input, watching
 from tests.patching.laws import keys_values
@@ -226,8 +227,8 @@ def test_high_res_keys_are_made_as_low_res_keys(family: Family, positions: str) 
     layers = list(patch.layers.values())
     with watching(model, patch.decoder, layers) as record, attention_input(layers, with_features), torch.no_grad():
         model(**low_res(inputs))
-    for layer, (key, value) in memory.projected.items():
-        for ours, theirs in ((key, record.keys[layer]), (value, record.values[layer])):
+    for layer, held in memory.projected.items():
+        for ours, theirs in ((held.key, record.keys[layer]), (held.value, record.values[layer])):
             heads = theirs.shape[1] // ours.shape[1]
             expected = theirs[:, ::heads, image.columns]
             torch.testing.assert_close(ours.to(expected.dtype), expected, rtol=1e-5, atol=1e-5)
@@ -252,11 +253,11 @@ def empty_cache(model: Any) -> DynamicCache:
     return DynamicCache(config=get_patch(model).decoder.config)
 
 
-def holds_keys_and_values(layer: Any, projected: tuple[Tensor, Tensor]) -> bool:
+def holds_keys_and_values(layer: Any, projected: Projected) -> bool:
     """Whether a layer of a cache holds what kernels are given, and nothing else."""
     plain = type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
-    held = (layer.keys, layer.values) if plain else ()
-    return plain and all(own.shape[1::2] == ours.shape[1::2] for own, ours in zip(held, projected, strict=True))
+    pairs = ((layer.keys, projected.key), (layer.values, projected.value)) if plain else ()
+    return plain and all(own.shape[1::2] == ours.shape[1::2] for own, ours in pairs)
 
 
 def projections_of(attention: Any) -> dict[str, Tensor]:
@@ -306,7 +307,8 @@ def test_everything_selected_is_a_cache_filled_beforehand(family: Family, patche
         ]
         for layer in layers:
             if layer.source is layer.attention:  # the others attend to what these hold
-                cache.update(*memory.projected[layer.index], layer.index)
+                held = memory.projected[layer.index]
+                cache.update(held.key, held.value, layer.index)
         length, tokens = inputs["input_ids"].shape[1], memory.features.shape[1]
         masks = {layer.kind: everything_mask(record, layer.index, tokens, length) for layer in layers}
         mask: Any = next(iter(masks.values()))

@@ -14,6 +14,8 @@ import flexkit
 from flexkit import Border, Center, Everything, FlexConfig, Nothing, Random, Threshold, TopK, TopP
 from tests.zoo import FAMILIES, Row
 
+ROUNDED = {"rtol": 1e-5, "atol": 1e-5}
+"""For what runs through all layers: their norms round to float32, where two orders of adding may end a step apart."""
 ZOOMS = ((1, 1), (2, 2), (1, 2), (2, 1), (3, 3))
 POLICIES = (
     Threshold(48 / 255),
@@ -88,6 +90,7 @@ def settings_of(**fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, 
         "positions": st.sampled_from(["interpolated", "fractional"]),
         "share_selection": st.sampled_from([None, True, False]),
         "reduce": st.sampled_from(["sum", "mean", "max"]),
+        "projection": st.sampled_from(["lazy", "full", "recompute", "auto"]),
         "budget": st.sampled_from([None, 0.3, 2]),
         "alpha": st.sampled_from([1.0, 0.3]),
     }

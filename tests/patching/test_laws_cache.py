@@ -13,7 +13,8 @@ from transformers import DynamicCache, StaticCache
 import flexkit
 from flexkit import Everything
 from flexkit.patching.memory import cached_memory
-from tests.patching.laws import batches, last_attended, model_of, patched, position_ids, row_alone, settings_of
+from tests.patching.laws import ROUNDED, batches, last_attended, model_of, patched, position_ids, row_alone, settings_of
+from tests.patching.ways import generate
 from tests.zoo import FAMILIES, MAIN, Row, prompt
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -185,7 +186,8 @@ def test_keeping_projections_changes_nothing(name: str, data: st.DataObject, con
             given_images = images(start) if begin == 0 else {}
             found.append(model(**turn(whole, begin, stop), **given_images, past_key_values=cache).logits[:, -1])
             memory = cached_memory(cache)
-            assert memory is not None and set(memory.projected) == set(range(config["start_layer"], 4))
+            kept = set() if config["projection"] == "recompute" else set(range(config["start_layer"], 4))
+            assert memory is not None and set(memory.projected) == kept
             if disturbed and way == "again":
                 memory.projected.clear()
             elif disturbed and (way == "copied" or begin == length):
@@ -193,7 +195,46 @@ def test_keeping_projections_changes_nothing(name: str, data: st.DataObject, con
         return torch.stack(found)
 
     with patched(model, **config):
-        torch.testing.assert_close(steps(disturbed=True), steps(disturbed=False), rtol=0, atol=0)
+        torch.testing.assert_close(steps(disturbed=True), steps(disturbed=False), **ROUNDED)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=6)
+@given(data=st.data(), config=settings_of(), tokens=st.integers(1, 4))
+@torch.no_grad()
+def test_when_tokens_are_projected_changes_nothing(
+    name: str, data: st.DataObject, config: dict[str, Any], tokens: int
+) -> None:
+    model = model_of(name)
+    inputs = prompt(FAMILIES[name], data.draw(batches(name, max_rows=2)), zoom=config["zoom"])
+    answers = {}
+    for projection in ("lazy", "full", "recompute"):
+        with patched(model, **config | {"projection": projection}):
+            answers[projection] = generate(model, inputs, tokens)
+    for other in ("full", "recompute"):
+        assert torch.equal(answers[other].sequences, answers["lazy"].sequences)
+        torch.testing.assert_close(answers[other].logits, answers["lazy"].logits, **ROUNDED)
+
+
+@pytest.mark.parametrize("name", MAIN)
+@torch.no_grad()
+def test_a_token_is_projected_once_and_only_if_it_is_read(name: str) -> None:
+    model, counts = model_of(name), []
+    inputs = prompt(FAMILIES[name], [Row(), Row(images=())], zoom=(2, 2))
+    with patched(model, start_layer=2, zoom=2, policy=flexkit.TopK(2)), flexkit.trace(model) as trace:
+        for layer in (2, 3):
+            projection = next(module for path, module in model.named_modules() if path.endswith(f"{layer}.self_attn"))
+            projection.k_proj_hd.register_forward_hook(lambda module, args, _: counts.append(args[0].shape[0]))
+        cache = generate(model, inputs, 5).past_key_values
+        read = {
+            layer: torch.stack([trace.mask(step, layer - 1) for step in range(len(trace))]).any(0).sum((-2, -1))
+            for layer in (2, 3)
+        }
+        memory = cached_memory(cache)
+        assert memory is not None
+        for layer, held in memory.projected.items():
+            assert held.tokens is not None and torch.equal(held.tokens.valid.sum(-1), read[layer])
+        assert sum(counts) == sum(held.key.shape[0] * held.key.shape[2] for held in memory.projected.values())
 
 
 @pytest.mark.parametrize("name", MAIN)

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 import flexkit
 from flexkit import Everything
 from flexkit.patching import get_patch
-from tests.patching.laws import ZOOMS, batches, model_of, patched, position_ids, settings_of
+from tests.patching.laws import ROUNDED, ZOOMS, batches, model_of, patched, position_ids, settings_of
 from tests.patching.reference import (
     Image,
     Recording,
@@ -223,7 +223,7 @@ def test_everything_is_a_cache_filled_beforehand(
         expected = model(**low_res(inputs) | {"attention_mask": mask, "past_key_values": cache}).logits
 
     attended = inputs["attention_mask"].bool()
-    tolerance = tolerance_of(config, 1e-8, rounded=1e-2)
+    tolerance = tolerance_of(config, ROUNDED["rtol"], rounded=1e-2)
     torch.testing.assert_close(found[attended], expected[attended], rtol=tolerance, atol=tolerance)
     changed = (found - base).abs().amax(-1) > 1e-6
     with_images = torch.tensor([any(image.row == row for image in images) for row in range(len(found))])

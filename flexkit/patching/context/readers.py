@@ -174,7 +174,7 @@ class Words(Reader):
             length=front + length,
             repeats=batch // len(named) if named is not None else 1,
         )
-        return FlexCall(patch, memory, rows, past, keep_projected=not training, records=bool(patch.recorders))
+        return FlexCall.of(patch, memory, rows, past, cache=inputs.get("past_key_values"), training=training)
 
     def check_later(self, inputs: Mapping[str, Any], image: str) -> None:
         if not self.prefix and inputs.get(image) is not None:
@@ -212,7 +212,7 @@ class LearnedQueries(Reader):
             raise HighResInputError("hd_queries names words, and in this model learned queries read; leave it out.")
         unknown = QueryRows(torch.zeros(memory.batch, 0, dtype=torch.bool, device=memory.features.device))
         first = _taken_up(memory) if self._behind_image else 0
-        return _OfLearnedQueries(patch, memory, unknown, 0, not training, bool(patch.recorders), first=first)
+        return _OfLearnedQueries.of(patch, memory, unknown, 0, training=training, first=first)
 
     def held(self, patch: Patch, memory: HighResMemory, named: Tensor | None, *, training: bool) -> FlexCall:
         return self.call(patch, memory, {}, named, training=training)
