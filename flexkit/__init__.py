@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from flexkit.accounting import Cost, cost
 from flexkit.attention import HierarchicalAttentionOutput, HierarchicalSelfAttention
 from flexkit.checkpoints import from_pretrained, load_flex, load_llava_flexattn, save_flex
 from flexkit.encoding import DualResolutionEncoder, DualResolutionOutput
@@ -58,6 +59,7 @@ __all__ = [
     "CheckpointError",
     "Complement",
     "ConfigError",
+    "Cost",
     "Dilated",
     "DualResolutionEncoder",
     "DualResolutionOutput",
@@ -85,6 +87,7 @@ __all__ = [
     "Union",
     "UnsupportedModelError",
     "UntrainedProjectionsWarning",
+    "cost",
     "disabled",
     "flex_parameters",
     "from_pretrained",

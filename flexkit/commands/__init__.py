@@ -1,10 +1,11 @@
 """The commands of ``flexkit``, one a file: what each takes, and what it does."""
 
+from flexkit.commands.cost import add_cost
 from flexkit.commands.demo import add_demo
 from flexkit.commands.evaluate import add_eval
 from flexkit.commands.train import add_train
 
 __all__ = ["COMMANDS"]
 
-COMMANDS = (add_demo, add_eval, add_train)
+COMMANDS = (add_cost, add_demo, add_eval, add_train)
 """Each adds itself to the parser, with a default ``run`` that takes the parsed options."""

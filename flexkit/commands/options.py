@@ -7,7 +7,7 @@ from typing import Any
 
 from flexkit.errors import FlexkitError
 
-__all__ = ["BENCHMARKS", "Subparsers", "add_debug", "needs", "whole"]
+__all__ = ["BENCHMARKS", "Subparsers", "add_debug", "needs", "share", "whole"]
 
 Subparsers = Any
 """What ``argparse`` gives back for subcommands; its type has no public name."""
@@ -29,6 +29,23 @@ def whole(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+def share(text: str) -> float:
+    """A type of argument: numbers from 0 to 1.
+
+    Parameters
+    ----------
+    text : str
+        What was typed.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    return value
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:

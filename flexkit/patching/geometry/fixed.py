@@ -65,11 +65,11 @@ class FixedGrid(Geometry):
             raise UnsupportedModelError(
                 f"the vision tower of {type(model).__name__} ({type(vision).__name__}) has no single `image_size`."
             )
-        self._side(model)
+        self.grid(model)
 
     def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
         pixels = inputs["pixel_values"]
-        height, width = self._tower_size(model, pixels, zoom)
+        height, width = self.tower_size(model) or (pixels.shape[-2] // zoom[0], pixels.shape[-1] // zoom[1])
         channels = getattr(getattr(model.config, "vision_config", None), "num_channels", 3)
         expected = (channels, zoom[0] * height, zoom[1] * width)
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected:
@@ -77,8 +77,7 @@ class FixedGrid(Geometry):
                 f"hd_pixel_values has shape {tuple(pixels.shape)}; expected (images, {', '.join(map(str, expected))}): "
                 f"zoom {zoom} times the tower's {height} x {width} pixels."
             )
-        side = self._side(model)
-        return [(side, side)] * len(pixels)
+        return [self.grid(model)] * len(pixels)
 
     def layout(self, model: PreTrainedModel, grid: Pair) -> Tensor:
         return self._layout(grid)
@@ -88,21 +87,33 @@ class FixedGrid(Geometry):
     ) -> list[Tensor]:
         features = []
         for *views, grid in zip(*(inputs[name] for name in self.inputs), grids, strict=True):
-            tiles = [split_tiles(view[None], zoom)[0] for view in views]
-            cells = self.layout(model, grid)
-            encoded = torch.stack([tile[cells.to(tile.device)] for tile in self._encode(model, *tiles)])
-            features.append(rearrange(stitch_tiles(encoded[None], grid, zoom), "1 r c d -> (r c) d"))
+            tiles = self.encode_tiles(model, [split_tiles(view[None], zoom)[0] for view in views])
+            features.append(rearrange(stitch_tiles(tiles[None], grid, zoom), "1 r c d -> (r c) d"))
         return features
 
-    def _tower_size(self, model: PreTrainedModel, pixels: Tensor, zoom: Pair) -> Pair:
-        stated = sides(self._size(model.config)) if self._size is not None else None
-        return stated or (pixels.shape[-2] // zoom[0], pixels.shape[-1] // zoom[1])
+    def encode_tiles(self, model: PreTrainedModel, tiles: Sequence[Tensor]) -> Tensor:
+        """The cells ``(tiles, cells, dim)`` of tiles, each encoded as the family encodes one overview.
 
-    def _side(self, model: PreTrainedModel) -> int:
+        Parameters
+        ----------
+        model : transformers.PreTrainedModel
+            The model.
+        tiles : sequence of torch.Tensor
+            ``(tiles, channels, height, width)``, one for each of :attr:`inputs`.
+        """
+        cells = self.layout(model, self.grid(model)).nonzero().flatten()
+        return torch.stack([tile[cells.to(tile.device)] for tile in self._encode(model, *tiles)])
+
+    def grid(self, model: PreTrainedModel) -> Pair:
+        """Rows and columns of every image."""
         tokens = self._tokens(model.config)
         side = math.isqrt(tokens)
         if not tokens or side * side != tokens:
             raise UnsupportedModelError(
                 f"{type(model).__name__} has {tokens} tokens an image, which is no square grid."
             )
-        return side
+        return side, side
+
+    def tower_size(self, model: PreTrainedModel) -> Pair | None:
+        """Height and width of the pictures that the tower takes, if the config says them."""
+        return sides(self._size(model.config)) if self._size is not None else None

@@ -49,7 +49,7 @@ def encode_samples(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
 
 def encode_overviews(model: PreTrainedModel, tiles: Tensor) -> Sequence[Tensor]:
     """Every tile as an image that is not cut any further, and the newline behind it (LLaVA-NeXT)."""
-    sizes = tiles.new_tensor([tiles.shape[-2:]] * len(tiles), dtype=torch.long)
+    sizes = torch.tensor([tiles.shape[-2:]] * len(tiles))
     return image_features(model, pixel_values=tiles[:, None], image_sizes=sizes)
 
 

@@ -1,0 +1,207 @@
+"""What one answer costs with each way of reading a high-res view, counted on the meta device."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+
+from flexkit.accounting.known import KNOWN
+from flexkit.accounting.language import HighResReading, text_cost
+from flexkit.accounting.towers import Tower
+from flexkit.errors import ConfigError
+from flexkit.patching import FlexConfig, is_patched, patch_model
+from flexkit.patching.geometry import find_geometry
+from flexkit.patching.state import get_patch
+from flexkit.selection import Policy, as_policy
+from flexkit.zoom import Pair
+
+__all__ = ["Cost", "cost"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one answer costs.
+
+    Attributes
+    ----------
+    vision_flops : int
+        Operations of the vision tower and projector; a multiplication and an addition are two.
+    language_flops : int
+        Operations of the language model, those on high-res tokens among them.
+    image_tokens : int
+        In the language model's sequence.
+    read_tokens : int
+        High-res tokens that a layer reads beside it.
+    kv_bytes : int
+        Keys and values that are kept when the answer ends.
+    """
+
+    vision_flops: int
+    language_flops: int
+    image_tokens: int
+    read_tokens: int
+    kv_bytes: int
+
+    @property
+    def tflops(self) -> float:
+        """All operations, in 10¹²."""
+        return (self.vision_flops + self.language_flops) / 1e12
+
+    def to_dict(self) -> dict[str, float]:
+        """All numbers by name, :attr:`tflops` among them."""
+        return {"tflops": self.tflops, **asdict(self)}
+
+
+def cost(
+    model_or_config: PreTrainedModel | PretrainedConfig | str,
+    image_size: int | None = None,
+    *,
+    prompt: int = 60,
+    new_tokens: int = 5,
+    selected: float = 0.1,
+    policy: Policy | Callable[[torch.Tensor], torch.Tensor] | None = None,
+    tiles: int | None = None,
+    low_res_size: int | None = None,
+    config: FlexConfig | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> dict[str, Cost]:
+    """Count what one answer about one square picture costs, with each way of reading it.
+
+    Nothing is loaded or computed: the model is built without weights, on the meta device.
+
+    Parameters
+    ----------
+    model_or_config : transformers.PreTrainedModel or transformers.PretrainedConfig or str
+        A model, its config, a folder or hub id, or one of the names in :data:`flexkit.accounting.KNOWN`.
+    image_size : int, optional
+        Side of the high-res view in pixels; by default the default zoom times that of the low-res view.
+    prompt : int
+        Text tokens.
+    new_tokens : int
+        Tokens of the answer, each of which is run once.
+    selected : float
+        Share of the high-res tokens that each layer reads, the same ones at every step.
+    policy : Policy or callable, optional
+        Says how many are read, in the place of ``selected``; one that selects the same number by any map.
+    tiles : int, optional
+        How many high-res tiles the selected tokens lie in. By default as many as a square of that area may touch.
+    low_res_size : int, optional
+        Side of the low-res view in pixels; by default what the tower was made for, or, for towers that take any size,
+        the high-res view's divided by the zoom.
+    config : FlexConfig, optional
+        Settings of the patch; by default those that a patched model has.
+    dtype : torch.dtype
+        Of keys and values.
+
+    Returns
+    -------
+    dict of str to Cost
+        ``low_res``: the base model. ``flexkit``: all tiles are encoded, K' and V' computed once for each token that is
+        read. ``flexkit_on_demand``: only tiles that are looked at are encoded. ``flexkit_full``: K' and V' of all
+        tokens. ``recompute``: as the published code does it, K' and V' at every step. ``all_in_sequence``: all tokens
+        of both views in the language model's sequence.
+
+    Raises
+    ------
+    ConfigError
+        If the sizes do not fit the model, a number is out of its range, or the policy's number depends on the map.
+    UnsupportedModelError
+        If the model cannot be patched, or has a tower of another kind.
+
+    Examples
+    --------
+    >>> costs = flexkit.cost("llava-1.5-7b", 1008, prompt=60, new_tokens=5, selected=0.1)
+    >>> round(costs["flexkit"].tflops, 1), round(costs["recompute"].tflops, 1)
+    (13.4, 17.5)
+    """
+    shapes = _config_of(model_or_config)
+    if low_res_size is not None and hasattr(shapes.vision_config, "image_size"):
+        shapes.vision_config.image_size = low_res_size
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(shapes, dtype=dtype).eval()
+    settings = config or _settings_of(model_or_config)
+    tower = Tower(model, find_geometry(model))
+    low_side, zoom = _views(tower, image_size, low_res_size, settings)
+    patch_model(model, settings.replace(zoom=zoom), trained=True)
+    patch, grid = get_patch(model), tower.grid(low_side)
+    tokens = math.prod(grid) * zoom**2
+    share = selected if policy is None else _share_of(policy, grid)
+    if not 0.0 <= share <= 1.0:
+        raise ConfigError(f"selected is a share of the high-res tokens, from 0 to 1, got {selected!r}.")
+    own = len(patch.geometry.layout(model, grid))
+
+    text = text_cost(model, patch.decoder, own + prompt, new_tokens)
+    whole = text_cost(model, patch.decoder, own + tokens + prompt, new_tokens)
+    reading, read = HighResReading(patch), round(share * tokens)
+    overview = tower.flops(low_side)
+    if tower.cuts_tiles:
+        everything = zoom**2 * overview
+        looked_at = min(zoom**2, _touched(share, zoom) if tiles is None else tiles) * overview
+    else:
+        everything = looked_at = tower.flops(low_side * zoom)
+
+    def flex(vision: int, projections: int, kept: int, among: int = read) -> Cost:
+        attention = sum(reading.attention_flops(own + prompt + step, among) for step in range(new_tokens + 1))
+        language = text.flops + attention + projections
+        return Cost(overview + vision, language, own, read, text.kv_bytes + kept)
+
+    once, full = reading.projection(read), reading.projection(tokens)
+    return {
+        "low_res": Cost(overview, text.flops, own, 0, text.kv_bytes),
+        "flexkit": flex(everything, once.flops, once.kv_bytes),
+        "flexkit_on_demand": flex(looked_at, once.flops, once.kv_bytes),
+        "flexkit_full": flex(everything, full.flops, full.kv_bytes, tokens),
+        "recompute": flex(everything, (new_tokens + 1) * once.flops, 0),
+        "all_in_sequence": Cost(overview + everything, whole.flops, own + tokens, 0, whole.kv_bytes),
+    }
+
+
+def _config_of(given: PreTrainedModel | PretrainedConfig | str) -> Any:
+    if isinstance(given, str):
+        return KNOWN[given]() if given in KNOWN else AutoConfig.from_pretrained(given)
+    return copy.deepcopy(given.config if isinstance(given, PreTrainedModel) else given)
+
+
+def _settings_of(given: object) -> FlexConfig:
+    return get_patch(given).config if isinstance(given, PreTrainedModel) and is_patched(given) else FlexConfig()
+
+
+def _views(tower: Tower, image_size: int | None, low_res_size: int | None, settings: FlexConfig) -> tuple[int, int]:
+    """Side of the low-res view, and the zoom."""
+    default = tower.geometry.default_zoom if settings.zoom is None else settings.zoom_pair[0]
+    if tower.side is not None:
+        low = tower.side
+        size = default * low if image_size is None else image_size
+        if size % low or size < low:
+            raise ConfigError(f"image_size must be a multiple of the {low} pixels that the tower takes, got {size}.")
+        return low, size // low
+    if image_size is None and low_res_size is None:
+        raise ConfigError("this model's tower takes any size; say which by image_size.")
+    size = default * low_res_size if image_size is None else image_size  # type: ignore[operator]
+    low = size // default if low_res_size is None else low_res_size
+    step = tower.step
+    if low < step or low % step or size % low:
+        raise ConfigError(
+            f"image_size must be a zoom of the low-res view, and that a multiple of {step} pixels, for example "
+            f"{max(1, round(size / default / step)) * step * default}; got {size} and {low}."
+        )
+    return low, size // low
+
+
+def _share_of(policy: Any, grid: Pair) -> float:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(8, *grid, generator=generator) ** torch.arange(1, 9)[:, None, None]
+    shares = as_policy(policy)(maps).float().mean((-2, -1))
+    if shares.min() != shares.max():
+        raise ConfigError(f"how much {policy!r} selects depends on the map; give selected= instead.")
+    return float(shares[0])
+
+
+def _touched(share: float, zoom: int) -> int:
+    """Tiles that a square of this share of the picture may touch."""
+    along = min(zoom, math.ceil(share**0.5 * zoom) + 1) if share else 0
+    return along * along

@@ -1,0 +1,91 @@
+"""What the language model computes and keeps, on the meta device."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from flexkit.measuring import count_flops
+from flexkit.patching.decoder import DecoderLayer, rotary_embedding
+from flexkit.patching.state import Patch
+
+__all__ = ["HighResReading", "TextCost", "text_cost"]
+
+
+@dataclass(frozen=True)
+class TextCost:
+    """Operations, and the keys and values that are kept."""
+
+    flops: int
+    kv_bytes: int
+
+
+def text_cost(model: PreTrainedModel, decoder: nn.Module, length: int, new_tokens: int) -> TextCost:
+    """Of a prompt of ``length`` tokens, and every new one behind it."""
+    cache = DynamicCache(config=decoder.config)
+
+    def run(tokens: int) -> None:
+        states = decoder(inputs_embeds=_states(model, tokens), past_key_values=cache, use_cache=True)
+        model.get_output_embeddings()(states.last_hidden_state[:, -1:])
+
+    flops = count_flops(lambda: run(length))
+    kept = _kept(cache)
+    if new_tokens:
+        first, then = count_flops(lambda: run(1)), count_flops(lambda: run(1))
+        # Each step sees one key more than the one before.
+        flops += new_tokens * first + (then - first) * new_tokens * (new_tokens - 1) // 2
+        kept += (_kept(cache) - kept) * new_tokens // 2
+    return TextCost(flops, kept)
+
+
+@dataclass(frozen=True)
+class HighResReading:
+    """What reading high-res tokens adds."""
+
+    patch: Patch
+
+    @property
+    def layers(self) -> list[DecoderLayer]:
+        """Those that read."""
+        return [layer for index, layer in self.patch.layers.items() if index >= self.patch.start_layer]
+
+    def projection(self, tokens: int) -> TextCost:
+        """K' and V' of so many tokens in every layer."""
+        made: list[Tensor] = []
+        flops = count_flops(lambda: made.extend(part for layer in self.layers for part in self._project(layer, tokens)))
+        return TextCost(flops, sum(map(_bytes, made)))
+
+    def attention_flops(self, keys: int, tokens: int) -> int:
+        """Operations of one querying position: for the maps over so many keys, and for reading among so many tokens."""
+        key, value = (part.shape[-1] for part in self._project(self.layers[0], 1))
+        replaces = self.patch.config.low_res_keys == "replace"
+        products = 0
+        for index, layer in self.patch.layers.items():
+            seen = min(keys, getattr(layer.attention, "sliding_window", None) or keys)
+            products += seen * key
+            if index >= self.patch.start_layer:
+                products += tokens * (key + value) + replaces * seen * value
+        decoder: Any = self.patch.decoder
+        return int(2 * decoder.config.num_attention_heads * products)
+
+    def _project(self, layer: DecoderLayer, tokens: int) -> tuple[Tensor, Tensor]:
+        """K' and V', each ``(1, key_heads, tokens, head_dim)``."""
+        features = _states(self.patch.decoder, tokens)
+        positions = torch.zeros(1, 1, tokens, device="meta")
+        return layer.project(features, rotary_embedding(self.patch.decoder, layer, features, positions))
+
+
+def _states(model: Any, tokens: int) -> Tensor:
+    width = model.get_input_embeddings().embedding_dim
+    return torch.empty(1, tokens, width, dtype=model.dtype, device="meta")
+
+
+def _kept(cache: DynamicCache) -> int:
+    return sum(_bytes(part) for layer in cache.layers for part in (layer.keys, layer.values))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return math.prod(tensor.shape) * tensor.element_size()

@@ -1,0 +1,56 @@
+"""``flexkit cost``."""
+
+import argparse
+import json
+
+import flexkit
+from flexkit.commands.options import Subparsers, add_debug, share, whole
+
+__all__ = ["add_cost"]
+
+_PIXELS = whole(1, 10**6)
+_TOKENS = whole(0, 10**6)
+
+
+def add_cost(commands: Subparsers) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "cost",
+        help="count what an answer costs, for a model of any size, without its weights",
+        epilog="example: flexkit cost llava-1.5-7b --image-size 1008 --selected 0.1",
+    )
+    parser.add_argument("model", help="a folder, a hub id, or a known name, such as llava-1.5-7b or qwen2.5-vl-7b")
+    parser.add_argument("--image-size", type=_PIXELS, metavar="PX", help="side of the high-res view")
+    parser.add_argument("--low-res-size", type=_PIXELS, metavar="PX", help="default: what the tower was made for")
+    parser.add_argument("--prompt", type=_TOKENS, default=60, metavar="N", help="text tokens; default: %(default)s")
+    parser.add_argument("--new-tokens", type=_TOKENS, default=5, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--selected", type=share, default=0.1, metavar="SHARE", help="of the high-res tokens; default: %(default)s"
+    )
+    parser.add_argument("--tiles", type=_TOKENS, metavar="N", help="how many of them the selected tokens lie in")
+    parser.add_argument("--start-layer", type=_TOKENS, metavar="L", help="the first that reads; default: the patch's")
+    parser.add_argument("--json", action="store_true", help="print nothing but an object by way of reading")
+    add_debug(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    costs = flexkit.cost(
+        options.model,
+        options.image_size,
+        prompt=options.prompt,
+        new_tokens=options.new_tokens,
+        selected=options.selected,
+        tiles=options.tiles,
+        low_res_size=options.low_res_size,
+        config=flexkit.FlexConfig(start_layer=options.start_layer),
+    )
+    if options.json:
+        print(json.dumps({name: cost.to_dict() for name, cost in costs.items()}, indent=2))
+        return
+    print(f"{options.model:<20}{'TFLOP':>10}{'of these, vision':>18}{'image tokens':>14}{'read':>8}{'K, V MiB':>10}")
+    for name, cost in costs.items():
+        print(
+            f"  {name:<18}{cost.tflops:>10.2f}{cost.vision_flops / 1e12:>18.2f}{cost.image_tokens:>14}"
+            f"{cost.read_tokens:>8}{cost.kv_bytes / 2**20:>10.0f}"
+        )
