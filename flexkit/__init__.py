@@ -25,6 +25,7 @@ from flexkit.patching import (
     patch_model,
     register_geometry,
     set_alpha,
+    set_policy,
     supported_models,
     unpatch_model,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "register_geometry",
     "save_flex",
     "set_alpha",
+    "set_policy",
     "supported_models",
     "trace",
     "unpatch_model",

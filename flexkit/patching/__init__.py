@@ -8,6 +8,7 @@ from flexkit.patching.patch import (
     flex_parameters,
     patch_model,
     set_alpha,
+    set_policy,
     unpatch_model,
 )
 from flexkit.patching.state import added_parameters, get_patch, is_patched
@@ -24,6 +25,7 @@ __all__ = [
     "patch_model",
     "register_geometry",
     "set_alpha",
+    "set_policy",
     "supported_models",
     "unpatch_model",
 ]

@@ -13,6 +13,7 @@ from flexkit.attention.joint import joint_attention
 from flexkit.attention.rows import QueryRows
 from flexkit.errors import PatchError
 from flexkit.lazy import lazy
+from flexkit.patching.features import Encode, no_tiles
 from flexkit.patching.masks import rows_of_mask
 from flexkit.patching.memory import HighResMemory, attach_memory
 from flexkit.patching.positions import HighResTables
@@ -36,6 +37,8 @@ class FlexCall:
     """Whether K' and V' are kept: not while training, where checkpointing computes layers twice."""
     projection: str
     """Of which tokens K' and V' are computed, and when: ``"lazy"``, ``"full"`` or ``"recompute"``."""
+    encode: Encode
+    """What encodes tiles that have not been."""
     records: bool
     """Whether the selections of all layers are wanted, also those that no layer reads."""
     selections: dict[int, Selection] = field(default_factory=dict)
@@ -52,12 +55,13 @@ class FlexCall:
         *,
         cache: object = None,
         training: bool,
+        encode: Encode = no_tiles,
         **own: Any,
     ) -> Self:
         """A call that has not run yet; ``own`` is what a subclass adds."""
         projection = patch.projection(cache)
         keep = not training and projection != "recompute"
-        return cls(patch, memory, rows, past, keep, projection, bool(patch.recorders), **own)
+        return cls(patch, memory, rows, past, keep, projection, encode, bool(patch.recorders), **own)
 
     @property
     def length(self) -> int:
@@ -255,12 +259,10 @@ class FlexCall:
 
     def _project(self, layer: int, tokens: Tokens | None) -> Projected:
         """K' and V' of some high-res tokens, or of all."""
-        of, features = self.patch.layers[layer], self.memory.features
-        if tokens is not None:
-            features = tokens.of(features)
+        of, features = self.patch.layers[layer], self.memory.features_of(tokens, self.encode)
         if self.patch.config.key_norm and of.input_norm is not None:
             features = of.input_norm(features)
-        key, value = of.project(features, self._tables.of(of, self.memory, tokens))
+        key, value = of.project(features, self._tables.of(of, self.memory, tokens, features))
         return Projected(key, value, tokens)
 
     @lazy

@@ -28,6 +28,7 @@ _CHOICES = {
     "low_res_keys": ("keep", "replace"),
     "positions": ("interpolated", "fractional"),
     "reduce": ("sum", "mean", "max"),
+    "tiles": ("on_demand", "all"),
     "projection": ("lazy", "full", "recompute", "auto"),
 }
 
@@ -72,6 +73,9 @@ class FlexConfig:
         How the heads' maps become one.
     heads : sequence of int, optional
         The heads whose maps count; all by default.
+    tiles : {"on_demand", "all"}
+        Whether high-res tiles are encoded once a layer reads in them, or all at once; the results are the same. Views
+        that are encoded as one larger image, by towers that take any size, always are at once.
     projection : {"lazy", "full", "recompute", "auto"}
         When W'_K and W'_V are applied; the results are the same. ``"lazy"``: to a token once a layer reads it.
         ``"full"``: to all tokens, in the first call. Both keep K' and V' with the cache. ``"recompute"``: in every call
@@ -103,6 +107,7 @@ class FlexConfig:
     share_selection: bool | None = None
     reduce: Literal["sum", "mean", "max"] = "sum"
     heads: Sequence[int] | None = None
+    tiles: Literal["on_demand", "all"] = "on_demand"
     projection: Literal["lazy", "full", "recompute", "auto"] = "lazy"
     budget: int | float | None = None
     alpha: float = 1.0

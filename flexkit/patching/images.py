@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flexkit.errors import HighResInputError
+from flexkit.patching.features import Tiled, TiledImage
 from flexkit.patching.memory import HighResMemory, ImageSpan
 from flexkit.patching.state import Patch
 from flexkit.selection import margin_cells
@@ -34,7 +36,7 @@ def check_names(model: nn.Module, patch: Patch, inputs: Mapping[str, object]) ->
 
 
 def read_images(
-    model: nn.Module,
+    model: Any,
     patch: Patch,
     inputs: Mapping[str, Tensor],
     image_tokens: Tensor,
@@ -43,7 +45,7 @@ def read_images(
     past: int,
     repeats: int,
 ) -> HighResMemory:
-    """Encode the high-res views and find the low-res tokens that they belong to.
+    """Take the high-res views, encoded or in tiles, and find the low-res tokens that they belong to.
 
     Parameters
     ----------
@@ -71,14 +73,21 @@ def read_images(
     view = checked_view(model, patch, inputs, low_res)
     layouts = [geometry.layout(model, grid) for grid in view.grids]
     spans = _spans(image_tokens[::repeats], view.grids, layouts, zoom, view.margins, past, geometry.overview_only)
-    features = geometry.encode(model, view.inputs, view.grids, zoom)
-    for feature, span in zip(features, spans, strict=True):
-        if len(feature) != span.tokens:
-            raise HighResInputError(
-                f"the model encoded a high-res view to {len(feature)} tokens; a {span.grid} grid zoomed {zoom} has "
-                f"{span.tokens}."
-            )
-    memory = HighResMemory.pack(features, spans, len(image_tokens) // repeats)
+    tiles = geometry.cut(view.inputs, zoom) if patch.config.tiles == "on_demand" else None
+    if tiles is None:
+        features = geometry.encode(model, view.inputs, view.grids, zoom)
+        for feature, span in zip(features, spans, strict=True):
+            if len(feature) != span.tokens:
+                raise HighResInputError(
+                    f"the model encoded a high-res view to {len(feature)} tokens; a {span.grid} grid zoomed {zoom} has "
+                    f"{span.tokens}."
+                )
+        memory = HighResMemory.pack(features, spans, len(image_tokens) // repeats)
+    else:
+        width = model.get_input_embeddings().embedding_dim
+        unread = torch.empty(0, 1, width, dtype=model.dtype, device=image_tokens.device)
+        images = tuple(TiledImage(own, grid, zoom, unread) for own, grid in zip(tiles, view.grids, strict=True))
+        memory = HighResMemory.laid_out(Tiled(images), spans, len(image_tokens) // repeats)
     return memory if repeats == 1 else memory.repeat_interleave(repeats)
 
 
@@ -147,7 +156,7 @@ def _spans(
                     "order." + (f" The prompt must carry overviews only: {overview_only}." if overview_only else "")
                 )
             columns = left[: lengths[index]][layouts[index].to(left.device)]
-            spans.append(ImageSpan(row, columns, grids[index], zoom, 0, margins[index].to(left.device)))
+            spans.append(ImageSpan(row, columns, grids[index], zoom, 0, index, margins[index].to(left.device)))
             left = left[lengths[index] :]
     if len(spans) != len(grids):
         raise HighResInputError(f"{len(grids)} high-res views were given for {len(spans)} images in the prompt.")

@@ -1,5 +1,6 @@
 """A call of a model whose image tokens stand in the decoder's own sequence."""
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -51,4 +52,5 @@ def prepare(model: nn.Module, patch: Patch, high_res: dict[str, Any], kwargs: di
             "a cache with its own methods (batch_repeat_interleave, batch_select_indices)."
         )
     rows = query_rows(patch.config, kwargs, memory, queries, past=past, length=length, repeats=repeats)
-    return FlexCall.of(patch, memory, rows, past, cache=cache, training=model.training)
+    encode = partial(patch.geometry.encode_tiles, model)
+    return FlexCall.of(patch, memory, rows, past, cache=cache, training=model.training, encode=encode)

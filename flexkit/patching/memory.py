@@ -10,7 +10,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from flexkit.errors import HighResInputError
 from flexkit.lazy import lazy
-from flexkit.patching.projected import Projected
+from flexkit.patching.features import Encode, Encoded, Features
+from flexkit.patching.projected import Projected, Tokens
 from flexkit.zoom import Pair
 
 __all__ = ["HighResMemory", "ImageSpan", "MemoryLayer", "attach_memory", "cached_length", "cached_memory"]
@@ -28,6 +29,8 @@ class ImageSpan:
     zoom: Pair
     start: int
     """Index of the first high-res token in the memory's row."""
+    image: int
+    """Which image it is; rows of one sample may share one."""
     margins: Tensor
     """``(2,)``, int64: padded cells on each side, along rows and columns."""
     positions: Tensor | None = None
@@ -69,8 +72,9 @@ class ImageSpan:
 class HighResMemory:
     """High-res tokens of every batch row, padded to one length, and what has been computed from them."""
 
-    features: Tensor
-    """``(batch, tokens, dim)``: projected image features; zero where padded."""
+    features: Features
+    tokens: int
+    """How many high-res tokens the longest row has; the others are padded."""
     images: tuple[ImageSpan, ...]
     items: Tensor
     """``(batch,)``, int64: which sample a row continues; beams of one sample share it."""
@@ -87,31 +91,48 @@ class HighResMemory:
     ) -> Self:
         """Lay out the features of images, each ``(tokens, dim)``, by the batch rows of their spans."""
         rows: list[list[Tensor]] = [[features[0].new_zeros(0, features[0].shape[-1])] for _ in range(batch)]
-        images = []
         for image, span in zip(features, spans, strict=True):
-            start = sum(len(part) for part in rows[span.row])
-            images.append(replace(span, start=start))
             rows[span.row].append(image)
         packed = torch.nn.utils.rnn.pad_sequence([torch.cat(parts) for parts in rows], batch_first=True)
-        return cls(packed.detach(), tuple(images), torch.arange(batch), in_sequence=in_sequence)
+        return cls.laid_out(Encoded(packed.detach()), spans, batch, in_sequence=in_sequence)
+
+    @classmethod
+    def laid_out(cls, features: Features, spans: Sequence[ImageSpan], batch: int, *, in_sequence: bool = True) -> Self:
+        """The memory of images that stand one behind the other in their batch rows."""
+        ends, images = [0] * batch, []
+        for index, span in enumerate(spans):
+            images.append(replace(span, start=ends[span.row], image=index))
+            ends[span.row] += span.tokens
+        return cls(features, max(ends), tuple(images), torch.arange(batch), in_sequence=in_sequence)
 
     @property
     def batch(self) -> int:
         """Number of batch rows."""
-        return len(self.features)
+        return len(self.items)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the high-res tokens are."""
+        return self.features.device
+
+    def features_of(self, tokens: Tokens | None, encode: Encode) -> Tensor:
+        """``(batch, tokens, dim)``: features of some tokens, or of all; zero where rows are padded."""
+        if tokens is None:
+            index = torch.arange(self.tokens, device=self.device).expand(self.batch, -1)
+            tokens = Tokens(index, torch.ones_like(index, dtype=torch.bool))
+        return self.features.of(tokens, self.images, encode)
 
     @property
     def bytes(self) -> int:
         """What the high-res tokens and all that is kept of them take up."""
-        own = self.features.numel() * self.features.element_size()
-        return own + sum(held.bytes for held in self.projected.values())
+        return self.features.bytes + sum(held.bytes for held in self.projected.values())
 
     @property
     def rows_with_images(self) -> Tensor:
         """``(batch,)``, bool."""
         mask = torch.zeros(self.batch, dtype=torch.bool)
         mask[[span.row for span in self.images]] = True
-        return mask.to(self.features.device)
+        return mask.to(self.device)
 
     @property
     def is_placed(self) -> bool:
@@ -133,11 +154,14 @@ class HighResMemory:
 
     def joined(self, later: "HighResMemory") -> "HighResMemory":
         """This memory followed by that of later images in the same rows."""
-        held = self.features.shape[1]
-        shifted = tuple(replace(span, start=span.start + held) for span in later.images)
+        known = len(self.features.images)
+        shifted = tuple(
+            replace(span, start=span.start + self.tokens, image=span.image + known) for span in later.images
+        )
         return replace(
             self,
-            features=torch.cat([self.features, later.features], dim=1),
+            features=self.features.joined(later.features),
+            tokens=self.tokens + later.tokens,
             images=self.images + shifted,
             projected={},
         )
@@ -154,7 +178,7 @@ class HighResMemory:
         )
         return replace(
             self,
-            features=self.features[index],
+            features=self.features.rows(index),
             images=images,
             items=items,
             projected={layer: held.rows(index) for layer, held in self.projected.items()},

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import MethodType
 from typing import Any, Literal, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import flexkit.patching.generation  # noqa: F401 - adds to METHODS
@@ -21,6 +21,7 @@ from flexkit.patching.geometry import Geometry, find_geometry
 from flexkit.patching.images import input_names
 from flexkit.patching.projection import add_projections, own_projections, remove_projections
 from flexkit.patching.state import ATTRIBUTE, METHODS, Patch, added_parameters, get_patch, is_patched, patched_model
+from flexkit.selection import Policy, Schedule
 
 __all__ = [
     "UntrainedProjectionsWarning",
@@ -28,6 +29,7 @@ __all__ = [
     "flex_parameters",
     "patch_model",
     "set_alpha",
+    "set_policy",
     "unpatch_model",
 ]
 
@@ -217,6 +219,20 @@ def set_alpha(model: nn.Module, alpha: float) -> None:
     """
     patch = get_patch(model)
     patch.config = patch.config.replace(alpha=alpha)
+
+
+def set_policy(model: nn.Module, policy: Policy | Schedule | Callable[[Tensor], Tensor]) -> None:
+    """Select by another policy from now on.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A patched model.
+    policy : Policy or callable or Schedule
+        Takes the place of the one in the config.
+    """
+    patch = get_patch(model)
+    patch.config = patch.config.replace(policy=policy)
 
 
 def _resolved(config: FlexConfig, geometry: Geometry, layers: list[DecoderLayer]) -> FlexConfig:

@@ -75,8 +75,8 @@ def kept_positions(logits_to_keep: int | Tensor, length: int) -> Tensor:
 def _attended(attention_mask: object, memory: HighResMemory, length: int) -> Tensor:
     """Positions that are not padding; masks other than a padding mask come from generate, which pads on the left."""
     if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
-        return attention_mask[:, -length:].bool().to(memory.features.device)
-    return torch.ones(memory.batch, length, dtype=torch.bool, device=memory.features.device)
+        return attention_mask[:, -length:].bool().to(memory.device)
+    return torch.ones(memory.batch, length, dtype=torch.bool, device=memory.device)
 
 
 def _last(attended: Tensor, logits_to_keep: int | Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class Selection:
     def tokens(self, memory: HighResMemory) -> Tensor:
         """``(batch, queries, tokens)``, bool: the selected tokens of the memory."""
         queries = self.masks[0].shape[1]
-        selected = self.masks[0].new_zeros(memory.batch, memory.features.shape[1], queries)
+        selected = self.masks[0].new_zeros(memory.batch, memory.tokens, queries)
         for group, mask in zip(self.groups, self.masks, strict=True):
             selected[group.rows[:, None], group.tokens] = rearrange(mask, "i q r c -> i (r c) q")
         return selected.transpose(1, 2)
@@ -119,7 +119,7 @@ def bias_of_tokens(bias: Tensor, groups: tuple[ImageGroup, ...], memory: HighRes
         ``(batch, heads, queries, tokens)``.
     """
     batch, heads, queries, _ = bias.shape
-    whole = bias.new_zeros(batch, memory.features.shape[1], heads, queries)
+    whole = bias.new_zeros(batch, memory.tokens, heads, queries)
     for group in groups:
         columns, inside = _within(group.columns - offset, bias.shape[-1])
         cells = bias[group.rows[:, None], :, :, columns] * inside[..., None, None]

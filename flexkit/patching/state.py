@@ -80,8 +80,7 @@ class Patch:
 
         A static one may be compiled, and a graph cannot follow how many tokens have been read.
         """
-        how = self.config.projection
-        return "full" if how == "lazy" and getattr(cache, "is_compileable", False) else how
+        return "full" if getattr(cache, "is_compileable", False) else self.config.projection
 
     @property
     def sources(self) -> set[int]:

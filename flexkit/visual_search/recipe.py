@@ -31,6 +31,8 @@ class Stage:
         How often a question is of each track.
     grounded : int, optional
         A layer whose attention is told where the objects are that it takes colour and shape to name.
+    budgets : tuple of int
+        For each step, one is drawn of these: how many cells a layer reads. With none, the policy stays what it is.
     """
 
     steps: int
@@ -38,13 +40,14 @@ class Stage:
     learning_rate: float
     tracks: Mapping[str, float] = field(default_factory=lambda: dict(_UNIQUE_COLOURS))
     grounded: int | None = None
+    budgets: tuple[int, ...] = ()
 
 
 STAGES = {
     "tower": Stage(3000, 2, 4e-3, {}),
     "base": Stage(1200, 8, 2e-3, {"attribute": 1.0, "low-res": 3.0, "close-up": 2.0}),
     "added": Stage(400, 8, 4e-3),
-    "tuned": Stage(500, 8, 1.5e-3),
+    "tuned": Stage(800, 8, 2e-3, budgets=(3, 6, 6, 6, 12, 24, 64)),
     "in_sequence": Stage(800, 4, 2e-3),
     "grounded": Stage(900, 8, 2e-3, {"conjunction": 4.0, "low-res": 1.0, "close-up": 0.5}, grounded=_GROUNDED),
     "conjunction": Stage(900, 8, 2e-3, {"conjunction": 4.0, "low-res": 1.0}, grounded=_GROUNDED),

@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import (
     LlavaConfig,
@@ -21,6 +22,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 import flexkit
+from flexkit.patching import get_patch
 from flexkit.visual_search.data import Chats, Collator
 from flexkit.visual_search.dense import DenseReader, DenseScenes
 from flexkit.visual_search.grounding import GroundedCollator, GroundedTrainer
@@ -40,6 +42,24 @@ class _Ramp(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         flexkit.set_alpha(model, min(1.0, 10 * state.global_step / state.max_steps))
+
+
+@dataclass
+class _Budgets(TrainerCallback):
+    """Read more or less from step to step: a model that always read as much is lost when that changes."""
+
+    budgets: Sequence[int]
+    seed: int
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.own: Any = get_patch(model).config.policy
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        budget = np.random.default_rng([self.seed, state.global_step]).choice(self.budgets)
+        flexkit.set_policy(model, flexkit.TopK(int(budget)))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        flexkit.set_policy(model, self.own)
 
 
 def train(
@@ -179,7 +199,8 @@ def _added(run: _Run) -> None:
 def _tuned(run: _Run) -> None:
     model, processor = load_model("added", weights=run.folder)
     model.model.vision_tower.requires_grad_(False)
-    run.save(model, processor.processor, run.fit(model, run.chats(), Collator(processor)))
+    budgets = [_Budgets(run.stage.budgets, run.seed)] if run.stage.budgets else []
+    run.save(model, processor.processor, run.fit(model, run.chats(), Collator(processor), *budgets))
 
 
 def _in_sequence(run: _Run) -> None:

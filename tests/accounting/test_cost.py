@@ -57,7 +57,7 @@ def run(model: Any, inputs: dict[str, Tensor]) -> tuple[int, int]:
 
     flops = count_flops(answer)
     memory = cached_memory(kept[0])
-    return flops, kept_bytes(kept[0]) - (memory.features.nbytes if memory else 0)
+    return flops, kept_bytes(kept[0]) - (memory.features.bytes if memory else 0)
 
 
 def counted(model: Any, side: int, words: int, **settings: Any) -> dict[str, flexkit.Cost]:

@@ -74,7 +74,8 @@ def test_features_are_what_keys_are_made_of(family: Family) -> None:
     with torch.no_grad():
         model(**low_res(inputs))
         hook.remove()
-        features = memory.features if site.source_norm is None else site.source_norm(memory.features)
+        features = memory.features.states
+        features = features if site.source_norm is None else site.source_norm(features)
     source = given[0].reshape(memory.batch, -1, features.shape[-1])
     for image in memory.images:
         ours = features[image.row, image.start : image.start + image.tokens]
@@ -175,7 +176,7 @@ def test_everything_selected_is_a_longer_context(family: Family, fact: Any) -> N
     with patched(model, queries="all", positions="fractional") as patch, torch.no_grad():
         found = model(**inputs).logits
         memory, sites = read(model, inputs), list(patch.layers.values())
-        features, image = memory.features, memory.images[0]
+        features, image = memory.features.states, memory.images[0]
         if image.positions is not None:
             places = fractional_positions(image.positions, image.grid, image.zoom)
             tables = [table.expand(len(features), -1, -1) for table in patch.decoder.rotary_emb(features, places)]
@@ -255,7 +256,7 @@ def test_features_lie_as_the_picture_does(family: Family) -> None:
                 place = (..., slice(row * height, (row + 1) * height), slice(column * width, (column + 1) * width))
             torch.manual_seed(cell)
             view[place] += 3 * torch.randn_like(view[place])
-            changed = read(model, inputs | {name: view}).features - memory.features
+            changed = read(model, inputs | {name: view}).features.states - memory.features.states
             if int(changed[0, :tokens].norm(dim=-1).argmax()) != cell:
                 wrong.append(cell)
     assert not wrong

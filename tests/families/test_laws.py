@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 import flexkit
 from flexkit import FlexConfig
 from flexkit.patching import get_patch
+from flexkit.patching.features import no_tiles
 from flexkit.patching.memory import cached_memory
 from flexkit.patching.projected import Projected
 from flexkit.patching.projection import ADDED
@@ -221,7 +222,7 @@ def test_high_res_keys_are_made_as_low_res_keys(family: Family, positions: str) 
 
     def with_features(layer: Any, hidden: Tensor) -> Tensor:
         hidden = hidden.clone()
-        hidden[0, image.columns] = memory.features[0].to(hidden.dtype)
+        hidden[0, image.columns] = memory.features_of(None, no_tiles)[0].to(hidden.dtype)
         return hidden
 
     layers = list(patch.layers.values())
@@ -309,7 +310,7 @@ def test_everything_selected_is_a_cache_filled_beforehand(family: Family, patche
             if layer.source is layer.attention:  # the others attend to what these hold
                 held = memory.projected[layer.index]
                 cache.update(held.key, held.value, layer.index)
-        length, tokens = inputs["input_ids"].shape[1], memory.features.shape[1]
+        length, tokens = inputs["input_ids"].shape[1], memory.tokens
         masks = {layer.kind: everything_mask(record, layer.index, tokens, length) for layer in layers}
         mask: Any = next(iter(masks.values()))
         if len(masks) > 1:

@@ -12,6 +12,7 @@ from transformers import DynamicCache, StaticCache
 
 import flexkit
 from flexkit import Everything
+from flexkit.patching.features import Tiled
 from flexkit.patching.memory import cached_memory
 from tests.patching.laws import ROUNDED, batches, last_attended, model_of, patched, position_ids, row_alone, settings_of
 from tests.patching.ways import generate
@@ -202,18 +203,48 @@ def test_keeping_projections_changes_nothing(name: str, data: st.DataObject, con
 @settings(max_examples=6)
 @given(data=st.data(), config=settings_of(), tokens=st.integers(1, 4))
 @torch.no_grad()
-def test_when_tokens_are_projected_changes_nothing(
+def test_when_tokens_are_encoded_and_projected_changes_nothing(
     name: str, data: st.DataObject, config: dict[str, Any], tokens: int
 ) -> None:
     model = model_of(name)
     inputs = prompt(FAMILIES[name], data.draw(batches(name, max_rows=2)), zoom=config["zoom"])
-    answers = {}
-    for projection in ("lazy", "full", "recompute"):
-        with patched(model, **config | {"projection": projection}):
-            answers[projection] = generate(model, inputs, tokens)
-    for other in ("full", "recompute"):
-        assert torch.equal(answers[other].sequences, answers["lazy"].sequences)
-        torch.testing.assert_close(answers[other].logits, answers["lazy"].logits, **ROUNDED)
+    answers = []
+    for ways in (("on_demand", "lazy"), ("all", "lazy"), ("all", "full"), ("on_demand", "recompute")):
+        with patched(model, **config | dict(zip(("tiles", "projection"), ways, strict=True))):
+            answers.append(generate(model, inputs, tokens))
+    for other in answers[1:]:
+        assert torch.equal(other.sequences, answers[0].sequences)
+        torch.testing.assert_close(other.logits, answers[0].logits, **ROUNDED)
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3"])
+@pytest.mark.parametrize("beams", [1, 2])
+@torch.no_grad()
+def test_a_tile_is_encoded_once_and_only_if_it_is_looked_at(name: str, beams: int) -> None:
+    model, encoded = model_of(name), []
+    inputs = prompt(FAMILIES[name], [Row(), Row((None, None)), Row(images=())], zoom=(2, 2))
+    own = model.get_image_features
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        encoded.append(len(kwargs["pixel_values"]))
+        return own(*args, **kwargs)
+
+    with patched(model, start_layer=3, zoom=2, policy=flexkit.TopK(1)), flexkit.trace(model) as trace:
+        model.get_image_features = counted
+        try:
+            cache = generate(model, inputs, 2, num_beams=beams).past_key_values
+        finally:
+            del model.get_image_features
+        looked_at = {
+            (row // beams, image, *place)
+            for step in range(len(trace))
+            for image in range(2)
+            for row, mask in enumerate(trace.mask(step, 2, image=image))
+            for place in (mask.nonzero() // (len(mask) // 2)).tolist()
+        }
+    memory = cached_memory(cache)
+    assert memory is not None and isinstance(memory.features, Tiled)
+    assert memory.features.opened == sum(encoded) == len(looked_at) < 12
 
 
 @pytest.mark.parametrize("name", MAIN)

@@ -95,6 +95,9 @@ class Given:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.geometry, name)
 
+    def cut(self, *args: Any) -> None:
+        return None
+
     def encode(self, *args: Any) -> list[Tensor]:
         return self.features
 

@@ -149,7 +149,7 @@ class Context(Geometry):
         zoom = patch.config.zoom_pair
         places = self.places(model, inputs, view.grids)
         spans = [
-            ImageSpan(row, columns, grid, zoom, 0, margins, positions)
+            ImageSpan(row, columns, grid, zoom, 0, 0, margins, positions)
             for row, columns, grid, margins, positions in zip(
                 places.rows,
                 places.columns,

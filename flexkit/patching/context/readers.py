@@ -87,7 +87,7 @@ class Reading:
         self.prompt = length if self.prompt is None else self.prompt
         if self.named is None and asks_last(self.patch.config):
             past = cached_length(inputs.get("past_key_values"))
-            places = torch.arange(self.prompt, device=memory.features.device)[: past + length]
+            places = torch.arange(self.prompt, device=memory.device)[: past + length]
             return (places == self.prompt - 1).expand(batch, -1)
         return self.named
 
@@ -152,7 +152,7 @@ class Words(Reader):
         front = prefix if prefix and not past else 0
         mask, labels = inputs.get(self.prefix + "attention_mask"), inputs.get("labels")
         attended = mask if isinstance(mask, Tensor) and mask.ndim == 2 else memory.items.new_ones(batch, length)
-        attended = attended[:, -length:].bool().to(memory.features.device)
+        attended = attended[:, -length:].bool().to(memory.device)
         seen = inputs.get(self._seen)
         if seen is not None:
             attended = attended & (seen[:, -length:].flatten(2) > 0).any(-1)
@@ -210,7 +210,7 @@ class LearnedQueries(Reader):
     ) -> FlexCall:
         if named is not None:
             raise HighResInputError("hd_queries names words, and in this model learned queries read; leave it out.")
-        unknown = QueryRows(torch.zeros(memory.batch, 0, dtype=torch.bool, device=memory.features.device))
+        unknown = QueryRows(torch.zeros(memory.batch, 0, dtype=torch.bool, device=memory.device))
         first = _taken_up(memory) if self._behind_image else 0
         return _OfLearnedQueries.of(patch, memory, unknown, 0, training=training, first=first)
 

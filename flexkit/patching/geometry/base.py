@@ -14,6 +14,7 @@ from flexkit.patching.call import FlexCall
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.config_view import CALL
 from flexkit.patching.decoder import DecoderLayer, find_decoder, find_layers
+from flexkit.patching.features import no_tiles
 from flexkit.patching.in_sequence import prepare
 from flexkit.patching.state import Patch
 from flexkit.selection import Policy, Threshold
@@ -62,6 +63,20 @@ class Geometry(ABC):
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
     ) -> list[Tensor]:
         """High-res features of every image, ``(tokens, dim)`` in raster order of its high-res grid."""
+
+    def cut(self, inputs: Mapping[str, Tensor], zoom: Pair) -> list[tuple[Tensor, ...]] | None:
+        """The tiles of every image, where they are encoded one by one; None where a view is encoded as a whole.
+
+        Returns
+        -------
+        list of tuple of torch.Tensor or None
+            For each image ``(tiles, channels, height, width)`` in raster order, one for each of :attr:`inputs`.
+        """
+        return None
+
+    def encode_tiles(self, model: PreTrainedModel, tiles: Sequence[Tensor]) -> Tensor:
+        """Features ``(tiles, cells, dim)`` of tiles from :meth:`cut`, one tensor for each of :attr:`inputs`."""
+        return no_tiles(tiles)
 
     def layout(self, model: PreTrainedModel, grid: Pair) -> Tensor:
         """Which image tokens of an image of this grid are its cells.

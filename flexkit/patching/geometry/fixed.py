@@ -85,22 +85,15 @@ class FixedGrid(Geometry):
     def encode(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
     ) -> list[Tensor]:
-        features = []
-        for *views, grid in zip(*(inputs[name] for name in self.inputs), grids, strict=True):
-            tiles = self.encode_tiles(model, [split_tiles(view[None], zoom)[0] for view in views])
-            features.append(rearrange(stitch_tiles(tiles[None], grid, zoom), "1 r c d -> (r c) d"))
-        return features
+        tiles = (self.encode_tiles(model, image)[None] for image in self.cut(inputs, zoom))
+        stitched = (stitch_tiles(image, grid, zoom) for image, grid in zip(tiles, grids, strict=True))
+        return [rearrange(image, "1 r c d -> (r c) d") for image in stitched]
+
+    def cut(self, inputs: Mapping[str, Tensor], zoom: Pair) -> list[tuple[Tensor, ...]]:
+        tiles = (split_tiles(inputs[name], zoom) for name in self.inputs)
+        return list(zip(*tiles, strict=True))
 
     def encode_tiles(self, model: PreTrainedModel, tiles: Sequence[Tensor]) -> Tensor:
-        """The cells ``(tiles, cells, dim)`` of tiles, each encoded as the family encodes one overview.
-
-        Parameters
-        ----------
-        model : transformers.PreTrainedModel
-            The model.
-        tiles : sequence of torch.Tensor
-            ``(tiles, channels, height, width)``, one for each of :attr:`inputs`.
-        """
         cells = self.layout(model, self.grid(model)).nonzero().flatten()
         return torch.stack([tile[cells.to(tile.device)] for tile in self._encode(model, *tiles)])
 

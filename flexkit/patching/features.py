@@ -1,0 +1,179 @@
+"""Features of the high-res tokens: all encoded at once, or tile by tile when a token in it is first read."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+from flexkit.patching.projected import Tokens
+from flexkit.zoom import Pair
+
+if TYPE_CHECKING:
+    from flexkit.patching.memory import ImageSpan
+
+__all__ = ["Encode", "Encoded", "Features", "Tiled", "TiledImage", "no_tiles"]
+
+Encode = Callable[[Sequence[Tensor]], Tensor]
+"""From tiles ``(tiles, channels, height, width)``, in every size that a model takes them in, to their cells
+``(tiles, cells, dim)``."""
+
+
+def no_tiles(tiles: Sequence[Tensor]) -> Tensor:
+    """Of a geometry that encodes views as a whole."""
+    raise RuntimeError("there are no tiles to encode.")
+
+
+class Features(ABC):
+    """Projected image features of the tokens of every batch row; zero where rows are padded."""
+
+    images: tuple["TiledImage", ...] = ()
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where they are."""
+
+    @property
+    @abstractmethod
+    def bytes(self) -> int:
+        """What they take up."""
+
+    @abstractmethod
+    def of(self, wanted: Tokens, spans: Sequence["ImageSpan"], encode: Encode) -> Tensor:
+        """``(batch, wanted, dim)``, for images that stand where ``spans`` say."""
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> Self:
+        """Those of other batch rows."""
+
+    @abstractmethod
+    def joined(self, later: Self) -> Self:
+        """These, followed by those of later images in the same rows."""
+
+
+@dataclass(frozen=True)
+class Encoded(Features):
+    """All of them."""
+
+    states: Tensor
+    """``(batch, tokens, dim)``."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.states.device
+
+    @property
+    def bytes(self) -> int:
+        return self.states.nbytes
+
+    def of(self, wanted: Tokens, spans: Sequence["ImageSpan"], encode: Encode) -> Tensor:
+        return wanted.of(self.states)
+
+    def rows(self, index: Tensor) -> "Encoded":
+        return Encoded(self.states[index])
+
+    def joined(self, later: "Encoded") -> "Encoded":
+        return Encoded(torch.cat([self.states, later.states], dim=1))
+
+
+@dataclass
+class TiledImage:
+    """One image in tiles, of which some have been encoded."""
+
+    tiles: tuple[Tensor, ...]
+    """Each ``(tiles, channels, height, width)``: one for every size that the model takes."""
+    grid: Pair
+    """Cells of a tile."""
+    zoom: Pair
+    """Tiles along rows and columns."""
+    cells: Tensor
+    """``(opened, cells, dim)``: of the tiles that have been encoded."""
+    slots: Tensor = field(init=False)
+    """``(tiles,)``, int64: where in :attr:`cells` a tile is; -1 if it has not been encoded."""
+
+    def __post_init__(self) -> None:
+        self.slots = torch.full((len(self.tiles[0]),), -1, device=self.cells.device)
+
+    def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tile, and cell in it, of tokens in raster order."""
+        (rows, columns), width = self.grid, self.grid[1] * self.zoom[1]
+        row, column = tokens // width, tokens % width
+        return row // rows * self.zoom[1] + column // columns, row % rows * columns + column % columns
+
+    def missing(self, tokens: Tensor) -> Tensor:
+        """The tiles of some tokens that have not been encoded."""
+        wanted = torch.zeros_like(self.slots, dtype=torch.bool)
+        wanted[self.places(tokens)[0]] = True
+        return (wanted & (self.slots < 0)).nonzero().flatten()
+
+    def add(self, tiles: Tensor, cells: Tensor) -> None:
+        """Note what tiles were encoded to."""
+        self.slots[tiles] = len(self.cells) + torch.arange(len(tiles), device=tiles.device)
+        cells = cells.to(self.cells.device)
+        self.cells = torch.cat([self.cells, cells]) if len(self.cells) else cells
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """``(tokens, dim)``: of tokens in tiles that have been encoded."""
+        tile, cell = self.places(tokens)
+        return self.cells[self.slots[tile], cell]
+
+
+@dataclass(frozen=True)
+class Tiled(Features):
+    """Those of the tiles in which a token has been read; rows may share an image."""
+
+    images: tuple[TiledImage, ...]
+
+    @property
+    def device(self) -> torch.device:
+        return self.images[0].cells.device
+
+    @property
+    def bytes(self) -> int:
+        return sum(image.cells.nbytes for image in self.images)
+
+    @property
+    def opened(self) -> int:
+        """How many tiles have been encoded."""
+        return sum(len(image.cells) for image in self.images)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # which tiles are missing, no graph can tell
+    @torch.no_grad()
+    def of(self, wanted: Tokens, spans: Sequence["ImageSpan"], encode: Encode) -> Tensor:
+        found = []
+        for span in spans:
+            local = wanted.index[span.row] - span.start
+            inside = wanted.valid[span.row] & (local >= 0) & (local < span.tokens)
+            place = inside.nonzero().flatten()
+            found.append((self.images[span.image], span.row, place, local[place]))
+        self._open([(image, tokens) for image, _, _, tokens in found], encode)
+        cells = self.images[0].cells
+        states = cells.new_zeros(*wanted.index.shape, cells.shape[-1])
+        for image, row, place, tokens in found:
+            states[row, place] = image.of(tokens).to(states.dtype)
+        return states
+
+    def rows(self, index: Tensor) -> "Tiled":
+        return self
+
+    def joined(self, later: "Tiled") -> "Tiled":
+        return Tiled(self.images + later.images)
+
+    def _open(self, tokens: Sequence[tuple[TiledImage, Tensor]], encode: Encode) -> None:
+        """Encode what is missing, all at once."""
+        missing: list[tuple[TiledImage, Tensor]] = []
+        for image in self.images:
+            own = [index for other, index in tokens if other is image]
+            tiles = image.missing(torch.cat(own)) if own else image.slots[:0]
+            if len(tiles):
+                missing.append((image, tiles))
+        if not missing:
+            return
+        batch = zip(*([view[tiles] for view in image.tiles] for image, tiles in missing), strict=True)
+        cells = encode([torch.cat(views) for views in batch])
+        parts: Sequence[Tensor] = torch.split(cells, [len(tiles) for _, tiles in missing])
+        for (image, tiles), part in zip(missing, parts, strict=True):
+            image.add(tiles, part)
