@@ -16,7 +16,7 @@ from flexkit.lazy import lazy
 from flexkit.patching.features import Encode, no_tiles
 from flexkit.patching.masks import rows_of_mask
 from flexkit.patching.memory import HighResMemory, attach_memory
-from flexkit.patching.positions import HighResTables
+from flexkit.patching.positions import high_res_tables
 from flexkit.patching.projected import Projected, Tokens
 from flexkit.patching.selections import ImageGroup, Selection, bias_of_tokens, group_images, select_tokens
 from flexkit.patching.state import Patch
@@ -262,12 +262,10 @@ class FlexCall:
         of, features = self.patch.layers[layer], self.memory.features_of(tokens, self.encode)
         if self.patch.config.key_norm and of.input_norm is not None:
             features = of.input_norm(features)
-        key, value = of.project(features, self._tables.of(of, self.memory, tokens, features))
+        config, decoder = self.patch.config, self.patch.decoder
+        tables = high_res_tables(decoder, of, self.memory, tokens, config.positions, features)
+        key, value = of.project(features, tables)
         return Projected(key, value, tokens)
-
-    @lazy
-    def _tables(self) -> HighResTables:
-        return HighResTables(self.patch.decoder, self.patch.config.positions)
 
 
 def _behind(skipped: int, states: Tensor | None) -> Tensor | None:

@@ -80,6 +80,8 @@ class HighResMemory:
     """``(batch,)``, int64: which sample a row continues; beams of one sample share it."""
     projected: dict[int, Projected] = field(default_factory=dict)
     """K' and V' of each layer that are kept."""
+    tables: dict[Any, Any] = field(default_factory=dict)
+    """Position embeddings of all tokens, by what makes them."""
     seen: int = 0
     """Number of positions that the text model has run."""
     in_sequence: bool = True
@@ -164,6 +166,7 @@ class HighResMemory:
             tokens=self.tokens + later.tokens,
             images=self.images + shifted,
             projected={},
+            tables={},
         )
 
     def select(self, index: Tensor) -> "HighResMemory":
@@ -182,6 +185,7 @@ class HighResMemory:
             images=images,
             items=items,
             projected={layer: held.rows(index) for layer, held in self.projected.items()},
+            tables={},
         )
 
     def repeat_interleave(self, repeats: int) -> "HighResMemory":

@@ -1,7 +1,6 @@
 """Position embeddings of the high-res tokens, from the positions of the low-res ones."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -12,43 +11,50 @@ from flexkit.patching.decoder import DecoderLayer, rotary_embedding, rotary_modu
 from flexkit.patching.memory import HighResMemory, ImageSpan
 from flexkit.patching.projected import Tokens
 
-__all__ = ["HighResTables"]
+__all__ = ["high_res_tables"]
 
 
-@dataclass
-class HighResTables:
-    """Position embeddings of the high-res tokens in one call; layers that rotate alike share them."""
+def high_res_tables(
+    decoder: nn.Module,
+    layer: DecoderLayer,
+    memory: HighResMemory,
+    tokens: Tokens | None,
+    kind: Literal["interpolated", "fractional"],
+    like: Tensor,
+) -> Any:
+    """Position embeddings of high-res tokens as a layer takes them; None if it takes none.
 
-    decoder: nn.Module
-    kind: Literal["interpolated", "fractional"]
-    _whole: dict[Any, Any] = field(default_factory=dict)
+    Each table is ``(batch, tokens, width)``.
 
-    def of(self, layer: DecoderLayer, memory: HighResMemory, tokens: Tokens | None, like: Tensor) -> Any:
-        """Tables as a layer takes them, each ``(batch, tokens, width)``; None if it takes none.
-
-        Parameters
-        ----------
-        layer : DecoderLayer
-            The layer.
-        memory : HighResMemory
-            The high-res tokens.
-        tokens : Tokens, optional
-            Those of them that are wanted; None for all.
-        like : torch.Tensor
-            With the dtype and device wanted.
-        """
-        rotary = rotary_module(self.decoder, layer)
-        if rotary is None:
-            return None
-        alike = id(rotary), layer.kind
-        if alike not in self._whole:
-            self._whole[alike] = _high_res_tables(self.decoder, layer, memory, self.kind, like)
-        whole = self._whole[alike]
-        return whole if tokens is None else _map(tokens.of, whole)
+    Parameters
+    ----------
+    decoder : torch.nn.Module
+        The text model, which owns the rotary module.
+    layer : DecoderLayer
+        The layer; those that rotate alike share what the memory keeps.
+    memory : HighResMemory
+        The high-res tokens.
+    tokens : Tokens, optional
+        Those of them that are wanted; None for all.
+    kind : {"interpolated", "fractional"}
+        How they lie between those of the low-res tokens.
+    like : torch.Tensor
+        With the dtype and device wanted.
+    """
+    rotary = rotary_module(decoder, layer)
+    if rotary is None:
+        return None
+    alike = id(rotary), layer.kind
+    whole = memory.tables.get(alike)
+    if whole is None:
+        whole = _all_tables(decoder, layer, memory, kind, like)
+        if memory.is_placed:
+            memory.tables[alike] = whole
+    return whole if tokens is None else _map(tokens.of, whole)
 
 
 @torch.no_grad()
-def _high_res_tables(decoder: nn.Module, layer: DecoderLayer, memory: HighResMemory, kind: str, like: Tensor) -> Any:
+def _all_tables(decoder: nn.Module, layer: DecoderLayer, memory: HighResMemory, kind: str, like: Tensor) -> Any:
     """Tables of every high-res token of a memory."""
     placed = [_tables(decoder, layer, span, kind, like) for span in memory.images]
 

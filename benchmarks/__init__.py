@@ -1,0 +1,1 @@
+"""What reading closer costs in seconds and bytes, one script a question; each prints or writes JSON."""
