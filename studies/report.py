@@ -36,7 +36,11 @@ WAYS = {
 }
 
 
-def scores_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[str]]:
+Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""By track, then by way of looking, what ``flexkit eval`` measured."""
+
+
+def scores_table(scores: Scores) -> list[list[str]]:
     """Rows of what ``flexkit eval`` printed: accuracies by track; cost of the first track."""
     first = next(iter(scores.values()))
     rows = [["", *scores, "read", "LM GFLOP"]]
@@ -46,6 +50,23 @@ def scores_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> lis
         accuracies = [_share(track[way]["accuracy"]) for track in scores.values()]
         rows.append([name, *accuracies, _share(first[way]["selected_fraction"]), f"{first[way]['lm_gflops']:.3f}"])
     return rows
+
+
+def again_table(scores: Scores, again: Scores) -> list[list[str]]:
+    """Rows of another training's accuracies by track, and how many standard errors they are from the first's."""
+    rows = [["", *scores]]
+    for way, name in WAYS.items():
+        pairs = [(scores[track].get(way), again[track].get(way)) for track in scores]
+        rows.append([name, *(_compared(first, other) for first, other in pairs if first and other)])
+    return rows
+
+
+def _compared(first: Mapping[str, float], other: Mapping[str, float]) -> str:
+    counts = [score["questions"] for score in (first, other)]
+    pooled = (first["accuracy"] * counts[0] + other["accuracy"] * counts[1]) / sum(counts)
+    error = (pooled * (1 - pooled) * sum(1 / count for count in counts)) ** 0.5
+    away = (other["accuracy"] - first["accuracy"]) / error if error else 0.0
+    return f"{_share(other['accuracy'])} ({away:+.1f})"
 
 
 def without_training_table(bases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -140,6 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
     if "scores" in found:
         _write(folder / "scores.csv", scores_table(found["scores"]))
+    if "scores_again" in found:
+        _write(folder / "scores_again.csv", again_table(found["scores"], found["scores_again"]))
     if "without_training" in found:
         bases = found["without_training"]["bases"]
         _write(folder / "without_training.csv", without_training_table(bases))
