@@ -98,6 +98,12 @@ class Answer:
         """How many of these each layer reads for the first word of the answer."""
         return {layer: int(self.trace.mask(0, source).sum()) for layer, source in self.layers.items()}
 
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """How many tiles were encoded, and of how many."""
+        rows, columns = get_patch(self.asked.way.model).config.zoom_pair
+        return self.trace.steps[-1].tiles or 0, rows * columns
+
 
 @torch.no_grad()
 def ask(asked: Asked) -> Answer:

@@ -73,7 +73,10 @@ def looking_report(answer: Answer, figure: Path) -> str:
         Where it is drawn.
     """
     read = ", ".join(f"layer {layer} read {count}" for layer, count in answer.read_tokens.items())
-    text = f"Of {answer.high_res_tokens} high-res tokens {read}: those where the layer before had looked."
+    text = (
+        f"Of {answer.high_res_tokens} high-res tokens {read}: those where the layer before had looked. "
+        f"{answer.tiles[0]} of {answer.tiles[1]} tiles were encoded for that."
+    )
     return f"Where it looked: {figure}\n\n{_paragraph(text)}\n"
 
 
@@ -91,9 +94,10 @@ def cost_report(answer: Answer, costs: Mapping[str, Cost], image_tokens: Mapping
     """
     text = (
         f"For {answer.asked.text_tokens} tokens of text and 2 of answer. GFLOP: all matrix products, those of the "
-        "vision tower included, which encodes every tile. Seconds: on one CPU thread, median of three runs in turns; "
-        "in a model as small as this one, they are overheads. Kept MiB: what stays from token to token, the KV cache "
-        "and, for flexkit, the high-res features with their keys and values."
+        "vision tower included; flexkit has it encode the tiles that are looked at. Seconds: on one CPU thread, median "
+        "of three runs in turns; in a model as small as this one, they are overheads. Kept MiB: what stays from token "
+        "to token, the KV cache and, for flexkit, the high-res features of those tiles, and keys and values of what "
+        "was read."
     )
     return f"What it cost:\n\n{cost_table(costs, image_tokens)}\n\n{_paragraph(text)}"
 

@@ -30,6 +30,12 @@ class Features(ABC):
     """Projected image features of the tokens of every batch row; zero where rows are padded."""
 
     images: tuple["TiledImage", ...] = ()
+    """Those in tiles."""
+
+    @property
+    def opened(self) -> int | None:
+        """How many tiles have been encoded; None where all views were, as a whole."""
+        return None
 
     @property
     @abstractmethod
@@ -137,7 +143,6 @@ class Tiled(Features):
 
     @property
     def opened(self) -> int:
-        """How many tiles have been encoded."""
         return sum(len(image.cells) for image in self.images)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # which tiles are missing, no graph can tell

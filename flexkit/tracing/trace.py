@@ -26,16 +26,20 @@ class Step:
         ``(batch, queries)``, int64: the positions that read high-res keys, in order; -1 where a row has fewer.
     layers : dict
         From the index of a layer to what its map selected.
+    tiles : int, optional
+        How many high-res tiles of all images have been encoded by the end of the call; None where views were encoded
+        as a whole.
     """
 
     queries: Tensor
     layers: dict[int, Selection]
+    tiles: int | None
 
     @classmethod
     def of(cls, call: FlexCall) -> "Step":
         """What a finished call did."""
         queries = (call.rows.index + call.past).masked_fill(~call.rows.valid, -1)
-        return cls(queries, dict(sorted(call.selections.items())))
+        return cls(queries, dict(sorted(call.selections.items())), call.memory.features.opened)
 
 
 @dataclass

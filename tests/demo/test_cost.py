@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+import flexkit
 from flexkit.demo.ask import Answer, Asked, ask
 from flexkit.demo.cost import kept_bytes, measure
 from flexkit.demo.task import draw_task
@@ -63,10 +64,15 @@ def test_what_each_way_costs(ways: dict[str, Asked]) -> None:
 def test_kept_bytes_are_those_of_the_tokens(ways: dict[str, Asked], answer: Answer) -> None:
     config = ways["low-res"].way.model.config.text_config
     width, layers = config.hidden_size, config.num_hidden_layers
-    kept = [kept_bytes(asked.generate().past_key_values) // 4 // width for asked in ways.values()]
+    with flexkit.trace(ways["flexkit"].way.model) as trace:
+        kept = [kept_bytes(asked.generate().past_key_values) // 4 // width for asked in ways.values()]
     # The second token of the answer is not read again.
     low_res = 2 * layers * (64 + ways["low-res"].text_tokens + 1)
-    assert kept == [low_res, low_res + (2 * len(answer.layers) + 1) * 576, low_res + 2 * layers * 576]
+    masks = [torch.stack([trace.mask(step, source) for step in range(2)]) for source in answer.layers.values()]
+    read = sum(int(mask.any(0).sum()) for mask in masks)
+    features = 64 * (trace.steps[-1].tiles or 0)
+    assert kept == [low_res, low_res + 2 * read + features, low_res + 2 * layers * 576]
+    assert answer.tiles[0] <= answer.tiles[1] == 9
 
 
 def test_counts_of_tokens(ways: dict[str, Asked], answer: Answer) -> None:
