@@ -254,7 +254,8 @@ class FlexCall:
             elif bool(missing.any()):
                 held = held.and_then(self._project(layer, Tokens.where(missing)))
         if self.keep_projected and self.memory.is_placed:
-            self.memory.projected[layer] = held
+            limit = self.patch.config.limit_kept(self.memory.tokens)
+            self.memory.projected[layer] = held if held.key.shape[2] <= limit else held.only(selected.any(1))
         return held
 
     def _project(self, layer: int, tokens: Tokens | None) -> Projected:

@@ -18,7 +18,7 @@ from flexkit.selection import (
     policy_from_dict,
     policy_to_dict,
 )
-from flexkit.selection._checks import is_int, is_integer, is_number
+from flexkit.selection._checks import is_count, is_int, is_integer, is_number
 from flexkit.zoom import Pair, zoom_pair
 
 __all__ = ["FlexConfig"]
@@ -82,6 +82,10 @@ class FlexConfig:
         to the tokens that are read in it, as in the published code. ``"auto"``: ``"full"`` where the model's shapes
         make that cheap, ``"lazy"`` elsewhere. With a static cache, whose decode steps may be compiled, ``"lazy"`` is
         ``"full"``.
+    kept : int or float, optional
+        At most so many high-res tokens, or this share of them, keep K' and V' in a layer that computes them lazily. If
+        there were more, only those that are being read stay; others are computed again if they are read again. By
+        default all that have been read.
     budget : int or float, optional
         At most so many high-res tokens (or this fraction of them) are selected for one image and querying row.
     alpha : float
@@ -109,6 +113,7 @@ class FlexConfig:
     heads: Sequence[int] | None = None
     tiles: Literal["on_demand", "all"] = "on_demand"
     projection: Literal["lazy", "full", "recompute", "auto"] = "lazy"
+    kept: int | float | None = None
     budget: int | float | None = None
     alpha: float = 1.0
 
@@ -132,6 +137,8 @@ class FlexConfig:
             raise ConfigError(f"replace_dilation must be an int of at least 0, got {self.replace_dilation!r}.")
         if self.start_layer is not None and not is_integer(self.start_layer):
             raise ConfigError(f"start_layer must be an int or None, got {self.start_layer!r}.")
+        if self.kept is not None and not is_count(self.kept):
+            raise ConfigError(f"kept must be a number of tokens, or a share of them in (0, 1]; got {self.kept!r}.")
         if self.heads is not None and not isinstance(self.heads, Sequence):
             raise ConfigError(f"heads must be a sequence of ints or None, got {self.heads!r}.")
         if self.zoom is not None:
@@ -183,6 +190,12 @@ class FlexConfig:
         if self.zoom is None:
             raise ConfigError("this config leaves the zoom to the model; patch a model, or set zoom.")
         return zoom_pair(self.zoom)
+
+    def limit_kept(self, tokens: int) -> int:
+        """How many of so many high-res tokens may keep K' and V' in a layer."""
+        if self.kept is None:
+            return tokens
+        return int(self.kept * tokens) if isinstance(self.kept, float) else self.kept
 
     @property
     def selector(self) -> AttentionMapSelector:

@@ -36,6 +36,10 @@ class Tokens:
         # One column more takes what fills up the rows that hold fewer.
         return found.scatter(1, self.index.masked_fill(~self.valid, tokens), True)[:, :tokens]
 
+    def mask_of(self, wanted: Tensor) -> Tensor:
+        """``(batch, held)``, bool: which of these ``wanted`` ``(batch, tokens)`` names."""
+        return wanted.gather(1, self.index) & self.valid
+
     def of(self, states: Tensor) -> Tensor:
         """Their entries in ``states`` ``(..., batch, tokens, dim)``."""
         index = self.index[..., None].expand(*states.shape[:-2], -1, states.shape[-1])
@@ -87,6 +91,14 @@ class Projected:
             return self if self.tokens is None else later
         key, value = torch.cat([self.key, later.key], dim=2), torch.cat([self.value, later.value], dim=2)
         return Projected(key, value, self.tokens.and_then(later.tokens))
+
+    def only(self, wanted: Tensor) -> "Projected":
+        """Those of the wanted tokens ``(batch, tokens)`` among these."""
+        if self.tokens is None:
+            return self
+        places = Tokens.where(self.tokens.mask_of(wanted))
+        key, value = (places.of(part.transpose(0, 1)).transpose(0, 1) for part in (self.key, self.value))
+        return Projected(key, value, Tokens(self.tokens.index.gather(1, places.index), places.valid))
 
     def rows(self, index: Tensor) -> "Projected":
         """Those of other batch rows."""

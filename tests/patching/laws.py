@@ -92,6 +92,7 @@ def settings_of(**fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, 
         "reduce": st.sampled_from(["sum", "mean", "max"]),
         "tiles": st.sampled_from(["on_demand", "all"]),
         "projection": st.sampled_from(["lazy", "full", "recompute", "auto"]),
+        "kept": st.sampled_from([None, 2, 0.4]),
         "budget": st.sampled_from([None, 0.3, 2]),
         "alpha": st.sampled_from([1.0, 0.3]),
     }

@@ -217,6 +217,19 @@ def test_when_tokens_are_encoded_and_projected_changes_nothing(
         torch.testing.assert_close(other.logits, answers[0].logits, **ROUNDED)
 
 
+@pytest.mark.parametrize("name", MAIN)
+@torch.no_grad()
+def test_what_is_kept_is_bounded(name: str) -> None:
+    model, held = model_of(name), {}
+    inputs = prompt(FAMILIES[name], [Row(), Row(images=())], zoom=(2, 2))
+    for kept in (None, 0.34):
+        with patched(model, start_layer=2, zoom=2, policy=flexkit.TopK(1), kept=kept):
+            memory = cached_memory(generate(model, inputs, 9).past_key_values)
+        assert memory is not None
+        held[kept] = max(projected.key.shape[2] for projected in memory.projected.values())
+    assert held[0.34] <= 0.34 * memory.tokens < held[None]
+
+
 @pytest.mark.parametrize("name", ["llava", "gemma3"])
 @pytest.mark.parametrize("beams", [1, 2])
 @torch.no_grad()
