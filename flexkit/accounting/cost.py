@@ -114,9 +114,10 @@ def cost(
 
     Examples
     --------
+    >>> import flexkit
     >>> costs = flexkit.cost("llava-1.5-7b", 1008, prompt=60, new_tokens=5, selected=0.1)
     >>> round(costs["flexkit"].tflops, 1), round(costs["recompute"].tflops, 1)
-    (13.4, 17.5)
+    (13.4, 17.4)
     """
     shapes = _config_of(model_or_config)
     if low_res_size is not None and hasattr(shapes.vision_config, "image_size"):
