@@ -40,7 +40,20 @@ def test_losses_are_those_of_models_that_read_in_one_layer(model: Any, samples: 
         assert found.losses[layer] == pytest.approx(float(model(**joint).loss), abs=1e-5)
         flexkit.unpatch_model(model)
     assert len(set(found.losses.values())) == 4
-    assert found.losses[found.layer] == min(found.losses.values()) == pytest.approx(found.base_loss - found.gain)
+
+
+@pytest.mark.parametrize(
+    ("losses", "layer", "gain"),
+    [((2.0, 1.0, 1.0, 1.9), 1, 1.0), ((2.0, 1.4, 1.0), 1, 1.0), ((1.6, 2.0, 1.0), 2, 1.0), ((1.0, 2.0, 1.0), 0, 1.0)],
+)
+def test_the_first_layer_that_reads_well(losses: tuple[float, ...], layer: int, gain: float) -> None:
+    found = flexkit.LayerProbe(dict(enumerate(losses)), 2.0)
+    assert (found.layer, found.gain) == (layer, gain)
+
+
+def test_no_layer_reads() -> None:
+    found = flexkit.LayerProbe({2: 1.2, 0: 1.3, 1: 1.1}, 1.0)
+    assert (found.layer, found.gain) == (1, 0.0)
 
 
 def test_what_cannot_be_probed(model: Any, samples: list[dict[str, torch.Tensor]]) -> None:
