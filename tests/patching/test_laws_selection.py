@@ -96,8 +96,9 @@ def test_tiles_that_nobody_selects_do_not_matter(
 
 @pytest.mark.parametrize("name", MAIN)
 @settings(max_examples=10)
-@given(data=st.data(), config=settings_of(alpha=st.just(1.0)))
+@given(data=st.data(), config=settings_of(alpha=st.just(1.0), projection=st.just("full")))
 def test_unselected_tokens_get_no_gradient(name: str, data: st.DataObject, config: dict[str, Any]) -> None:
+    """Where they are projected at all."""
     model = model_of(name)
     inputs = prompt(FAMILIES[name], data.draw(batches(name, max_rows=2)), zoom=config["zoom"])
     outputs: dict[tuple[int, str], Tensor] = {}
