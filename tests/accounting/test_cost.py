@@ -29,6 +29,12 @@ BILLIONS = {
 """Parameters that the models' cards state."""
 SIZES = {"qwen2.5-vl-7b": 1008, "qwen3-vl-8b": 1024}
 WORDS, NEW = 9, 3
+WAYS: dict[str, dict[str, Any]] = {
+    "flexkit": {"tiles": "all"},
+    "flexkit_on_demand": {"tiles": "on_demand"},
+    "flexkit_full": {"tiles": "all", "projection": "full"},
+    "recompute": {"tiles": "all", "projection": "recompute"},
+}
 CONFIG = FlexConfig(start_layer=1, zoom=2, policy=Center(2))
 
 
@@ -71,9 +77,11 @@ def test_low_res_and_flexkit(name: str) -> None:
     flops, kept = run(model, low_res(inputs))
     assert costs["low_res"].tflops * 1e12 == pytest.approx(flops, rel=2e-3)
     assert costs["low_res"].kv_bytes == kept
-    for way, projection in (("flexkit", "lazy"), ("flexkit_full", "full"), ("recompute", "recompute")):
-        flexkit.patch_model(model, CONFIG.replace(projection=projection), trained=True)
-        flops, kept = run(model, inputs)
+    for way, settings in WAYS.items():
+        flexkit.patch_model(model, CONFIG.replace(**settings), trained=True)
+        with flexkit.trace(model) as trace:
+            flops, kept = run(model, inputs)
+        costs = counted(model, side, words, policy=CONFIG.policy, tiles=trace.steps[-1].tiles)
         flexkit.unpatch_model(model)
         assert costs[way].kv_bytes == kept
         assert costs[way].tflops * 1e12 == pytest.approx(flops, rel=1e-2), way
