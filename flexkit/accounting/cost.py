@@ -76,7 +76,7 @@ def cost(
     Parameters
     ----------
     model_or_config : transformers.PreTrainedModel or transformers.PretrainedConfig or str
-        A model, its config, a folder or hub id, or one of the names in :data:`flexkit.accounting.KNOWN`.
+        A model, its config, a folder or hub id, or one of the names in :data:`flexkit.accounting.known.KNOWN`.
     image_size : int, optional
         Side of the high-res view in pixels; by default the default zoom times that of the low-res view.
     prompt : int
