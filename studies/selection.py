@@ -33,16 +33,13 @@ def study(folder: Path, stage: str, seed: int, count: int) -> dict[str, dict[str
         (name, str(cells)): policy(cells) for name, policy in POLICIES.items() for cells in CELLS
     }
     points |= {("threshold", f"{value}/255"): flexkit.Threshold(value / 255) for value in THRESHOLDS}
-    ways = {
-        point: Way(
-            *load_model(stage, weights=folder, policy=policy), oracle=policy if isinstance(policy, Oracle) else None
-        )
-        for point, policy in points.items()
-    }
-    scores: dict[tuple[str, str], list[Score]] = {point: [] for point in ways}
+    model, processor = load_model(stage, weights=folder)
+    scores: dict[tuple[str, str], list[Score]] = {point: [] for point in points}
     for first in tqdm(range(0, count, BATCH), desc=str(folder), unit="batch"):
         batch = Batch.draw("attribute", seed, range(first, min(first + BATCH, count)))
-        for point, way in ways.items():
+        for point, policy in points.items():
+            flexkit.set_policy(model, policy)
+            way = Way(model, processor, oracle=policy if isinstance(policy, Oracle) else None)
             scores[point].append(score(way, batch))
     found: dict[str, dict[str, dict[str, float]]] = {}
     for (name, amount), of in scores.items():

@@ -40,6 +40,7 @@ def test_losses_are_those_of_models_that_read_in_one_layer(model: Any, samples: 
         assert found.losses[layer] == pytest.approx(float(model(**joint).loss), abs=1e-5)
         flexkit.unpatch_model(model)
     assert len(set(found.losses.values())) == 4
+    assert found.gain == max(0.0, found.base_loss - min(found.losses.values()))
 
 
 @pytest.mark.parametrize(

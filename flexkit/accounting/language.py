@@ -1,6 +1,5 @@
 """What the language model computes and keeps, on the meta device."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,26 +46,26 @@ class HighResReading:
 
     patch: Patch
 
-    @property
-    def layers(self) -> list[DecoderLayer]:
-        """Those that read."""
-        return [layer for index, layer in self.patch.layers.items() if index >= self.patch.start_layer]
-
     def projection(self, tokens: int) -> TextCost:
         """K' and V' of so many tokens in every layer."""
         made: list[Tensor] = []
-        flops = count_flops(lambda: made.extend(part for layer in self.layers for part in self._project(layer, tokens)))
-        return TextCost(flops, sum(map(_bytes, made)))
+
+        def run() -> None:
+            for layer in self.patch.reading.values():
+                made.extend(self._project(layer, tokens))
+
+        flops = count_flops(run)
+        return TextCost(flops, sum(part.nbytes for part in made))
 
     def attention_flops(self, keys: int, tokens: int) -> int:
         """Operations of one querying position: for the maps over so many keys, and for reading among so many tokens."""
-        key, value = (part.shape[-1] for part in self._project(self.layers[0], 1))
+        key, value = (part.shape[-1] for part in self._project(next(iter(self.patch.reading.values())), 1))
         replaces = self.patch.config.low_res_keys == "replace"
         products = 0
         for index, layer in self.patch.layers.items():
             seen = min(keys, getattr(layer.attention, "sliding_window", None) or keys)
             products += seen * key
-            if index >= self.patch.start_layer:
+            if index in self.patch.reading:
                 products += tokens * (key + value) + replaces * seen * value
         decoder: Any = self.patch.decoder
         return int(2 * decoder.config.num_attention_heads * products)
@@ -84,8 +83,4 @@ def _states(model: Any, tokens: int) -> Tensor:
 
 
 def _kept(cache: DynamicCache) -> int:
-    return sum(_bytes(part) for layer in cache.layers for part in (layer.keys, layer.values))
-
-
-def _bytes(tensor: Tensor) -> int:
-    return math.prod(tensor.shape) * tensor.element_size()
+    return sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))

@@ -69,12 +69,12 @@ class Tower:
     def flops(self, side: int) -> int:
         """Operations for one square view as one picture."""
         if isinstance(self.geometry, FixedGrid):
-            return count_flops(partial(self.geometry.encode_tiles, self.model, self._tiles(1)))
+            return count_flops(partial(self.geometry.encode_tiles, self.model, self._tiles()))
         return _dynamic_flops(self.model, side)
 
-    def _tiles(self, count: int) -> list[Tensor]:
+    def _tiles(self) -> list[Tensor]:
         channels = getattr(_vision(self.model), "num_channels", 3)
-        tile = torch.empty(count, channels, *(self.size or ()), dtype=self.model.dtype, device="meta")
+        tile = torch.empty(1, channels, *(self.size or ()), dtype=self.model.dtype, device="meta")
         return [tile] * len(self.geometry.inputs)
 
 

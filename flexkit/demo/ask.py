@@ -86,7 +86,7 @@ class Answer:
     def layers(self) -> dict[int, int]:
         """The layers that read high-res tokens, each with the layer that chose for it."""
         patch = get_patch(self.asked.way.model)
-        return {layer: patch.source(layer) for layer in patch.layers if layer >= patch.start_layer}
+        return {layer: patch.source(layer) for layer in patch.reading}
 
     @property
     def high_res_tokens(self) -> int:

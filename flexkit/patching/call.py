@@ -244,18 +244,16 @@ class FlexCall:
         held = self.memory.projected.get(layer)
         if held is not None and held.tokens is None:
             return held
+        wanted = selected.any(1)
         if self.projection == "full" or torch.compiler.is_compiling():
             held = self._project(layer, None)
-        else:
-            wanted = selected.any(1)
-            missing = wanted if held is None else held.missing(wanted)
-            if held is None:
-                held = self._project(layer, Tokens.where(missing))
-            elif bool(missing.any()):
-                held = held.and_then(self._project(layer, Tokens.where(missing)))
+        elif held is None:
+            held = self._project(layer, Tokens.where(wanted))
+        elif bool((missing := held.missing(wanted)).any()):
+            held = held.and_then(self._project(layer, Tokens.where(missing)))
         if self.keep_projected and self.memory.is_placed:
             limit = self.patch.config.limit_kept(self.memory.tokens)
-            self.memory.projected[layer] = held if held.key.shape[2] <= limit else held.only(selected.any(1))
+            self.memory.projected[layer] = held if held.key.shape[2] <= limit else held.only(wanted)
         return held
 
     def _project(self, layer: int, tokens: Tokens | None) -> Projected:

@@ -68,7 +68,7 @@ class Projected:
     @property
     def bytes(self) -> int:
         """What they take up."""
-        return sum(part.numel() * part.element_size() for part in (self.key, self.value))
+        return int(self.key.nbytes + self.value.nbytes)
 
     def of(self, states: Tensor) -> Tensor:
         """The entries of these tokens in ``states`` ``(batch, ..., tokens)``."""

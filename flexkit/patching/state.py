@@ -83,9 +83,14 @@ class Patch:
         return "full" if getattr(cache, "is_compileable", False) else self.config.projection
 
     @property
+    def reading(self) -> dict[int, DecoderLayer]:
+        """The layers that read high-res tokens."""
+        return {index: layer for index, layer in self.layers.items() if index >= self.start_layer}
+
+    @property
     def sources(self) -> set[int]:
         """The layers whose maps are read."""
-        return {self.source(layer) for layer in self.layers if layer >= self.start_layer}
+        return {self.source(layer) for layer in self.reading}
 
 
 def is_patched(model: nn.Module) -> bool:

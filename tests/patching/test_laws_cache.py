@@ -196,7 +196,9 @@ def test_keeping_projections_changes_nothing(name: str, data: st.DataObject, con
         return torch.stack(found)
 
     with patched(model, **config):
-        torch.testing.assert_close(steps(disturbed=True), steps(disturbed=False), **ROUNDED)
+        exactly = {"rtol": 0, "atol": 0}  # computed again, other tokens are computed together
+        tolerance = ROUNDED if way == "again" else exactly
+        torch.testing.assert_close(steps(disturbed=True), steps(disturbed=False), **tolerance)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
