@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("flexkit needs Python 3.11 or newer, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'
 	@test -e $@ || { echo "Setting up $(VENV), once; this takes a few minutes."; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	@rm -f $@
-	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[viz,train,docs,dev]'
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[viz,train,tiff,docs,dev]'
 	@touch $@
 
 test: $(TORCHAO)/.stamp

@@ -5,7 +5,15 @@ from importlib.metadata import version
 from flexkit.accounting import Cost, cost
 from flexkit.attention import HierarchicalAttentionOutput, HierarchicalSelfAttention
 from flexkit.checkpoints import from_pretrained, load_flex, load_llava_flexattn, save_flex
-from flexkit.encoding import DualResolutionEncoder, DualResolutionOutput
+from flexkit.encoding import (
+    ArraySource,
+    DualResolutionEncoder,
+    DualResolutionOutput,
+    PictureSource,
+    TileSource,
+    TileView,
+    open_tiff,
+)
 from flexkit.errors import (
     CheckpointError,
     ConfigError,
@@ -54,6 +62,7 @@ from flexkit.tracing import Trace, trace
 __version__ = version("flexkit-vlm")
 
 __all__ = [
+    "ArraySource",
     "AttentionMapSelector",
     "Border",
     "Center",
@@ -76,12 +85,15 @@ __all__ = [
     "LayerProbe",
     "Nothing",
     "PatchError",
+    "PictureSource",
     "Policy",
     "PolicyError",
     "Pooled",
     "Random",
     "Schedule",
     "Threshold",
+    "TileSource",
+    "TileView",
     "TopK",
     "TopP",
     "Trace",
@@ -95,6 +107,7 @@ __all__ = [
     "is_patched",
     "load_flex",
     "load_llava_flexattn",
+    "open_tiff",
     "patch_model",
     "probe_start_layer",
     "register_geometry",

@@ -79,7 +79,7 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([turned, plain], dim=-1)
 
 
-def interpolate_table(table: Tensor, grid: tuple[int, int], zoom: int | Pair) -> Tensor:
+def interpolate_table(table: Tensor, grid: tuple[int, int], zoom: int | Pair, tokens: Tensor | None = None) -> Tensor:
     """Interpolate a cosine or sine table of the low-res image tokens to the high-res grid, as published.
 
     The *values* are interpolated, bicubically and with half-pixel centres, not the angles: the result is not
@@ -93,11 +93,13 @@ def interpolate_table(table: Tensor, grid: tuple[int, int], zoom: int | Pair) ->
         Low-res ``(rows, columns)``.
     zoom : int or tuple of int
         High-res cells per low-res cell and axis.
+    tokens : torch.Tensor, optional
+        ``(tokens,)``, int64: the high-res tokens that are wanted, in raster order; all by default.
 
     Returns
     -------
     torch.Tensor
-        ``(..., zoomed rows * zoomed columns, dim)`` in the dtype of ``table``.
+        ``(..., zoomed rows * zoomed columns, dim)``, or ``(..., tokens, dim)``, in the dtype of ``table``.
     """
     rows, columns = grid
     zoom_rows, zoom_columns = zoom_pair(zoom)
@@ -105,8 +107,15 @@ def interpolate_table(table: Tensor, grid: tuple[int, int], zoom: int | Pair) ->
     dtype = torch.promote_types(table.dtype, torch.float32)
     image = rearrange(table.reshape(-1, *table.shape[-2:]).to(dtype), "b (r c) d -> b d r c", r=rows)
     size = (rows * zoom_rows, columns * zoom_columns)
+    if tokens is not None and len(tokens) * columns < size[0] * size[1]:
+        down, across = (_taps(length, wanted, image) for length, wanted in zip(grid, size, strict=True))
+        part = torch.einsum("nr,bdrc->bndc", down[tokens // size[1]], image)
+        some = torch.einsum("nc,bndc->bnd", across[tokens % size[1]], part)
+        return some.reshape(*batch, *some.shape[1:]).to(table.dtype)
     image = F.interpolate(image, size=size, mode="bicubic", align_corners=False)
-    return rearrange(image, "b d r c -> b (r c) d").reshape(*batch, size[0] * size[1], -1).to(table.dtype)
+    whole = rearrange(image, "b d r c -> b (r c) d")
+    whole = whole if tokens is None else whole[:, tokens]
+    return whole.reshape(*batch, *whole.shape[1:]).to(table.dtype)
 
 
 def fractional_positions(positions: Tensor, grid: tuple[int, int], zoom: int | Pair) -> Tensor:
@@ -136,6 +145,12 @@ def fractional_positions(positions: Tensor, grid: tuple[int, int], zoom: int | P
     values = _refine(values, zoom_columns)
     values = _refine(values.transpose(-1, -2), zoom_rows).transpose(-1, -2)
     return values.flatten(-2)
+
+
+def _taps(length: int, size: int, like: Tensor) -> Tensor:
+    """``(size, length)``: what each low-res row, or column, counts for in each high-res one."""
+    rows = torch.eye(length, dtype=like.dtype, device=like.device)[None, :, :, None]
+    return F.interpolate(rows, size=(size, 1), mode="bicubic", align_corners=False)[0, :, :, 0].T
 
 
 def _refine(values: Tensor, zoom: int) -> Tensor:

@@ -16,6 +16,7 @@ from flexkit.lazy import lazy
 from flexkit.patching.features import Encode, no_tiles
 from flexkit.patching.masks import rows_of_mask
 from flexkit.patching.memory import HighResMemory, attach_memory
+from flexkit.patching.opening import open_tokens
 from flexkit.patching.positions import high_res_tables
 from flexkit.patching.projected import Projected, Tokens
 from flexkit.patching.selections import ImageGroup, Selection, bias_of_tokens, group_images, select_tokens
@@ -43,6 +44,8 @@ class FlexCall:
     """Whether the selections of all layers are wanted, also those that no layer reads."""
     selections: dict[int, Selection] = field(default_factory=dict)
     """What each layer selected; kept by layer, because gradient checkpointing runs layers again."""
+    opened: dict[int, Selection] = field(default_factory=dict)
+    """What each layer's map over the high-res tokens selected on the levels below."""
     visited: set[int] = field(default_factory=set)
 
     @classmethod
@@ -70,7 +73,7 @@ class FlexCall:
 
     def querying(self, rows: QueryRows) -> "FlexCall":
         """The same call with other querying positions, before any layer has run."""
-        return replace(self, rows=rows, selections={}, visited=set())
+        return replace(self, rows=rows, selections={}, opened={}, visited=set())
 
     def keep(self, cache: object) -> None:
         """Leave with the KV cache what the next calls of a generation need."""
@@ -163,13 +166,15 @@ class FlexCall:
 
         source = self.patch.source(layer)
         self.check_visited([source])
-        selection = self.selections[source]
+        selection = self.selections[source].and_then(self.opened.get(self.patch.before(layer)))
         selected = selection.tokens(self.memory) & self.rows.valid[..., None]
         projected = self._projected(layer, selected)
         high_res_bias: Tensor | float = self.patch.config.logit_bias
         if bias is not None:
-            high_res_bias = high_res_bias + projected.of(bias_of_tokens(bias, self.groups, self.memory, offset))
+            groups = tuple(group for level in self.levels for group in level)
+            high_res_bias = high_res_bias + projected.of(bias_of_tokens(bias, groups, self.memory, offset))
         high_res_logits = attention_logits(queries, projected.key, scaling=scaling, softcap=softcap, bias=high_res_bias)
+        among = projected.among(selected)
         plain = self.rows.gather(base).transpose(1, 2)
         replaced = None
         if self.patch.config.low_res_keys == "replace":
@@ -180,11 +185,14 @@ class FlexCall:
             value,
             high_res_logits,
             projected.value,
-            projected.among(selected),
+            among,
             replaced=replaced,
             sinks=sinks,
             dropout=dropout,
         )
+        if len(self.levels) > 1:
+            seen = logits if replaced is None else logits.masked_fill(replaced[:, None], -torch.inf)
+            self.opened[layer] = self._open(layer, seen, high_res_logits, among, projected.tokens, selected, sinks)
         if self.patch.config.alpha < 1.0:
             merged = torch.lerp(plain, merged, self.patch.config.alpha)
         return self.rows.scatter(merged.transpose(1, 2), base)[:, skipped:]
@@ -203,9 +211,15 @@ class FlexCall:
         return self.rows.gather(states.expand(len(self.rows.mask), *states.shape[1:]).transpose(1, 2)).transpose(1, 2)
 
     @lazy
+    def levels(self) -> tuple[tuple[ImageGroup, ...], ...]:
+        """On each level of a pyramid the images by grid."""
+        depth = max((span.level for span in self.memory.images), default=0) + 1
+        return tuple(group_images(span for span in self.memory.images if span.level == level) for level in range(depth))
+
+    @property
     def groups(self) -> tuple[ImageGroup, ...]:
-        """The images by grid."""
-        return group_images(self.memory.images)
+        """The images by grid, on the first level."""
+        return self.levels[0]
 
     @lazy
     def _sources(self) -> set[int]:
@@ -237,6 +251,30 @@ class FlexCall:
                 shared_from=self._shared_from,
                 sparse=self.patch.layers[layer].is_sparse,
                 beside=not self.memory.in_sequence,
+            )
+
+    def _open(
+        self,
+        layer: int,
+        logits: Tensor,
+        high_res_logits: Tensor,
+        among: Tensor,
+        tokens: Tokens | None,
+        selected: Tensor,
+        sinks: Tensor | None,
+    ) -> Selection:
+        """What the joint attention of a layer selects on the levels below."""
+        with torch.no_grad():
+            read = high_res_logits.masked_fill(~among[:, None], -torch.inf)
+            attention = attention_map(torch.cat([logits, read], dim=-1), sinks)[..., logits.shape[-1] :]
+            return open_tokens(
+                self.patch.config.selector,
+                self.levels,
+                attention,
+                tokens,
+                selected,
+                layer=layer + 1,
+                shared_from=self._shared_from,
             )
 
     def _projected(self, layer: int, selected: Tensor) -> Projected:

@@ -45,6 +45,10 @@ class FlexConfig:
     zoom : int or tuple of int, optional
         Side of the high-res view over the low-res view, for both axes or as (rows, columns). By default 3 for towers of
         a fixed size, 2 for those that take any size.
+    levels : int
+        How many times the high-res view zooms in, ``zoom`` times further each time (3, 9, 27, ...): where a layer
+        looks in the tokens of one level, the next layer reads those of the level below. Only for towers of a fixed
+        size, and with images given tile by tile, as :class:`flexkit.FlexProcessor` then does.
     policy : Policy or callable or Schedule, optional
         Which cells a querying row reads; see :doc:`/tutorials/policy`. By default the paper's threshold, 48/255.
     queries : {"last", "all"} or torch.Tensor
@@ -87,7 +91,8 @@ class FlexConfig:
         there were more, only those that are being read stay; others are computed again if they are read again. By
         default all that have been read.
     budget : int or float, optional
-        At most so many high-res tokens (or this fraction of them) are selected for one image and querying row.
+        At most so many high-res tokens (or this fraction of those of the first level) are selected for one image and
+        querying row, on each level.
     alpha : float
         Weight of the hierarchical output for querying rows, against the base model's; training ramps it from 0 to 1.
 
@@ -99,6 +104,7 @@ class FlexConfig:
 
     start_layer: int | None = None
     zoom: int | Pair | None = None
+    levels: int = 1
     policy: Policy | Schedule | Callable[[Tensor], Tensor] | None = None
     queries: Literal["last", "all"] | Tensor = "last"
     select_from: Literal["previous", "same"] = "previous"
@@ -133,6 +139,8 @@ class FlexConfig:
             raise ConfigError(f"logit_bias must be a finite number, got {self.logit_bias!r}.")
         if self.gate is not None and (not is_number(self.gate) or not self.gate >= 0.0):
             raise ConfigError(f"gate is an entropy in nats, at least 0, or None; got {self.gate!r}.")
+        if not is_int(self.levels, minimum=1):
+            raise ConfigError(f"levels must be an int of at least 1, got {self.levels!r}.")
         if not is_int(self.replace_dilation, minimum=0):
             raise ConfigError(f"replace_dilation must be an int of at least 0, got {self.replace_dilation!r}.")
         if self.start_layer is not None and not is_integer(self.start_layer):
@@ -159,10 +167,11 @@ class FlexConfig:
 
     @classmethod
     def training_free(cls, **settings: Any) -> Self:
-        """A mechanism for frozen models without trained projections: select and read in the same layer.
+        """A mechanism for frozen models without trained projections: every layer reads what its own map selects.
 
         The high-res tokens replace the low-res ones of their cells, behind the layer's input norm, at fractional
-        positions, and only where the low-res answer is uncertain (by 1 nat).
+        positions, and only where the low-res answer is uncertain (by 1 nat). What that gives is measured in
+        :doc:`/evidence`: details that one look finds, and no better answer to where something is.
 
         Parameters
         ----------
@@ -170,6 +179,7 @@ class FlexConfig:
             Any field of this class, in place of the preset's.
         """
         preset: dict[str, Any] = {
+            "start_layer": 0,
             "select_from": "same",
             "low_res_keys": "replace",
             "replace_dilation": 1,

@@ -1,7 +1,7 @@
 """Features of the high-res tokens: all encoded at once, or tile by tile when a token in it is first read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from flexkit.patching.memory import ImageSpan
 
 __all__ = ["Encode", "Encoded", "Features", "Tiled", "TiledImage", "no_tiles"]
+
+_TOGETHER = 64
+"""How many tiles are read and encoded at a time, which bounds the memory that they take up."""
 
 Encode = Callable[[Sequence[Tensor]], Tensor]
 """From tiles ``(tiles, channels, height, width)``, in every size that a model takes them in, to their cells
@@ -89,8 +92,8 @@ class Encoded(Features):
 class TiledImage:
     """One image in tiles, of which some have been encoded."""
 
-    tiles: tuple[Tensor, ...]
-    """Each ``(tiles, channels, height, width)``: one for every size that the model takes."""
+    read: Callable[[Tensor], Sequence[Tensor]]
+    """From indices of tiles to these, ``(tiles, channels, height, width)`` in every size that the model takes."""
     grid: Pair
     """Cells of a tile."""
     zoom: Pair
@@ -101,7 +104,7 @@ class TiledImage:
     """``(tiles,)``, int64: where in :attr:`cells` a tile is; -1 if it has not been encoded."""
 
     def __post_init__(self) -> None:
-        self.slots = torch.full((len(self.tiles[0]),), -1, device=self.cells.device)
+        self.slots = torch.full((self.zoom[0] * self.zoom[1],), -1, device=self.cells.device)
 
     def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tile, and cell in it, of tokens in raster order."""
@@ -168,17 +171,31 @@ class Tiled(Features):
         return Tiled(self.images + later.images)
 
     def _open(self, tokens: Sequence[tuple[TiledImage, Tensor]], encode: Encode) -> None:
-        """Encode what is missing, all at once."""
+        """Encode what is missing."""
         missing: list[tuple[TiledImage, Tensor]] = []
         for image in self.images:
             own = [index for other, index in tokens if other is image]
             tiles = image.missing(torch.cat(own)) if own else image.slots[:0]
             if len(tiles):
                 missing.append((image, tiles))
-        if not missing:
-            return
-        batch = zip(*([view[tiles] for view in image.tiles] for image, tiles in missing), strict=True)
-        cells = encode([torch.cat(views) for views in batch])
-        parts: Sequence[Tensor] = torch.split(cells, [len(tiles) for _, tiles in missing])
-        for (image, tiles), part in zip(missing, parts, strict=True):
-            image.add(tiles, part)
+        for batch in _batches(missing):
+            views = zip(*(image.read(tiles) for image, tiles in batch), strict=True)
+            cells = encode([torch.cat(view) for view in views])
+            parts: Sequence[Tensor] = torch.split(cells, [len(tiles) for _, tiles in batch])
+            for (image, tiles), part in zip(batch, parts, strict=True):
+                image.add(tiles, part)
+
+
+def _batches(missing: Sequence[tuple[TiledImage, Tensor]]) -> Iterator[list[tuple[TiledImage, Tensor]]]:
+    """The same tiles, so many at a time as are encoded together."""
+    batch: list[tuple[TiledImage, Tensor]] = []
+    room = _TOGETHER
+    for image, tiles in missing:
+        while len(tiles):
+            batch.append((image, tiles[:room]))
+            tiles, room = tiles[room:], room - len(tiles[:room])
+            if not room:
+                yield batch
+                batch, room = [], _TOGETHER
+    if batch:
+        yield batch

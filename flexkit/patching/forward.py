@@ -13,8 +13,8 @@ from flexkit.errors import ConfigError
 from flexkit.patching.call import FlexCall
 from flexkit.patching.config_view import CALL
 from flexkit.patching.gate import restore, snapshot, uncertain_positions
-from flexkit.patching.images import PREFIX, check_names
 from flexkit.patching.state import Patch, get_patch
+from flexkit.patching.views import PREFIX, check_names
 
 __all__ = ["FORWARD", "base_forward", "make_forward", "place_images", "take_high_res"]
 

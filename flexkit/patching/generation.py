@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from flexkit.patching.forward import take_high_res
-from flexkit.patching.images import PREFIX
 from flexkit.patching.queries import asks_last
 from flexkit.patching.state import METHODS, get_patch, is_patched
+from flexkit.patching.views import PREFIX
 
 __all__ = ["EXPAND", "candidate_generator", "expand_inputs", "of_class"]
 

@@ -1,38 +1,22 @@
 """Reading the high-res views of the images in a prompt."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flexkit.encoding import pyramid
 from flexkit.errors import HighResInputError
-from flexkit.patching.features import Tiled, TiledImage
+from flexkit.patching.features import Encoded, Tiled, TiledImage
 from flexkit.patching.memory import HighResMemory, ImageSpan
 from flexkit.patching.state import Patch
-from flexkit.selection import margin_cells
+from flexkit.patching.views import ReadTiles, View, checked_view
 from flexkit.zoom import Pair
 
-__all__ = ["PREFIX", "View", "check_names", "checked_view", "input_names", "read_images"]
-
-PREFIX = "hd_"
-_OPTIONAL = ("hd_image_sizes", "hd_queries", "hd_repeats", "hd_image_tokens")
-
-
-def input_names(patch: Patch) -> tuple[str, ...]:
-    """The arguments that a patched model takes besides its own."""
-    names = [PREFIX + name for name in patch.geometry.inputs]
-    return tuple(dict.fromkeys((*names, *_OPTIONAL)))
-
-
-def check_names(model: nn.Module, patch: Patch, inputs: Mapping[str, object]) -> None:
-    """Raise :class:`~flexkit.errors.HighResInputError` for ``hd_*`` inputs that a patched model does not take."""
-    unknown = sorted(set(inputs) - set(input_names(patch)))
-    if unknown:
-        raise HighResInputError(
-            f"{type(model).__name__} takes no {unknown}; its high-res inputs are {list(input_names(patch))}."
-        )
+__all__ = ["read_images"]
 
 
 def read_images(
@@ -73,63 +57,40 @@ def read_images(
     view = checked_view(model, patch, inputs, low_res)
     layouts = [geometry.layout(model, grid) for grid in view.grids]
     spans = _spans(image_tokens[::repeats], view.grids, layouts, zoom, view.margins, past, geometry.overview_only)
-    tiles = geometry.cut(view.inputs, zoom) if patch.config.tiles == "on_demand" else None
-    if tiles is None:
-        features = geometry.encode(model, view.inputs, view.grids, zoom)
-        for feature, span in zip(features, spans, strict=True):
-            if len(feature) != span.tokens:
-                raise HighResInputError(
-                    f"the model encoded a high-res view to {len(feature)} tokens; a {span.grid} grid zoomed {zoom} has "
-                    f"{span.tokens}."
-                )
-        memory = HighResMemory.pack(features, spans, len(image_tokens) // repeats)
+    batch = len(image_tokens) // repeats
+    if view.tiles is None:
+        memory = _whole(model, patch, view, spans, batch)
     else:
-        width = model.get_input_embeddings().embedding_dim
-        unread = torch.empty(0, 1, width, dtype=model.dtype, device=image_tokens.device)
-        images = tuple(TiledImage(own, grid, zoom, unread) for own, grid in zip(tiles, view.grids, strict=True))
-        memory = HighResMemory.laid_out(Tiled(images), spans, len(image_tokens) // repeats)
+        memory = _in_tiles(model, patch, view.tiles, spans, batch)
     return memory if repeats == 1 else memory.repeat_interleave(repeats)
 
 
-@dataclass(frozen=True)
-class View:
-    """The high-res view of all images, found to be one."""
-
-    inputs: dict[str, Tensor]
-    """Without the prefix of their names."""
-    grids: list[Pair]
-    margins: Tensor
-    """``(images, 2)``: padded cells on each side."""
-
-
-def checked_view(model: nn.Module, patch: Patch, inputs: Mapping[str, Tensor], low_res: Mapping[str, object]) -> View:
-    """What the ``hd_*`` inputs show, checked against the model and the base model's inputs."""
-    geometry, zoom = patch.geometry, patch.config.zoom_pair
-    missing = [PREFIX + name for name in geometry.inputs if PREFIX + name not in inputs]
-    if missing:
-        raise HighResInputError(f"high-res inputs lack {missing}; pass all of {list(input_names(patch)[:-3])}.")
-    wrong = [f"{name} ({type(value).__name__})" for name, value in inputs.items() if not isinstance(value, Tensor)]
-    if wrong:
-        raise HighResInputError(f"high-res inputs must be tensors, not {', '.join(wrong)}; use return_tensors='pt'.")
-    views = {name: inputs[PREFIX + name] for name in geometry.inputs}
-    for name, view in views.items():
-        if view.is_floating_point() and not bool(torch.isfinite(view).all()):
-            raise HighResInputError(f"{PREFIX}{name} holds NaN or infinite values.")
-    grids = geometry.grids(model, views, zoom)
-    geometry.check_low_res(model, low_res, grids)
-    margins = _margins(None if "image_sizes" in views else inputs.get("hd_image_sizes"), grids)
-    return View(views, grids, margins)
+def _whole(model: Any, patch: Patch, view: View, spans: Sequence[ImageSpan], batch: int) -> HighResMemory:
+    """The memory of views that are encoded as a whole."""
+    features = patch.geometry.encode(model, view.inputs, view.grids, patch.config.zoom_pair)
+    for feature, span in zip(features, spans, strict=True):
+        if len(feature) != span.tokens:
+            raise HighResInputError(
+                f"the model encoded a high-res view to {len(feature)} tokens; a {span.grid} grid zoomed {span.zoom} "
+                f"has {span.tokens}."
+            )
+    return HighResMemory.pack(features, spans, batch)
 
 
-def _margins(image_sizes: Tensor | None, grids: Sequence[Pair]) -> Tensor:
-    if image_sizes is None:
-        return torch.zeros(len(grids), 2, dtype=torch.long)
-    if image_sizes.shape != (len(grids), 2):
-        raise HighResInputError(
-            f"hd_image_sizes has shape {tuple(image_sizes.shape)}; expected ({len(grids)}, 2): the (height, width) "
-            "of each original image."
-        )
-    return torch.cat([margin_cells(size[None].cpu(), grid) for size, grid in zip(image_sizes, grids, strict=True)])
+def _in_tiles(
+    model: Any, patch: Patch, tiles: Sequence[Sequence[ReadTiles]], spans: Sequence[ImageSpan], batch: int
+) -> HighResMemory:
+    """The memory of views in tiles, every level of which stands for itself."""
+    levels = list(enumerate(pyramid(patch.config.zoom_pair, patch.config.levels)))
+    of_levels = [replace(span, zoom=zoom, level=level) for span in spans for level, zoom in levels]
+    unread = torch.empty(0, 1, model.get_input_embeddings().embedding_dim, dtype=model.dtype, device=model.device)
+    readers = [read for own in tiles for read in own]
+    images = [TiledImage(read, of.grid, of.zoom, unread) for read, of in zip(readers, of_levels, strict=True)]
+    memory = HighResMemory.laid_out(Tiled(tuple(images)), of_levels, batch)
+    if patch.config.tiles == "on_demand":
+        return memory
+    encode = partial(patch.geometry.encode_tiles, model)
+    return replace(memory, features=Encoded(memory.features_of(None, encode)))
 
 
 def _spans(

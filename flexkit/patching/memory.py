@@ -35,6 +35,8 @@ class ImageSpan:
     """``(2,)``, int64: padded cells on each side, along rows and columns."""
     positions: Tensor | None = None
     """``(axes, cells)``: rotary positions of the low-res tokens, known once the text model has run them all."""
+    level: int = 0
+    """Which level of a pyramid of zooms; every level has a span of its own."""
 
     @lazy
     def end(self) -> int:
@@ -80,8 +82,6 @@ class HighResMemory:
     """``(batch,)``, int64: which sample a row continues; beams of one sample share it."""
     projected: dict[int, Projected] = field(default_factory=dict)
     """K' and V' of each layer that are kept."""
-    tables: dict[Any, Any] = field(default_factory=dict)
-    """Position embeddings of all tokens, by what makes them."""
     seen: int = 0
     """Number of positions that the text model has run."""
     in_sequence: bool = True
@@ -166,7 +166,6 @@ class HighResMemory:
             tokens=self.tokens + later.tokens,
             images=self.images + shifted,
             projected={},
-            tables={},
         )
 
     def select(self, index: Tensor) -> "HighResMemory":
@@ -185,7 +184,6 @@ class HighResMemory:
             images=images,
             items=items,
             projected={layer: held.rows(index) for layer, held in self.projected.items()},
-            tables={},
         )
 
     def repeat_interleave(self, repeats: int) -> "HighResMemory":

@@ -18,9 +18,9 @@ from flexkit.patching.config import FlexConfig
 from flexkit.patching.decoder import DecoderLayer
 from flexkit.patching.forward import FORWARD, make_forward, place_images
 from flexkit.patching.geometry import Geometry, find_geometry
-from flexkit.patching.images import input_names
 from flexkit.patching.projection import add_projections, own_projections, remove_projections
 from flexkit.patching.state import ATTRIBUTE, METHODS, Patch, added_parameters, get_patch, is_patched, patched_model
+from flexkit.patching.views import input_names
 from flexkit.selection import Policy, Schedule
 
 __all__ = [
@@ -97,6 +97,8 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
     decoder = geometry.decoder(model)
     layers = geometry.layers(model)
     config = _resolved(config or FlexConfig(), geometry, layers)
+    if config.levels > 1 and geometry.tile_grid(model) is None:
+        raise ConfigError(f"{type(model).__name__} encodes a high-res view as a whole, not in tiles: set levels to 1.")
     reading = [layer for layer in layers if layer.index >= config.start_layer]  # type: ignore[operator]
     first = layers.index(reading[0]) - (config.select_from == "previous" and reading[0] is not layers[0])
     patch = Patch(
@@ -123,8 +125,9 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
     vars(model)[ATTRIBUTE] = patch
     if config.select_from == "previous" and not trained:
         warnings.warn(
-            "the added projections are untrained copies: what the model reads through them will not help it much "
-            "before they are trained or loaded (flexkit.load_flex). Without training, use FlexConfig.training_free().",
+            "the added projections are untrained copies, read one layer late: they displace what the low-res view "
+            "says, so that the model may read some details and no longer know where things are. Train them or load "
+            "trained ones (flexkit.load_flex); without training, use FlexConfig.training_free().",
             UntrainedProjectionsWarning,
             stacklevel=2,
         )

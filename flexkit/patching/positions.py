@@ -31,7 +31,7 @@ def high_res_tables(
     decoder : torch.nn.Module
         The text model, which owns the rotary module.
     layer : DecoderLayer
-        The layer; those that rotate alike share what the memory keeps.
+        The layer.
     memory : HighResMemory
         The high-res tokens.
     tokens : Tokens, optional
@@ -41,50 +41,55 @@ def high_res_tables(
     like : torch.Tensor
         With the dtype and device wanted.
     """
-    rotary = rotary_module(decoder, layer)
-    if rotary is None:
+    if rotary_module(decoder, layer) is None:
         return None
-    alike = id(rotary), layer.kind
-    whole = memory.tables.get(alike)
-    if whole is None:
-        whole = _all_tables(decoder, layer, memory, kind, like)
-        if memory.is_placed:
-            memory.tables[alike] = whole
-    return whole if tokens is None else _map(tokens.of, whole)
-
-
-@torch.no_grad()
-def _all_tables(decoder: nn.Module, layer: DecoderLayer, memory: HighResMemory, kind: str, like: Tensor) -> Any:
-    """Tables of every high-res token of a memory."""
-    placed = [_tables(decoder, layer, span, kind, like) for span in memory.images]
+    places = [_in_span(span, tokens) for span in memory.images]
+    tables = [
+        _tables(decoder, layer, span, local, kind, like) for span, (_, local) in zip(memory.images, places, strict=True)
+    ]
 
     def laid_out(*tables: Tensor) -> Tensor:
         first = tables[0]
-        whole = first.new_zeros(*first.shape[:-3], memory.batch, memory.tokens, first.shape[-1])
-        for span, table in zip(memory.images, tables, strict=True):
-            whole[..., span.row, span.start : span.start + span.tokens, :] = table[..., 0, :, :]
+        length = memory.tokens if tokens is None else tokens.index.shape[1]
+        whole = first.new_zeros(*first.shape[:-3], memory.batch, length, first.shape[-1])
+        for span, (place, _), table in zip(memory.images, places, tables, strict=True):
+            whole[..., span.row, place, :] = table[..., 0, :, :]
         return whole
 
-    return _map(laid_out, *placed)
+    return _map(laid_out, *tables)
 
 
-def _tables(decoder: nn.Module, layer: DecoderLayer, span: ImageSpan, kind: str, like: Tensor) -> Any:
-    """Tables ``(1, tokens, width)`` of one image."""
+def _in_span(span: ImageSpan, tokens: Tokens | None) -> tuple[Any, Tensor | None]:
+    """Where tokens of one image stand among those that are wanted, and which of the image they are; None for all."""
+    if tokens is None:
+        return slice(span.start, span.start + span.tokens), None
+    local = tokens.index[span.row] - span.start
+    place = (tokens.valid[span.row] & (local >= 0) & (local < span.tokens)).nonzero().flatten()
+    return place, local[place]
+
+
+@torch.no_grad()
+def _tables(
+    decoder: nn.Module, layer: DecoderLayer, span: ImageSpan, tokens: Tensor | None, kind: str, like: Tensor
+) -> Any:
+    """Tables ``(1, tokens, width)`` of some tokens of one image, or of all."""
     positions = span.positions
     if positions is None:
         raise RuntimeError("the rotary positions of an image are unknown: the text model ran without its hook.")
     if kind == "fractional":
         positions = fractional_positions(positions, span.grid, span.zoom)
-    tables = rotary_embedding(decoder, layer, like, positions[:, None])
-    if kind == "fractional":
-        return tables
+        if tokens is None:
+            return rotary_embedding(decoder, layer, like, positions[:, None])
+        # Frequencies may follow the largest position: with the last one they are those of the whole image.
+        wanted = torch.cat([positions[:, tokens], positions[:, -1:]], dim=1)
+        return _map(lambda table: table[..., :-1, :], rotary_embedding(decoder, layer, like, wanted[:, None]))
 
     def finer(table: Tensor) -> Tensor:
         if table.is_complex():
             return torch.complex(finer(table.real), finer(table.imag))
-        return interpolate_table(table, span.grid, span.zoom)
+        return interpolate_table(table, span.grid, span.zoom, tokens)
 
-    return _map(finer, tables)
+    return _map(finer, rotary_embedding(decoder, layer, like, positions[:, None]))
 
 
 def _map(function: Callable[..., Tensor], *tables: Any) -> Any:

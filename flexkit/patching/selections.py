@@ -33,6 +33,11 @@ class ImageGroup:
         """Zoom of each image."""
         return self.images[0].zoom
 
+    @property
+    def level(self) -> int:
+        """Level of the pyramid of zooms."""
+        return self.images[0].level
+
     @lazy
     def rows(self) -> Tensor:
         """``(images,)``: batch row of each image."""
@@ -56,7 +61,7 @@ class ImageGroup:
 
 
 def group_images(images: Iterable[ImageSpan]) -> tuple[ImageGroup, ...]:
-    """Group images by grid and zoom."""
+    """Group images by grid and zoom: on every level of a pyramid the same groups, in the same order."""
     groups: dict[tuple[Pair, Pair], list[ImageSpan]] = {}
     for span in images:
         groups.setdefault((span.grid, span.zoom), []).append(span)
@@ -71,7 +76,21 @@ class Selection:
     masks: tuple[Tensor, ...]
     """For each group ``(images, queries, high-res rows, high-res columns)``, bool."""
     scores: tuple[Tensor, ...]
-    """For each group ``(images, queries, rows, columns)``: the maps that were selected from."""
+    """For each group ``(images, queries, rows, columns)``: the maps that were selected from; behind the first level
+    those over the tokens of the level above."""
+
+    def and_then(self, deeper: "Selection | None") -> "Selection":
+        """This selection, and one on the levels below."""
+        if deeper is None:
+            return self
+        return Selection(self.groups + deeper.groups, self.masks + deeper.masks, self.scores + deeper.scores)
+
+    def at(self, level: int) -> "Selection":
+        """What was selected on one level."""
+        own = [index for index, group in enumerate(self.groups) if group.level == level]
+        groups = tuple(self.groups[index] for index in own)
+        masks, scores = (tuple(each[index] for index in own) for each in (self.masks, self.scores))
+        return Selection(groups, masks, scores)
 
     def tokens(self, memory: HighResMemory) -> Tensor:
         """``(batch, queries, tokens)``, bool: the selected tokens of the memory."""
@@ -86,7 +105,8 @@ class Selection:
         queries = self.masks[0].shape[1]
         # One column more takes the cells that have left the key sequence, or are still to come.
         hidden = self.masks[0].new_zeros(batch, length + 1, queries)
-        for group, mask in zip(self.groups, self.masks, strict=True):
+        first = self.at(0)  # what lies below was selected in the cells of some earlier layer
+        for group, mask in zip(first.groups, first.masks, strict=True):
             cells = selected_cells(mask, group.zoom, dilation=dilation)
             columns, inside = _within(group.columns - offset, length)
             columns = columns.masked_fill(~inside, length)

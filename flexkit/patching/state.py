@@ -78,9 +78,11 @@ class Patch:
     def projection(self, cache: object) -> str:
         """When K' and V' are computed in a generation with this cache.
 
-        A static one may be compiled, and a graph cannot follow how many tokens have been read.
+        A static one may be compiled, and a graph cannot follow how many tokens have been read. The lower levels of a
+        pyramid are too large to be encoded as a whole, whatever the cache.
         """
-        return "full" if getattr(cache, "is_compileable", False) else self.config.projection
+        whole = getattr(cache, "is_compileable", False) and self.config.levels == 1
+        return "full" if whole else self.config.projection
 
     @property
     def reading(self) -> dict[int, DecoderLayer]:

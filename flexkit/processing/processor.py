@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from transformers import BatchFeature
 
+from flexkit.encoding import TileSource, pyramid
 from flexkit.errors import PatchError, UnsupportedModelError
 from flexkit.patching import get_patch
 from flexkit.processing.overviews import check_options
+from flexkit.processing.sources import with_overviews
 from flexkit.processing.tap import tap
 from flexkit.processing.views import choose_view
 from flexkit.zoom import Pair, zoom_pair
@@ -43,6 +45,10 @@ class FlexProcessor:
     patches                                       column and pixels; ``zoom`` times the rows and columns
     ==============  ============================  ====================================================
 
+    An image may be a :class:`flexkit.TileSource`, of which nothing but an overview and the tiles that are looked at is
+    ever decoded; and the model may read several ``levels`` of zoom. Then ``hd_tiles`` takes the place of
+    ``hd_pixel_values``, for vision towers of one size: a list of :class:`flexkit.TileView`, one for each image.
+
     The dtype of ``hd_pixel_values`` is that of ``pixel_values``; sizes are integers.
 
     Processors that cut large images into tiles of their own (InternVL, Mllama, LLaVA-NeXT, ...) are asked for
@@ -57,6 +63,8 @@ class FlexProcessor:
     model : torch.nn.Module or int or tuple of int
         The patched model, which is asked for its zoom at every call and not kept alive; or the zoom itself,
         where there is no model, as in the workers of a data loader.
+    levels : int
+        Of zoom, where the zoom itself is given; a model knows its own.
 
     Raises
     ------
@@ -76,12 +84,13 @@ class FlexProcessor:
         processor.batch_decode(model.generate(**inputs, max_new_tokens=20))
     """
 
-    __slots__ = ("__weakref__", "_zoom_source", "processor")
+    __slots__ = ("__weakref__", "_levels", "_zoom_source", "processor")
 
     processor: Any
     _zoom_source: weakref.ref[nn.Module] | Pair
+    _levels: int
 
-    def __init__(self, processor: Any, model: nn.Module | int | Pair) -> None:
+    def __init__(self, processor: Any, model: nn.Module | int | Pair, levels: int = 1) -> None:
         self.processor = processor
         if getattr(processor, "image_processor", None) is None:
             makes = "it takes videos" if getattr(processor, "video_processor", None) else "it takes no images"
@@ -91,28 +100,41 @@ class FlexProcessor:
             )
         choose_view(processor.image_processor)
         self._zoom_source = weakref.ref(model) if isinstance(model, nn.Module) else zoom_pair(model)
-        _ = self.zoom  # an unpatched model is told now, not at the first image
+        self._levels = levels
+        _ = self.zooms  # an unpatched model is told now, not at the first image
 
     @property
     def zoom(self) -> Pair:
-        """Zoom along rows and columns.
+        """Zoom along rows and columns, of the first level.
 
         Raises
         ------
         PatchError
             If the model has been unpatched or no longer exists.
         """
+        return self.zooms[0]
+
+    @property
+    def zooms(self) -> tuple[Pair, ...]:
+        """Zoom along rows and columns, of each level.
+
+        Raises
+        ------
+        PatchError
+            As for :attr:`zoom`.
+        """
         if isinstance(self._zoom_source, tuple):
-            return self._zoom_source
+            return pyramid(self._zoom_source, self._levels)
         model = self._zoom_source()
         if model is None:
             raise PatchError("the model no longer exists: make a FlexProcessor for the new one.")
         try:
-            return get_patch(model).config.zoom_pair
+            config = get_patch(model).config
         except PatchError as error:
             raise PatchError(
                 f"{type(model).__name__} is not patched: patch it again, or use the plain processor."
             ) from error
+        return pyramid(config.zoom_pair, config.levels)
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
         """Prepare text and images as the wrapped processor does, and the high-res view of the images.
@@ -120,7 +142,8 @@ class FlexProcessor:
         Parameters
         ----------
         *args, **kwargs
-            Those of the wrapped processor: ``images``, ``text``, ``return_tensors``, ``padding``, ...
+            Those of the wrapped processor: ``images``, which may be :class:`flexkit.TileSource`, ``text``,
+            ``return_tensors``, ``padding``, ...
 
         Returns
         -------
@@ -134,9 +157,7 @@ class FlexProcessor:
         PatchError
             If the model is no longer patched.
         """
-        tapped, high_res = tap(self.processor, self.zoom)
-        check_options(kwargs, self.processor.image_processor)
-        return _with_high_res(tapped(*args, **kwargs), high_res)
+        return self._call("__call__", args, kwargs)
 
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
         """Format a conversation as the wrapped processor does.
@@ -157,9 +178,14 @@ class FlexProcessor:
         HighResInputError, PatchError
             As for a call.
         """
-        tapped, high_res = tap(self.processor, self.zoom)
+        return self._call("apply_chat_template", args, kwargs)
+
+    def _call(self, method: str, args: Any, kwargs: Any) -> Any:
         check_options(kwargs, self.processor.image_processor)
-        return _with_high_res(tapped.apply_chat_template(*args, **kwargs), high_res)
+        tapped, high_res = tap(self.processor, self.zooms)
+        sources: list[TileSource] = []
+        args, kwargs = with_overviews(args, sources), with_overviews(kwargs, sources)
+        return _with_high_res(getattr(tapped, method)(*args, **kwargs), high_res)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.processor, name)
@@ -170,8 +196,8 @@ class FlexProcessor:
         else:
             setattr(self.processor, name, value)
 
-    def __reduce__(self) -> tuple[type["FlexProcessor"], tuple[Any, Pair]]:
-        return FlexProcessor, (self.processor, self.zoom)
+    def __reduce__(self) -> tuple[type["FlexProcessor"], tuple[Any, Pair, int]]:
+        return FlexProcessor, (self.processor, self.zoom, len(self.zooms))
 
     def __repr__(self) -> str:
         try:
@@ -185,5 +211,7 @@ def _with_high_res(outputs: Any, high_res: dict[str, Any]) -> Any:
     if high_res and isinstance(outputs, Mapping):
         low_res = next(value for name, value in outputs.items() if name.startswith(_PIXELS))
         kind = "pt" if torch.is_tensor(low_res) else "np" if isinstance(low_res, np.ndarray) else None
-        outputs.update(BatchFeature(high_res, tensor_type=kind))  # type: ignore[attr-defined]
+        tensors = {name: value for name, value in high_res.items() if name != "hd_tiles"}
+        added = {**high_res, **BatchFeature(tensors, tensor_type=kind)}
+        outputs.update(added)  # type: ignore[attr-defined]
     return outputs

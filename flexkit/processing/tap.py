@@ -8,13 +8,14 @@ from transformers.image_utils import make_flat_list_of_images
 from flexkit.processing.outputs import appended, named
 from flexkit.processing.overviews import counting_overviews, keep_overviews, to_one_tile, without_tiles
 from flexkit.processing.reading import read_images, read_pixels
-from flexkit.processing.views import choose_view
+from flexkit.processing.sources import as_source, source_of
+from flexkit.processing.views import choose_tiled_view, choose_view
 from flexkit.zoom import Pair
 
 __all__ = ["tap"]
 
 
-def tap(processor: Any, zoom: Pair) -> tuple[Any, dict[str, Any]]:
+def tap(processor: Any, zooms: tuple[Pair, ...]) -> tuple[Any, dict[str, Any]]:
     """A copy of a processor that does the same, and a place for the high-res inputs that it makes on the way.
 
     The processor itself stays as it is, so that calls from several threads do not meet.
@@ -23,8 +24,8 @@ def tap(processor: Any, zoom: Pair) -> tuple[Any, dict[str, Any]]:
     ----------
     processor : transformers.ProcessorMixin
         A processor with an image processor.
-    zoom : tuple of int
-        Along rows and columns.
+    zooms : tuple of tuple of int
+        Along rows and columns, of each level.
 
     Returns
     -------
@@ -52,7 +53,13 @@ def tap(processor: Any, zoom: Pair) -> tuple[Any, dict[str, Any]]:
         made = image_processor.preprocess(shown, *args, **{**options, **as_read})
         low_res = named(made)
         keep_overviews(image_processor, low_res)
-        views = view(image_processor, pixels, low_res, options, zoom) if pixels else {}
+        sources = [source_of(image) for image in flat]
+        if len(zooms) > 1 or any(sources):
+            tiled = choose_tiled_view(image_processor)
+            own = [source or as_source(own) for source, own in zip(sources, pixels, strict=True)]
+            views = tiled(image_processor, own, pixels, low_res, options, zooms) if pixels else {}
+        else:
+            views = view(image_processor, pixels, low_res, options, zooms[0]) if pixels else {}
         for name, value in views.items():  # IDEFICS comes with the images of every text
             high_res[name] = appended(high_res[name], value) if name in high_res else value
         return made

@@ -39,7 +39,8 @@ class Step:
     def of(cls, call: FlexCall) -> "Step":
         """What a finished call did."""
         queries = (call.rows.index + call.past).masked_fill(~call.rows.valid, -1)
-        return cls(queries, dict(sorted(call.selections.items())), call.memory.features.opened)
+        layers = {layer: own.and_then(call.opened.get(layer)) for layer, own in sorted(call.selections.items())}
+        return cls(queries, layers, call.memory.features.opened)
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Trace:
         """The layers whose maps were recorded, in order."""
         return sorted({layer for step in self.steps for layer in step.layers})
 
-    def mask(self, step: int, layer: int, *, image: int = 0, query: int = -1) -> Tensor:
+    def mask(self, step: int, layer: int, *, image: int = 0, query: int = -1, level: int = 0) -> Tensor:
         """What a layer's map selected.
 
         With the published schedule the *next* layer reads it.
@@ -79,6 +80,8 @@ class Trace:
             Which image of each batch row, in the order of the prompt.
         query : int
             Which querying position, in order; -1 for the last of each row.
+        level : int
+            Which level of a pyramid of zooms.
 
         Returns
         -------
@@ -91,14 +94,14 @@ class Trace:
         ConfigError
             If there is no such step or layer.
         """
-        return _padded(self._maps(step, layer, "masks", image, query))
+        return _padded(self._maps(step, layer, "masks", image, query, level))
 
-    def scores(self, step: int, layer: int, *, image: int = 0, query: int = -1) -> Tensor:
+    def scores(self, step: int, layer: int, *, image: int = 0, query: int = -1, level: int = 0) -> Tensor:
         """The map that a layer selected by.
 
         Parameters
         ----------
-        step, layer, image, query : int
+        step, layer, image, query, level : int
             As for :meth:`mask`.
 
         Returns
@@ -106,14 +109,14 @@ class Trace:
         torch.Tensor
             ``(batch, rows, columns)``, floating, on the low-res grid; 0 in padded margins.
         """
-        return _padded(self._maps(step, layer, "scores", image, query))
+        return _padded(self._maps(step, layer, "scores", image, query, level))
 
-    def selected_fraction(self, step: int, layer: int, *, image: int = 0, query: int = -1) -> Tensor:
+    def selected_fraction(self, step: int, layer: int, *, image: int = 0, query: int = -1, level: int = 0) -> Tensor:
         """Share of the high-res tokens that was selected.
 
         Parameters
         ----------
-        step, layer, image, query : int
+        step, layer, image, query, level : int
             As for :meth:`mask`.
 
         Returns
@@ -121,13 +124,13 @@ class Trace:
         torch.Tensor
             ``(batch,)``, float32, between 0 and 1.
         """
-        return torch.stack([mask.float().mean() for mask in self._maps(step, layer, "masks", image, query)])
+        return torch.stack([mask.float().mean() for mask in self._maps(step, layer, "masks", image, query, level)])
 
-    def _maps(self, step: int, layer: int, kind: str, image: int, query: int) -> list[Tensor]:
+    def _maps(self, step: int, layer: int, kind: str, image: int, query: int, level: int) -> list[Tensor]:
         """The map of one image and query in each batch row; zeros where there is none."""
         try:
             recorded = self.steps[step]
-            selection = recorded.layers[layer]
+            selection = recorded.layers[layer].at(level)
         except (IndexError, KeyError):
             raise ConfigError(
                 f"there is no step {step} with layer {layer}; recorded are {len(self.steps)} steps, of layers "
@@ -136,6 +139,8 @@ class Trace:
         batch = len(recorded.queries)
         counts = (recorded.queries >= 0).sum(-1).tolist()
         stacks: Sequence[Tensor] = getattr(selection, kind)
+        if not stacks:
+            raise ConfigError(f"layer {layer} selected nothing on level {level} in step {step}: it had no map of it.")
         maps = [stacks[0].new_zeros(stacks[0].shape[-2:])] * batch
         seen = [0] * batch
         for row, stack in _by_sequence(selection, stacks):

@@ -50,6 +50,17 @@ def test_tables_are_interpolated_bicubically(grid: tuple[int, int], zoom: tuple[
             torch.testing.assert_close(enlarged[b, :, d], expected, rtol=1e-9, atol=1e-9)
 
 
+@given(GRIDS, ZOOMS, SEEDS, st.data())
+def test_tables_of_some_tokens_are_those_of_all(
+    grid: tuple[int, int], zoom: tuple[int, int], seed: object, data: st.DataObject
+) -> None:
+    table = torch.randn(2, grid[0] * grid[1], 3, dtype=torch.float64)
+    count = table.shape[1] * zoom[0] * zoom[1]
+    tokens = torch.tensor(data.draw(st.lists(st.integers(0, count - 1), max_size=5)), dtype=torch.long)
+    some = interpolate_table(table, grid, zoom, tokens)
+    torch.testing.assert_close(some, interpolate_table(table, grid, zoom)[:, tokens], rtol=1e-12, atol=1e-12)
+
+
 def test_interpolated_tables_are_no_rotation_and_keep_dtype_and_axes() -> None:
     cos, sin = rotary_tables(torch.arange(16), 8)
     assert torch.equal(interpolate_table(cos, (4, 4), 1), cos)

@@ -223,24 +223,42 @@ def attention_of_row(
 
     ``high_res`` holds (K', V', selected) of each image of the batch row; ``hidden`` the base keys given up.
     """
+    return joint_row(seen, batch, position, high_res, scaling=scaling, bias=bias, hidden=hidden)[0]
+
+
+def joint_row(
+    seen: Seen,
+    batch: int,
+    position: int,
+    high_res: list[tuple[Tensor, Tensor, Tensor]],
+    *,
+    scaling: float,
+    bias: float = 0.0,
+    hidden: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """The same, and the weights ``(heads, tokens)`` of the high-res keys of each image, 0 where not selected."""
     heads, key_heads = seen.query.shape[1], seen.key.shape[1]
     length = seen.key.shape[2]
     visible = torch.arange(length) <= position if seen.mask is None else seen.mask[batch, 0, position, :length]
     if hidden is not None:
         visible = visible & ~hidden
-    outputs = []
+    outputs, maps = [], [value.new_zeros(heads, value.shape[1]) for _, value, _ in high_res]
     for head in range(heads):
         group = head // (heads // key_heads)
         query = seen.query[batch, head, position]
         logits = [scaling * (query @ seen.key[batch, group, n]) for n in range(length) if visible[n]]
         values = [seen.value[batch, group, n] for n in range(length) if visible[n]]
-        for key, value, selected in high_res:
+        places = []
+        for image, (key, value, selected) in enumerate(high_res):
             for n in selected.flatten().nonzero().flatten().tolist():
+                places.append((len(logits), image, n))
                 logits.append(scaling * (query @ key[group, n]) + bias)
                 values.append(value[group, n])
         weights = torch.softmax(torch.stack(logits), dim=0)
         outputs.append(weights @ torch.stack(values))
-    return torch.stack(outputs)
+        for place, image, n in places:
+            maps[image][head, n] = weights[place]
+    return torch.stack(outputs), maps
 
 
 def _windowed_attention(

@@ -38,7 +38,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
     def get_patch(model: Patched) -> Any:
         if model.zoom is None:
             raise PatchError("not patched")
-        return SimpleNamespace(config=SimpleNamespace(zoom_pair=model.zoom))
+        return SimpleNamespace(config=SimpleNamespace(zoom_pair=model.zoom, levels=1))
 
     monkeypatch.setattr("flexkit.processing.processor.get_patch", get_patch)
 

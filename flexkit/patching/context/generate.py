@@ -7,8 +7,8 @@ from flexkit.patching.context.carriers import carried, held_in
 from flexkit.patching.context.readers import Reading
 from flexkit.patching.forward import take_high_res
 from flexkit.patching.generation import EXPAND, of_class
-from flexkit.patching.images import check_names
 from flexkit.patching.state import get_patch
+from flexkit.patching.views import check_names
 
 if TYPE_CHECKING:
     from flexkit.patching.context.geometry import Context

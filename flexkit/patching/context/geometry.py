@@ -22,9 +22,9 @@ from flexkit.patching.context.sites import Site, find_sites
 from flexkit.patching.decoder import DecoderLayer
 from flexkit.patching.generation import EXPAND
 from flexkit.patching.geometry.base import Geometry
-from flexkit.patching.images import PREFIX, checked_view
 from flexkit.patching.memory import HighResMemory, ImageSpan, cached_memory
 from flexkit.patching.state import Patch
+from flexkit.patching.views import PREFIX, checked_view
 from flexkit.zoom import Pair
 
 __all__ = ["Context", "Places"]

@@ -74,6 +74,10 @@ class Geometry(ABC):
         """
         return None
 
+    def tile_grid(self, model: PreTrainedModel) -> Pair | None:
+        """Rows and columns of the tokens of a tile, where a view is encoded tile by tile; None elsewhere."""
+        return None
+
     def encode_tiles(self, model: PreTrainedModel, tiles: Sequence[Tensor]) -> Tensor:
         """Features ``(tiles, cells, dim)`` of tiles from :meth:`cut`, one tensor for each of :attr:`inputs`."""
         return no_tiles(tiles)

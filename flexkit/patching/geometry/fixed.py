@@ -93,6 +93,9 @@ class FixedGrid(Geometry):
         tiles = (split_tiles(inputs[name], zoom) for name in self.inputs)
         return list(zip(*tiles, strict=True))
 
+    def tile_grid(self, model: PreTrainedModel) -> Pair:
+        return self.grid(model)
+
     def encode_tiles(self, model: PreTrainedModel, tiles: Sequence[Tensor]) -> Tensor:
         cells = self.layout(model, self.grid(model)).nonzero().flatten()
         return torch.stack([tile[cells.to(tile.device)] for tile in self._encode(model, *tiles)])

@@ -9,9 +9,10 @@ from flexkit.processing.views.grid import SIZES, grid_view
 from flexkit.processing.views.numbered import numbered_view
 from flexkit.processing.views.raw import fuyu_view, inkling_view
 from flexkit.processing.views.shaped import shaped_view
+from flexkit.processing.views.tiled import tiled_view
 from flexkit.zoom import Pair
 
-__all__ = ["View", "choose_view"]
+__all__ = ["View", "choose_tiled_view", "choose_view"]
 
 View = Callable[[Any, list[Any], Mapping[str, Any], dict[str, Any], Pair], dict[str, Any]]
 """What a high-res view is made of, and what comes of it:
@@ -56,3 +57,19 @@ def choose_view(image_processor: Any) -> View:
         f"a second view of pixel_values, alone or with {', '.join(SIZES)}. Prepare the hd_ inputs yourself, or use "
         "another model."
     )
+
+
+def choose_tiled_view(image_processor: Any) -> Callable[..., dict[str, Any]]:
+    """The high-res view in tiles that are read one by one.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the tiles of an image do not each pass the image processor as an image does.
+    """
+    if choose_view(image_processor) is not fixed_view:
+        raise UnsupportedModelError(
+            f"{type(image_processor).__name__} makes images of any size, which its model encodes as a whole: there are "
+            "no tiles to read one by one. Give a PIL image instead of a flexkit.TileSource, and set levels to 1."
+        )
+    return tiled_view

@@ -15,11 +15,11 @@ from flexkit.processing.overviews import to_square
 from flexkit.processing.resizing import resized
 from flexkit.zoom import Pair
 
-__all__ = ["fixed_view"]
+__all__ = ["PICTURES", "fixed_view", "overview", "pads_to_squares"]
 
 _LENGTHS = ("size", "crop_size", "high_res_size", "max_image_size", "tile_size", "min_size", "maximum_pad_value")
 """Settings of image processors that count pixels of what they make."""
-_PICTURES = {
+PICTURES = {
     "pixel_values": "pixel_values",
     "pixel_values_images": "pixel_values",  # Video-LLaVA, in earlier versions of transformers
     "high_res_pixel_values": "high_res_pixel_values",
@@ -47,18 +47,18 @@ def fixed_view(
     settings = ChainMap(options, vars(image_processor))
     times = max(zoom)
     scaled = {name: _times(settings[name], times) for name in _LENGTHS if settings.get(name)}
-    views: dict[str, list[Tensor]] = {name: [] for name in _PICTURES if name in low_res}
+    views: dict[str, list[Tensor]] = {name: [] for name in PICTURES if name in low_res}
     for image in images:
         if settings.get("do_resize") is False:
             height, width = image.shape[-2:]
             image = resized(image, (times * height, times * width), settings)
         made = processed(image_processor, to_square(image_processor, image, times), options, **scaled)
         for name, pictures in views.items():
-            pictures.append(_shrunk(_overview(image_processor, made[name]), zoom))
+            pictures.append(_shrunk(overview(image_processor, made[name]), zoom))
     for name, pictures in views.items():
         _check_sizes(image_processor, low_res[name], pictures, zoom)
-    high_res = {f"hd_{_PICTURES[name]}": like(pictures, low_res[name]) for name, pictures in views.items()}
-    if _pads_to_squares(image_processor, settings):
+    high_res = {f"hd_{PICTURES[name]}": like(pictures, low_res[name]) for name, pictures in views.items()}
+    if pads_to_squares(image_processor, settings):
         sizes = torch.tensor([image.shape[-2:] for image in images])
         high_res["hd_image_sizes"] = like(sizes, next(low_res[name] for name in views))
     return high_res
@@ -82,7 +82,14 @@ def _pictures(image_processor: Any, entry: Any) -> Tensor:
     return pixels.reshape(-1, *pixels.shape[-3:])
 
 
-def _overview(image_processor: Any, entries: Any) -> Tensor:
+def overview(image_processor: Any, entries: Any) -> Tensor:
+    """The one picture that an image processor made of an image, or the first where tiles follow it.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it made several that are no tiles.
+    """
     pictures: list[Tensor] = [picture for entry in entries for picture in _pictures(image_processor, entry)]
     has_tiles = hasattr(image_processor, "image_grid_pinpoints") or hasattr(image_processor, "overlap_margins")
     if len(pictures) != 1 and not has_tiles:
@@ -102,7 +109,8 @@ def _shrunk(picture: Tensor, zoom: Pair) -> Tensor:
     return smaller[0].to(picture.dtype)
 
 
-def _pads_to_squares(image_processor: Any, settings: Mapping[str, Any]) -> bool:
+def pads_to_squares(image_processor: Any, settings: Mapping[str, Any]) -> bool:
+    """Whether an image processor with these settings shows images in squares with margins."""
     # Where there are tiles, do_pad fills up a batch with them.
     has_tiles = hasattr(image_processor, "image_grid_pinpoints")
     return bool(settings.get("do_pad")) and hasattr(image_processor, "pad_to_square") and not has_tiles

@@ -1,0 +1,46 @@
+"""An image that a model is given in tiles, each read when it is wanted."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from flexkit.zoom import Pair
+
+__all__ = ["TileView", "pyramid"]
+
+
+def pyramid(zoom: Pair, levels: int) -> tuple[Pair, ...]:
+    """Zooms of the levels of a pyramid, each ``zoom`` times the one before: 3, 9, 27, ..."""
+    return tuple((zoom[0] ** level, zoom[1] ** level) for level in range(1, levels + 1))
+
+
+class TileView(ABC):
+    """The tiles of one image, at one zoom or at those of a pyramid.
+
+    :class:`flexkit.FlexProcessor` makes them of a :class:`flexkit.TileSource`; the model asks for those that it reads.
+
+    Attributes
+    ----------
+    zooms : tuple of tuple of int
+        Of each level: tiles along rows and columns.
+    """
+
+    zooms: tuple[Pair, ...]
+
+    @abstractmethod
+    def read(self, level: int, tiles: Sequence[int]) -> tuple[Tensor, ...]:
+        """Some tiles of one level.
+
+        Parameters
+        ----------
+        level : int
+            Index in :attr:`zooms`.
+        tiles : sequence of int
+            In raster order.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            Each ``(tiles, channels, height, width)``, floating: one for every size that the model takes a tile in.
+        """

@@ -1,0 +1,140 @@
+"""The high-res views of a call, checked against the model and its own inputs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexkit.encoding import TileView, pyramid
+from flexkit.errors import HighResInputError
+from flexkit.patching.state import Patch
+from flexkit.selection import margin_cells
+from flexkit.zoom import Pair
+
+__all__ = ["PREFIX", "ReadTiles", "View", "check_names", "checked_view", "input_names"]
+
+PREFIX = "hd_"
+_TILES = "hd_tiles"
+_OPTIONAL = ("hd_image_sizes", _TILES, "hd_queries", "hd_repeats", "hd_image_tokens")
+
+ReadTiles = Callable[[Tensor], Sequence[Tensor]]
+"""From indices of tiles to these, ``(tiles, channels, height, width)`` in every size that the model takes."""
+
+
+def input_names(patch: Patch) -> tuple[str, ...]:
+    """The arguments that a patched model takes besides its own."""
+    names = [PREFIX + name for name in patch.geometry.inputs]
+    return tuple(dict.fromkeys((*names, *_OPTIONAL)))
+
+
+def check_names(model: nn.Module, patch: Patch, inputs: Mapping[str, object]) -> None:
+    """Raise :class:`~flexkit.errors.HighResInputError` for ``hd_*`` inputs that a patched model does not take."""
+    unknown = sorted(set(inputs) - set(input_names(patch)))
+    if unknown:
+        raise HighResInputError(
+            f"{type(model).__name__} takes no {unknown}; its high-res inputs are {list(input_names(patch))}."
+        )
+
+
+@dataclass(frozen=True)
+class View:
+    """The high-res view of all images, found to be one."""
+
+    inputs: dict[str, Tensor]
+    """Without the prefix of their names; empty where tiles are read."""
+    grids: list[Pair]
+    margins: Tensor
+    """``(images, 2)``: padded cells on each side."""
+    tiles: Sequence[Sequence[ReadTiles]] | None = None
+    """For each image and level what reads its tiles; None where views are encoded as a whole."""
+
+
+def checked_view(model: Any, patch: Patch, inputs: Mapping[str, Any], low_res: Mapping[str, object]) -> View:
+    """What the ``hd_*`` inputs show.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The patched model.
+    patch : Patch
+        Its patch.
+    inputs : mapping
+        The ``hd_*`` inputs of the call.
+    low_res : mapping
+        The base model's inputs of the call.
+
+    Raises
+    ------
+    HighResInputError
+        If they are not what the model takes, or contradict the base model's inputs.
+    """
+    view = _of_tiles(model, patch, inputs) if _TILES in inputs else _of_tensors(model, patch, inputs)
+    patch.geometry.check_low_res(model, low_res, view.grids)
+    return view
+
+
+def _of_tensors(model: Any, patch: Patch, inputs: Mapping[str, Any]) -> View:
+    geometry, zoom = patch.geometry, patch.config.zoom_pair
+    if patch.config.levels > 1:
+        raise HighResInputError(
+            f"the model reads {patch.config.levels} levels of zoom, and {sorted(inputs)} hold one; give the hd_tiles "
+            "that a flexkit.FlexProcessor of this model makes, or patch it with levels=1."
+        )
+    missing = [PREFIX + name for name in geometry.inputs if PREFIX + name not in inputs]
+    if missing:
+        expected = list(input_names(patch)[: -len(_OPTIONAL) + 1])
+        raise HighResInputError(f"high-res inputs lack {missing}; pass all of {expected}.")
+    wrong = [f"{name} ({type(value).__name__})" for name, value in inputs.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise HighResInputError(f"high-res inputs must be tensors, not {', '.join(wrong)}; use return_tensors='pt'.")
+    views = {name: inputs[PREFIX + name] for name in geometry.inputs}
+    for name, view in views.items():
+        if view.is_floating_point() and not bool(torch.isfinite(view).all()):
+            raise HighResInputError(f"{PREFIX}{name} holds NaN or infinite values.")
+    grids = geometry.grids(model, views, zoom)
+    margins = _margins(None if "image_sizes" in views else inputs.get("hd_image_sizes"), grids)
+    tiles = geometry.cut(views, zoom) if patch.config.tiles == "on_demand" else None
+    return View(views, grids, margins, None if tiles is None else [[partial(_taken, own)] for own in tiles])
+
+
+def _taken(tiles: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+    return [views[index] for views in tiles]
+
+
+def _of_tiles(model: Any, patch: Patch, inputs: Mapping[str, Any]) -> View:
+    grid = patch.geometry.tile_grid(model)
+    if grid is None:
+        raise HighResInputError(
+            f"{type(model).__name__} encodes a high-res view as a whole and takes no hd_tiles; pass "
+            f"{[PREFIX + name for name in patch.geometry.inputs]}."
+        )
+    views, zooms = list(inputs[_TILES]), pyramid(patch.config.zoom_pair, patch.config.levels)
+    for view in views:
+        if not isinstance(view, TileView) or tuple(view.zooms) != zooms:
+            given = f"zooms {tuple(view.zooms)}" if isinstance(view, TileView) else f"a {type(view).__name__}"
+            raise HighResInputError(
+                f"hd_tiles holds {given}; expected one flexkit.TileView with zooms {zooms} for each image: prepare the "
+                "images with a flexkit.FlexProcessor of this model."
+            )
+
+    def read(view: TileView, level: int, index: Tensor) -> list[Tensor]:
+        tiles = view.read(level, index.tolist())
+        return [own.to(model.device, model.dtype) for own in tiles]
+
+    grids = [grid] * len(views)
+    tiles = [[partial(read, view, level) for level in range(len(zooms))] for view in views]
+    return View({}, grids, _margins(inputs.get("hd_image_sizes"), grids), tiles)
+
+
+def _margins(image_sizes: Tensor | None, grids: Sequence[Pair]) -> Tensor:
+    if image_sizes is None:
+        return torch.zeros(len(grids), 2, dtype=torch.long)
+    if image_sizes.shape != (len(grids), 2):
+        raise HighResInputError(
+            f"hd_image_sizes has shape {tuple(image_sizes.shape)}; expected ({len(grids)}, 2): the (height, width) "
+            "of each original image."
+        )
+    return torch.cat([margin_cells(size[None].cpu(), grid) for size, grid in zip(image_sizes, grids, strict=True)])
