@@ -69,16 +69,15 @@ def _compared(first: Mapping[str, float], other: Mapping[str, float]) -> str:
     return f"{_share(other['accuracy'])} ({away:+.1f})"
 
 
-def without_training_table(bases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Rows of means over the bases of each depth, with the standard error of the mean."""
-    depths = sorted({base["layers"] for base in bases.values()})
-    groups = {depth: [base["accuracy"] for base in bases.values() if base["layers"] == depth] for depth in depths}
-    ways, kinds = list(groups[depths[0]][0]), list(groups[depths[0]][0]["low-res only"])
-    rows = [["", "layers", *kinds]]
-    for way in ways:
-        for depth, group in groups.items():
-            rows.append([way, str(depth), *(_interval([of[way][kind] for of in group]) for kind in kinds)])
-    return rows
+def without_training_tables(bases: Mapping[str, Mapping[str, Any]]) -> dict[int, list[list[str]]]:
+    """For each depth rows of means over its bases, with the standard error of the mean."""
+    tables = {}
+    for depth in sorted({base["layers"] for base in bases.values()}):
+        group = [base["accuracy"] for base in bases.values() if base["layers"] == depth]
+        kinds = list(group[0]["low-res only"])
+        rows = [[way, *(_interval([of[way][kind] for of in group]) for kind in kinds)] for way in group[0]]
+        tables[depth] = [["", *kinds], *rows]
+    return tables
 
 
 def probe_table(bases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -165,7 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _write(folder / "scores_again.csv", again_table(found["scores"], found["scores_again"]))
     if "without_training" in found:
         bases = found["without_training"]["bases"]
-        _write(folder / "without_training.csv", without_training_table(bases))
+        for depth, rows in without_training_tables(bases).items():
+            _write(folder / f"without_training_{depth}.csv", rows)
         _write(folder / "probe.csv", probe_table(bases))
     if "settings" in found:
         _write(folder / "settings.csv", settings_table(found["settings"]["settings"]))

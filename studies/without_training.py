@@ -30,8 +30,9 @@ Answer = Callable[[Mapping[str, Tensor]], Tensor]
 
 def ways(model: Any, layer: int, oracle: Oracle) -> dict[str, Answer]:
     """All ways of answering; ``layer`` is the one whose map localises."""
-    free = partial(flexkit.FlexConfig.training_free, start_layer=layer, zoom=ZOOM, policy=flexkit.Threshold(48 / 255))
-    same = partial(free, low_res_keys="keep", key_norm=False, gate=None)
+    free = partial(flexkit.FlexConfig.training_free, zoom=ZOOM, policy=flexkit.Threshold(48 / 255))
+    probed = partial(free, start_layer=layer)
+    same = partial(probed, low_res_keys="keep", key_norm=False, gate=None)
     replace = partial(same, low_res_keys="replace", replace_dilation=0)
     published = partial(flexkit.FlexConfig.published, start_layer=layer + 1, zoom=ZOOM)
     look = Looker(model, layer, flexkit.Threshold(48 / 255))
@@ -44,11 +45,12 @@ def ways(model: Any, layer: int, oracle: Oracle) -> dict[str, Answer]:
         "same layer, input norm, bias of 2": same(key_norm=True, logit_bias=2.0),
         "same layer, replace": replace(),
         "same layer, replace, nothing added": replace(logit_bias=-1e4),
-        "training_free, no gate": free(gate=None),
-        "training_free, no gate, top 6": free(gate=None, policy=flexkit.TopK(BUDGET)),
-        "training_free, no gate, oracle": free(gate=None, policy=oracle),
-        "training_free, no gate, every layer": free(gate=None, start_layer=0),
         "training_free": free(),
+        "training_free, no gate": free(gate=None),
+        "training_free, probed layer": probed(),
+        "training_free, probed layer, no gate": probed(gate=None),
+        "training_free, probed layer, no gate, top 6": probed(gate=None, policy=flexkit.TopK(BUDGET)),
+        "training_free, probed layer, no gate, oracle": probed(gate=None, policy=oracle),
     }
     return {
         "low-res only": partial(_base, model),

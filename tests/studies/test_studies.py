@@ -78,8 +78,8 @@ def test_studies_and_their_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "scores.json").write_text(json.dumps(scores))
     (tmp_path / "scores_again.json").write_text(json.dumps(scores))
     report.main([str(tmp_path)])
-    table = (tmp_path / "without_training.csv").read_text().splitlines()
-    assert table[0] == ",layers,attribute,conjunction,row,column,shape" and len(table) == 17
+    table = (tmp_path / "without_training_4.csv").read_text().splitlines()
+    assert table[0] == ",attribute,conjunction,row,column,shape" and len(table) == 18
     probe = (tmp_path / "probe.csv").read_text().splitlines()
     assert probe[1].startswith("weights,4,") and probe[1].split(",")[3] == "0"
     trained = (tmp_path / "settings.csv").read_text().splitlines()
