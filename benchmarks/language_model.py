@@ -6,66 +6,19 @@ python -m benchmarks.language_model --width 2048 --layers 12 --kv-heads 4 --outp
 
 import argparse
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache
 
 import flexkit
-from benchmarks.models import build, question
+from benchmarks.models import build, low_res, question
 from benchmarks.report import add_common, facts, ratios, write
-from flexkit.encoding import split_tiles
+from benchmarks.ways import Way, in_sequence
 from flexkit.measuring import alternate
-from flexkit.patching import get_patch
 
 WORDS = 64
 ZOOM = 3
-
-
-class Way:
-    """A model and the inputs of its prompt; a patched one with the settings that this way has."""
-
-    def __init__(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> None:
-        self.model, self.inputs, self.settings = model, inputs, settings
-        self.cache = DynamicCache()
-
-    def _settle(self) -> None:
-        if self.settings:
-            patch = get_patch(self.model)
-            patch.config = patch.config.replace(**self.settings)
-
-    @torch.no_grad()
-    def prefill(self) -> None:
-        """Run the prompt, and keep what the next tokens need."""
-        self._settle()
-        self.cache = DynamicCache(config=self.model.config.text_config)
-        self.model(**self.inputs, past_key_values=self.cache, logits_to_keep=1)
-        _wait(self.model)
-
-    @torch.no_grad()
-    def decode(self) -> None:
-        """Run one more token."""
-        self._settle()
-        token = torch.full((1, 1), 5, device=self.model.device)
-        self.model(input_ids=token, past_key_values=self.cache, logits_to_keep=1)
-        _wait(self.model)
-
-
-def _wait(model: Any) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-@torch.no_grad()
-def in_sequence(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The prompt with all tokens of both views."""
-    tiles = split_tiles(inputs["hd_pixel_values"], ZOOM).flatten(0, 1)
-    views = torch.cat([inputs["pixel_values"], tiles])
-    image = torch.cat(list(model.get_image_features(pixel_values=views, return_dict=True).pooler_output))
-    text = model.get_input_embeddings()(inputs["input_ids"][0, -WORDS:])
-    return {"inputs_embeds": torch.cat([image.to(text.dtype), text])[None]}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -73,18 +26,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     dtype = getattr(torch, options.dtype)
     base = build(options.width, options.layers, kv_heads=options.kv_heads, device=options.device, dtype=dtype)
     inputs = question(base, WORDS, ZOOM)
-    low_res = {name: value for name, value in inputs.items() if not name.startswith("hd_")}
     cells = (base.config.vision_config.image_size // base.config.vision_config.patch_size) ** 2
     same, moving = (policy(round(options.selected * cells)) for policy in (flexkit.Center, flexkit.TopK))
     patched = flexkit.patch_model(copy.deepcopy(base), flexkit.FlexConfig(zoom=ZOOM, policy=same), trained=True)
     ways = {
-        "base": Way(base, low_res),
+        "base": Way(base, low_res(inputs)),
         "flexkit": Way(patched, inputs, policy=same, projection="lazy"),
         # With random weights a map changes a lot from token to token.
         "flexkit_moving": Way(patched, inputs, policy=moving, projection="lazy"),
         "recompute": Way(patched, inputs, policy=same, projection="recompute"),
     }
-    everything = Way(base, in_sequence(base, inputs))
+    everything = Way(base, in_sequence(base, inputs, ZOOM, WORDS))
     for way in ways.values():
         way.prefill()
     found = {

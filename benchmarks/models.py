@@ -1,9 +1,15 @@
 """Models with random weights: a tower that costs next to nothing, and a language model of any size."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
-__all__ = ["IMAGE_TOKEN", "build", "question"]
+import flexkit
+from flexkit.encoding import pyramid
+
+__all__ = ["IMAGE_TOKEN", "NoiseTiles", "build", "low_res", "question"]
 
 IMAGE_TOKEN = 1
 PATCH = 14
@@ -83,3 +89,28 @@ def question(model: PreTrainedModel, words: int, zoom: int) -> dict[str, torch.T
         "hd_pixel_values": torch.randn(1, 3, zoom * side, zoom * side, generator=generator).to(model.dtype),
     }
     return {name: value.to(model.device) for name, value in inputs.items()}
+
+
+def low_res(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of the base model among those of both views."""
+    return {name: value for name, value in inputs.items() if not name.startswith("hd_")}
+
+
+class NoiseTiles(flexkit.TileView):
+    """An image of any size, of which no more than the tiles that are read ever exist.
+
+    Parameters
+    ----------
+    side : int
+        Of a tile in pixels.
+    zoom, levels : int
+        Of the view.
+    """
+
+    def __init__(self, side: int, zoom: int, levels: int = 1) -> None:
+        self.side = side
+        self.zooms = pyramid((zoom, zoom), levels)
+
+    def read(self, level: int, tiles: Sequence[int]) -> tuple[torch.Tensor, ...]:
+        generator = torch.Generator().manual_seed(level)
+        return (torch.randn(len(tiles), 3, self.side, self.side, generator=generator),)

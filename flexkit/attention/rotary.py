@@ -12,6 +12,9 @@ from flexkit.zoom import Pair, zoom_pair
 
 __all__ = ["fractional_positions", "interpolate_table", "rotary_tables", "rotate"]
 
+_TAPS = 4
+"""Of a bicubic filter."""
+
 
 def rotary_tables(
     positions: Tensor, dim: int, *, base: float = 10000.0, sections: Sequence[int] | None = None
@@ -107,10 +110,11 @@ def interpolate_table(table: Tensor, grid: tuple[int, int], zoom: int | Pair, to
     dtype = torch.promote_types(table.dtype, torch.float32)
     image = rearrange(table.reshape(-1, *table.shape[-2:]).to(dtype), "b (r c) d -> b d r c", r=rows)
     size = (rows * zoom_rows, columns * zoom_columns)
-    if tokens is not None and len(tokens) * columns < size[0] * size[1]:
-        down, across = (_taps(length, wanted, image) for length, wanted in zip(grid, size, strict=True))
-        part = torch.einsum("nr,bdrc->bndc", down[tokens // size[1]], image)
-        some = torch.einsum("nc,bndc->bnd", across[tokens % size[1]], part)
+    if tokens is not None and len(tokens) * _TAPS**2 < size[0] * size[1]:
+        row, down = _taps(rows, size[0], tokens // size[1], image)
+        column, across = _taps(columns, size[1], tokens % size[1], image)
+        around = image[:, :, row[:, :, None], column[:, None, :]] * (down[:, :, None] * across[:, None, :])
+        some = around.sum((-1, -2)).transpose(1, 2)
         return some.reshape(*batch, *some.shape[1:]).to(table.dtype)
     image = F.interpolate(image, size=size, mode="bicubic", align_corners=False)
     whole = rearrange(image, "b d r c -> b (r c) d")
@@ -147,10 +151,12 @@ def fractional_positions(positions: Tensor, grid: tuple[int, int], zoom: int | P
     return values.flatten(-2)
 
 
-def _taps(length: int, size: int, like: Tensor) -> Tensor:
-    """``(size, length)``: what each low-res row, or column, counts for in each high-res one."""
+def _taps(length: int, size: int, places: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Low-res rows, or columns, that count in high-res ones, and how much, each ``(places, taps)``."""
     rows = torch.eye(length, dtype=like.dtype, device=like.device)[None, :, :, None]
-    return F.interpolate(rows, size=(size, 1), mode="bicubic", align_corners=False)[0, :, :, 0].T
+    weights = F.interpolate(rows, size=(size, 1), mode="bicubic", align_corners=False)[0, :, :, 0].T[places]
+    taps = weights.abs().topk(min(_TAPS, length), dim=-1).indices
+    return taps, weights.gather(-1, taps)
 
 
 def _refine(values: Tensor, zoom: int) -> Tensor:

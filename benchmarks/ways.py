@@ -1,0 +1,60 @@
+"""Ways of reading one prompt: a model, its inputs, and the settings of a patched one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from flexkit.encoding import split_tiles
+from flexkit.patching import get_patch
+
+__all__ = ["Way", "in_sequence", "settle", "wait"]
+
+
+class Way:
+    """A model and the inputs of its prompt; a patched one with the settings that this way has."""
+
+    def __init__(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> None:
+        self.model, self.inputs, self.settings = model, inputs, settings
+        self.cache = DynamicCache()
+
+    @torch.no_grad()
+    def prefill(self) -> None:
+        """Run the prompt, and keep what the next tokens need."""
+        settle(self.model, self.settings)
+        self.cache = DynamicCache(config=self.model.config.text_config)
+        self.model(**self.inputs, past_key_values=self.cache, logits_to_keep=1)
+        wait(self.model)
+
+    @torch.no_grad()
+    def decode(self) -> None:
+        """Run one more token."""
+        settle(self.model, self.settings)
+        token = torch.full((1, 1), 5, device=self.model.device)
+        self.model(input_ids=token, past_key_values=self.cache, logits_to_keep=1)
+        wait(self.model)
+
+
+def settle(model: Any, settings: Mapping[str, Any]) -> None:
+    """Give a patched model other settings."""
+    if settings:
+        patch = get_patch(model)
+        patch.config = patch.config.replace(**settings)
+
+
+def wait(model: Any) -> None:
+    """Until a GPU has done what it was told."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@torch.no_grad()
+def in_sequence(model: Any, inputs: Mapping[str, Tensor], zoom: int, words: int) -> dict[str, Tensor]:
+    """The prompt with all tokens of both views."""
+    tiles = split_tiles(inputs["hd_pixel_values"], zoom).flatten(0, 1)
+    views = torch.cat([inputs["pixel_values"], tiles])
+    image = torch.cat(list(model.get_image_features(pixel_values=views, return_dict=True).pooler_output))
+    text = model.get_input_embeddings()(inputs["input_ids"][0, -words:])
+    return {"inputs_embeds": torch.cat([image.to(text.dtype), text])[None]}

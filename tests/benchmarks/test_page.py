@@ -1,0 +1,39 @@
+"""The other benchmarks run, in little, and the page's tables and figure say what they found."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from benchmarks import growth, language_model, page, training
+
+LITTLE = ["--width", "128", "--layers", "2", "--rounds", "1", "--device", "cpu"]
+
+
+def table(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (growth, language_model, training):
+        monkeypatch.setattr(module, "ZOOM", 2)
+    monkeypatch.setattr(growth, "ZOOMS", (2, 4))
+    monkeypatch.setattr(growth, "FRACTIONS", (0.1, 1.0))
+    results, folder = tmp_path / "results", tmp_path / "page"
+    for name, module in (("growth-128", growth), ("mha-128", language_model), ("training-128", training)):
+        module.main([*LITTLE, "--output", str(results / f"{name}.json")])
+    page.main([str(results), str(folder)])
+    facts = table(folder / "facts.csv")
+    assert [row[0] for row in facts] == ["result", "growth-128", "mha-128", "training-128"]
+    assert all(row[4:6] == ["float32", "1"] for row in facts[1:])
+    assert table(folder / "speed.csv")[1][0] == "2 layers of width 128, 1 heads"
+    sizes = table(folder / "by_size.csv")
+    assert [row[0] for row in sizes[1:]] == ["336", "672", "1344", "2688, three levels"]
+    costs = [float(row[3]) for row in sizes[1:]]
+    assert costs[0] < costs[1] and max(costs[1:]) < 1.1 * min(costs[1:])
+    fractions = table(folder / "by_fraction.csv")
+    assert [row[0] for row in fractions[1:]] == ["base", "0.1", "1"]
+    steps = table(folder / "training.csv")
+    assert float(steps[1][1]) == 1 and float(steps[3][2]) < float(steps[4][2])
+    assert "all tokens in the sequence" in (folder / "growth.svg").read_text()
