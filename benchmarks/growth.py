@@ -15,7 +15,7 @@ import flexkit
 from benchmarks.models import NoiseTiles, build, low_res, question
 from benchmarks.report import add_common, facts, ratios, write
 from benchmarks.ways import Way, in_sequence
-from flexkit.measuring import alternate, count_flops
+from flexkit.measuring import alternate, count_flops, kept_bytes
 from flexkit.patching.memory import cached_memory
 
 WORDS, ZOOM, TENTH = 64, 3, 0.1
@@ -28,14 +28,9 @@ VISION = ("vision_tower", "multi_modal_projector")
 def cost_of(way: Way) -> dict[str, Any]:
     """What the language model computes in the prefill, and what is kept behind it."""
     flops = count_flops(way.prefill, without=VISION)
-    layers = [layer for layer in way.cache.layers if getattr(layer, "keys", None) is not None]
     memory = cached_memory(way.cache)
-    return {
-        "lm_gflops": flops / 1e9,
-        "kept_mib": (sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) + (memory.bytes if memory else 0))
-        / 2**20,
-        "tiles": memory.features.opened if memory else 0,
-    }
+    tiles = memory.features.opened if memory else 0
+    return {"lm_gflops": flops / 1e9, "kept_mib": kept_bytes(way.cache) / 2**20, "tiles": tiles}
 
 
 def measured(ways: dict[str, Way], options: argparse.Namespace) -> dict[str, dict[str, Any]]:

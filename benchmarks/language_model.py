@@ -15,7 +15,7 @@ import flexkit
 from benchmarks.models import build, low_res, question
 from benchmarks.report import add_common, facts, ratios, write
 from benchmarks.ways import Way, in_sequence
-from flexkit.measuring import alternate
+from flexkit.measuring import alternate, peak_bytes
 
 WORDS = 64
 ZOOM = 3
@@ -43,6 +43,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "prefill": alternate({name: way.prefill for name, way in ways.items()}, options.rounds),
         "decode": alternate({name: way.decode for name, way in ways.items()}, options.rounds * 4),
     }
+    peak = {
+        name: peak_bytes(way.prefill, options.device) / 2**20
+        for name, way in {**ways, "all_in_sequence": everything}.items()
+    }
     longer = {"flexkit": ways["flexkit"], "all_in_sequence": everything}
     found["prefill_of_all"] = alternate({name: way.prefill for name, way in longer.items()}, options.long_rounds)
     found["decode_of_all"] = alternate({name: way.decode for name, way in longer.items()}, options.rounds * 4)
@@ -52,6 +56,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "high_res_tokens": cells * ZOOM**2,
         "text_tokens": WORDS,
         "selected": round(options.selected * cells) / cells,
+        "peak_mib": peak,
         "seconds": found,
         "ratios": {
             "prefill": ratios(found["prefill"], "base"),

@@ -51,6 +51,20 @@ def speed_table(results: Results) -> list[list[str]]:
     return rows
 
 
+def memory_table(results: Results) -> list[list[str]]:
+    """Rows of language models: what a prefill takes up at most, beyond the weights, in MiB."""
+    ways = {
+        "base": "low-res view only",
+        "flexkit": "flexkit",
+        "recompute": "recompute",
+        "all_in_sequence": "all high-res tokens in the sequence",
+    }
+    rows = [["language model", *ways.values()]]
+    for found in results.values():
+        rows.append([shape(found), *(f"{found['peak_mib'][way]:.0f}" for way in ways)])
+    return rows
+
+
 def shape(found: Mapping[str, Any]) -> str:
     """A language model in few words."""
     model = found["language_model"]
@@ -132,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     speeds = {name: found for name, found in results.items() if "prefill_of_all" in found.get("ratios", {})}
     if speeds:
         _write(options.folder / "speed.csv", speed_table(speeds))
+        _write(options.folder / "memory.csv", memory_table(speeds))
     for name, found in results.items():
         if "by_size" in found:
             _write(options.folder / "by_size.csv", growth_table(found["by_size"], "side, pixels"))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from flexkit.measuring import count_flops
+from flexkit.measuring import count_flops, kept_bytes
 from flexkit.patching.decoder import DecoderLayer, rotary_embedding
 from flexkit.patching.state import Patch
 
@@ -31,12 +31,12 @@ def text_cost(model: PreTrainedModel, decoder: nn.Module, length: int, new_token
         model.get_output_embeddings()(states.last_hidden_state[:, -1:])
 
     flops = count_flops(lambda: run(length))
-    kept = _kept(cache)
+    kept = kept_bytes(cache)
     if new_tokens:
         first, then = count_flops(lambda: run(1)), count_flops(lambda: run(1))
         # Each step sees one key more than the one before.
         flops += new_tokens * first + (then - first) * new_tokens * (new_tokens - 1) // 2
-        kept += (_kept(cache) - kept) * new_tokens // 2
+        kept += (kept_bytes(cache) - kept) * new_tokens // 2
     return TextCost(flops, kept)
 
 
@@ -80,7 +80,3 @@ class HighResReading:
 def _states(model: Any, tokens: int) -> Tensor:
     width = model.get_input_embeddings().embedding_dim
     return torch.empty(1, tokens, width, dtype=model.dtype, device="meta")
-
-
-def _kept(cache: DynamicCache) -> int:
-    return sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))

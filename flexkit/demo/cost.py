@@ -4,12 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformers.cache_utils import Cache
+from flexkit.measuring import count_flops, kept_bytes, time_in_turns
 
-from flexkit.measuring import count_flops, time_in_turns
-from flexkit.patching.memory import cached_memory
-
-__all__ = ["Cost", "kept_bytes", "measure"]
+__all__ = ["Cost", "measure"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Cost:
     seconds : float
         Median wall time.
     kept_bytes : int
-        What stays in memory from token to token, see :func:`kept_bytes`.
+        What stays in memory from token to token, see :func:`~flexkit.measuring.kept_bytes`.
     """
 
     flops: int
@@ -54,17 +51,3 @@ def measure(ways: Mapping[str, Callable[[], Any]], repeats: int = 3) -> dict[str
     flops = {name: counted(name) for name in ways}
     seconds = time_in_turns(ways, repeats)
     return {name: Cost(flops[name], seconds[name], kept[name]) for name in ways}
-
-
-def kept_bytes(cache: Cache) -> int:
-    """Size of what a generation keeps between tokens: the KV cache and, with high-res tokens, F, K' and V'.
-
-    Parameters
-    ----------
-    cache : transformers.Cache
-        After the generation.
-    """
-    pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
-    tensors = [tensor for pair in pairs for tensor in pair if tensor is not None]
-    memory = cached_memory(cache)
-    return sum(int(tensor.nbytes) for tensor in tensors) + (memory.bytes if memory else 0)

@@ -12,8 +12,7 @@ import flexkit
 from flexkit import Center, FlexConfig
 from flexkit.__main__ import main
 from flexkit.accounting import KNOWN
-from flexkit.demo.cost import kept_bytes
-from flexkit.measuring import count_flops
+from flexkit.measuring import count_flops, kept_bytes
 from flexkit.patching.memory import cached_memory
 from tests.zoo import ZOO, Row, low_res, prompt
 

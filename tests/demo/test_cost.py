@@ -8,8 +8,9 @@ from transformers import DynamicCache
 
 import flexkit
 from flexkit.demo.ask import Answer, Asked, ask
-from flexkit.demo.cost import kept_bytes, measure
+from flexkit.demo.cost import measure
 from flexkit.demo.task import draw_task
+from flexkit.measuring import kept_bytes
 from flexkit.visual_search import load_model
 from flexkit.visual_search.ways import Way
 
