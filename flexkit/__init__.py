@@ -58,6 +58,7 @@ from flexkit.selection import (
     Union,
 )
 from flexkit.tracing import Trace, trace
+from flexkit.viz import animate_selection, plot_selection, selection_page
 
 __version__ = version("flexkit-vlm")
 
@@ -100,6 +101,7 @@ __all__ = [
     "Union",
     "UnsupportedModelError",
     "UntrainedProjectionsWarning",
+    "animate_selection",
     "cost",
     "disabled",
     "flex_parameters",
@@ -109,9 +111,11 @@ __all__ = [
     "load_llava_flexattn",
     "open_tiff",
     "patch_model",
+    "plot_selection",
     "probe_start_layer",
     "register_geometry",
     "save_flex",
+    "selection_page",
     "set_alpha",
     "set_policy",
     "supported_models",

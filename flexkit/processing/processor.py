@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import nn
 from transformers import BatchFeature
 
-from flexkit.encoding import TileSource, pyramid
+from flexkit.encoding import PictureSource, TileSource, pyramid
 from flexkit.errors import PatchError, UnsupportedModelError
 from flexkit.patching import get_patch
-from flexkit.processing.overviews import check_options
+from flexkit.processing.overviews import check_options, without_tiles
 from flexkit.processing.sources import with_overviews
 from flexkit.processing.tap import tap
-from flexkit.processing.views import choose_view
+from flexkit.processing.views import choose_view, has_one_size
+from flexkit.processing.views.source import SourceView
 from flexkit.zoom import Pair, zoom_pair
 
 __all__ = ["FlexProcessor"]
@@ -179,6 +181,30 @@ class FlexProcessor:
             As for a call.
         """
         return self._call("apply_chat_template", args, kwargs)
+
+    def shown(self, image: Image | TileSource, **options: Any) -> Image:
+        """What the views show of an image: without what is cropped off, and with what is padded.
+
+        Selections are laid over this, see :func:`flexkit.plot_selection`.
+
+        Parameters
+        ----------
+        image : PIL.Image.Image or TileSource
+            As it was given to the processor.
+        **options
+            Keyword arguments of the image processor, if the call had any.
+
+        Returns
+        -------
+        PIL.Image.Image
+            In RGB, in the pixels of the image; all of it for vision towers that take any size.
+        """
+        image_processor = self.processor.image_processor
+        source = image if isinstance(image, TileSource) else PictureSource(image)
+        if not has_one_size(image_processor):
+            return source.overview(max(source.size)).convert("RGB")
+        options = {**options, **without_tiles(image_processor, options)}
+        return SourceView(source, image_processor, options, self.zooms).whole()
 
     def _call(self, method: str, args: Any, kwargs: Any) -> Any:
         check_options(kwargs, self.processor.image_processor)

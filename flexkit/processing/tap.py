@@ -57,7 +57,7 @@ def tap(processor: Any, zooms: tuple[Pair, ...]) -> tuple[Any, dict[str, Any]]:
         if len(zooms) > 1 or any(sources):
             tiled = choose_tiled_view(image_processor)
             own = [source or as_source(own) for source, own in zip(sources, pixels, strict=True)]
-            views = tiled(image_processor, own, pixels, low_res, options, zooms) if pixels else {}
+            views = tiled(image_processor, own, low_res, options, zooms) if pixels else {}
         else:
             views = view(image_processor, pixels, low_res, options, zooms[0]) if pixels else {}
         for name, value in views.items():  # IDEFICS comes with the images of every text

@@ -12,7 +12,7 @@ from flexkit.processing.views.shaped import shaped_view
 from flexkit.processing.views.tiled import tiled_view
 from flexkit.zoom import Pair
 
-__all__ = ["View", "choose_tiled_view", "choose_view"]
+__all__ = ["View", "choose_tiled_view", "choose_view", "has_one_size"]
 
 View = Callable[[Any, list[Any], Mapping[str, Any], dict[str, Any], Pair], dict[str, Any]]
 """What a high-res view is made of, and what comes of it:
@@ -59,6 +59,11 @@ def choose_view(image_processor: Any) -> View:
     )
 
 
+def has_one_size(image_processor: Any) -> bool:
+    """Whether an image processor makes pictures of one size, so that each tile of an image passes as an image does."""
+    return choose_view(image_processor) is fixed_view
+
+
 def choose_tiled_view(image_processor: Any) -> Callable[..., dict[str, Any]]:
     """The high-res view in tiles that are read one by one.
 
@@ -67,7 +72,7 @@ def choose_tiled_view(image_processor: Any) -> Callable[..., dict[str, Any]]:
     UnsupportedModelError
         If the tiles of an image do not each pass the image processor as an image does.
     """
-    if choose_view(image_processor) is not fixed_view:
+    if not has_one_size(image_processor):
         raise UnsupportedModelError(
             f"{type(image_processor).__name__} makes images of any size, which its model encodes as a whole: there are "
             "no tiles to read one by one. Give a PIL image instead of a flexkit.TileSource, and set levels to 1."

@@ -8,8 +8,8 @@ import torch
 
 from flexkit.encoding import TileSource
 from flexkit.processing.outputs import like
-from flexkit.processing.source_view import SourceView
 from flexkit.processing.views.fixed import pads_to_squares
+from flexkit.processing.views.source import SourceView
 from flexkit.zoom import Pair
 
 __all__ = ["tiled_view"]
@@ -18,7 +18,6 @@ __all__ = ["tiled_view"]
 def tiled_view(
     image_processor: Any,
     sources: Sequence[TileSource],
-    images: Sequence[Any],
     low_res: Mapping[str, Any],
     options: Mapping[str, Any],
     zooms: tuple[Pair, ...],
@@ -31,8 +30,6 @@ def tiled_view(
         One that makes pictures of one size.
     sources : sequence of TileSource
         The images.
-    images : sequence of numpy.ndarray or torch.Tensor
-        Their overviews before any resizing, each ``(channels, height, width)``.
     low_res : mapping
         What the image processor made of the overviews.
     options : mapping
@@ -46,10 +43,7 @@ def tiled_view(
         ``hd_tiles``, one :class:`~flexkit.TileView` for each image; ``hd_image_sizes`` as in
         :func:`~flexkit.processing.views.fixed.fixed_view`.
     """
-    views = [
-        SourceView(source, image_processor, low_res, options, tuple(image.shape[-2:]), zooms)
-        for source, image in zip(sources, images, strict=True)
-    ]
+    views = [SourceView(source, image_processor, options, zooms) for source in sources]
     high_res: dict[str, Any] = {"hd_tiles": views}
     if pads_to_squares(image_processor, ChainMap(dict(options), vars(image_processor))):
         sizes = torch.tensor([source.size for source in sources])

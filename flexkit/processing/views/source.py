@@ -17,6 +17,9 @@ from flexkit.zoom import Pair
 
 __all__ = ["SourceView"]
 
+_LONGEST = 2048
+"""Longer side in pixels of the pictures by which is found what is shown."""
+
 
 class SourceView(TileView):
     """The tiles of one picture.
@@ -30,30 +33,20 @@ class SourceView(TileView):
         The picture.
     image_processor : transformers.BaseImageProcessor
         One that makes pictures of one size.
-    low_res : mapping
-        What it made of the overview.
     options : mapping
-        The keyword arguments of that call.
-    size : tuple of int
-        Height and width of that overview.
+        The keyword arguments of the low-res call.
     zooms : tuple of tuple of int
         Of each level.
     """
 
     def __init__(
-        self,
-        source: TileSource,
-        image_processor: Any,
-        low_res: Mapping[str, Any],
-        options: Mapping[str, Any],
-        size: Pair,
-        zooms: tuple[Pair, ...],
+        self, source: TileSource, image_processor: Any, options: Mapping[str, Any], zooms: tuple[Pair, ...]
     ) -> None:
         self.source = source
         self.zooms = zooms
         self._image_processor = image_processor
         self._options = options
-        self._names = [name for name in PICTURES if name in low_res]
+        size = _small(source.size)
         black = self._made(np.zeros((3, *size), dtype=np.uint8))
         self._size = max((picture.shape[-2], picture.shape[-1]) for picture in black)
         self._shown: Shown = find_shown(lambda picture: self._made(picture)[0], size)
@@ -66,29 +59,26 @@ class SourceView(TileView):
     def _made(self, picture: np.ndarray) -> list[Tensor]:
         """What the image processor makes of ``(3, height, width)``, in every size."""
         made = processed(self._image_processor, picture, self._options)
-        return [overview(self._image_processor, made[name]) for name in self._names]
+        return [overview(self._image_processor, made[name]) for name in PICTURES if name in made]
+
+    def whole(self) -> Image.Image:
+        """All that is shown of the picture, in its own pixels."""
+        return self._shown.read(self.source, (0.0, 0.0, 1.0, 1.0), self._shown.size_of(self.source), self._filter)
 
     def _tile(self, level: int, row: int, column: int) -> np.ndarray:
-        """``(3, height, width)``, uint8; padded where nothing is shown."""
-        height, width = self.source.size
-        left, right = self._edges(column, self.zooms[level][1], 0, width)
-        top, bottom = self._edges(row, self.zooms[level][0], 1, height)
-        canvas = Image.new("RGB", self._size[::-1], self._shown.background)
-        scale = self._size[1] / (right - left), self._size[0] / (bottom - top)
-        inside = max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom)
-        x, y = round((inside[0] - left) * scale[0]), round((inside[1] - top) * scale[1])
-        ends = round((inside[2] - left) * scale[0]), round((inside[3] - top) * scale[1])
-        if x < ends[0] and y < ends[1]:
-            canvas.paste(self.source.read(inside, (ends[1] - y, ends[0] - x), self._filter), (x, y))
-        return np.asarray(canvas).transpose(2, 0, 1)
-
-    def _edges(self, tile: int, tiles: int, axis: int, length: int) -> tuple[float, float]:
-        """Where a tile starts and ends along an axis, in pixels of the picture."""
-        start, end = self._shown.box[axis], self._shown.box[axis + 2]
-        step = (end - start) / tiles
-        return (start + tile * step) * length, (start + (tile + 1) * step) * length
+        """``(3, height, width)``, uint8."""
+        rows, columns = self.zooms[level]
+        part = column / columns, row / rows, (column + 1) / columns, (row + 1) / rows
+        tile = self._shown.read(self.source, part, self._size, self._filter)
+        return np.asarray(tile).transpose(2, 0, 1)
 
     @property
     def _filter(self) -> int:
         resample = ChainMap(dict(self._options), vars(self._image_processor)).get("resample")
         return resample if isinstance(resample, int) else Image.Resampling.BICUBIC
+
+
+def _small(size: Pair) -> Pair:
+    """A size of the same shape, no longer than what tells places well enough."""
+    shrink = max(1.0, max(size) / _LONGEST)
+    return max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))

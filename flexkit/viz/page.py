@@ -1,0 +1,79 @@
+"""A page to leaf through words and layers, in one file that needs nothing else."""
+
+import base64
+import json
+from collections.abc import Sequence
+from html import escape
+from io import BytesIO
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from flexkit.tracing import Trace
+from flexkit.viz.looks import Looks
+
+__all__ = ["selection_page"]
+
+_TEMPLATE = Path(__file__).with_name("page.html")
+_LONGEST = 1024
+"""Longer side in pixels of the picture in the page."""
+
+
+def selection_page(
+    trace: Trace,
+    image: Image.Image,
+    path: str | PathLike[str],
+    *,
+    words: Sequence[str] | None = None,
+    question: str = "",
+    row: int = 0,
+    image_index: int = 0,
+) -> None:
+    """Write a page with the picture, a slider for words and one for layers.
+
+    It is one file, which a browser opens from disk and without a network.
+
+    Parameters
+    ----------
+    trace, image, words, row, image_index
+        As for :func:`flexkit.plot_selection`.
+    path : str or os.PathLike
+        Of the file.
+    question : str
+        To stand above the picture.
+
+    Raises
+    ------
+    ConfigError
+        If the trace is empty, lacks the batch row, or there are too few words.
+    """
+    looks = Looks.of(trace, words, row=row, image=image_index)
+    shown = image.convert("RGB")
+    shown.thumbnail((_LONGEST, _LONGEST))
+    file = BytesIO()
+    shown.save(file, format="JPEG", quality=90)
+    data = {
+        "words": looks.words,
+        "layers": looks.layers,
+        "picture": "data:image/jpeg;base64," + _encoded(file.getvalue()),
+        "looks": {
+            f"{looks.steps.index(step)} {looks.layers.index(layer)}": {
+                "mask": _encoded(np.packbits(look.mask).tobytes()),
+                "maskGrid": look.mask.shape,
+                "scores": _encoded((255 * look.scores).round().astype(np.uint8).tobytes()),
+                "scoreGrid": look.scores.shape,
+                "fraction": look.fraction,
+            }
+            for (step, layer), look in looks.looks.items()
+        },
+    }
+    # "</" would end the script that the data stand in.
+    script = json.dumps(data).replace("</", "<\\/")
+    page = _TEMPLATE.read_text(encoding="utf-8")
+    Path(path).write_text(page.replace("@QUESTION@", escape(question)).replace("@DATA@", script), encoding="utf-8")
+
+
+def _encoded(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")

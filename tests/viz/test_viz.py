@@ -1,0 +1,113 @@
+"""What plots, animations and pages show is what the trace holds."""
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import flexkit
+from flexkit import ConfigError
+from flexkit.visual_search import draw_scene, load_model
+
+pytest.importorskip("matplotlib")
+QUESTION = "<image> Which digit is on the object that is pink?"
+
+
+@pytest.fixture(scope="module")
+def traced() -> tuple[flexkit.Trace, Image.Image, list[str]]:
+    model, processor = load_model()
+    image = draw_scene(3, 400).image.crop((0, 0, 400, 300))
+    inputs = processor(images=image, text=QUESTION, return_tensors="pt")
+    with flexkit.trace(model) as trace, torch.no_grad():
+        output = model.generate(**inputs, max_new_tokens=2, min_new_tokens=2)
+    words = [processor.decode(token) for token in output[0, inputs["input_ids"].shape[1] :]]
+    return trace, processor.shown(image), words
+
+
+def test_one_panel_for_each_word_and_layer(traced: Any) -> None:
+    trace, image, words = traced
+    figure = flexkit.plot_selection(trace, image, words=words)
+    panels = [axes for axes in figure.axes if axes.images and len(axes.images) == 3]
+    assert len(panels) == len(trace) * len(trace.layers)
+    assert [axes.get_title() for axes in panels[: len(trace.layers)]] == [f"map of layer {k}" for k in trace.layers]
+    assert [panels[place].get_ylabel() for place in (0, len(trace.layers))] == [word.strip() for word in words]
+
+
+def test_a_strip_over_layers(traced: Any) -> None:
+    trace, image, words = traced
+    figure = flexkit.plot_selection(trace, image, words=words, steps=[-1], layers=[1, 3])
+    panels = [axes for axes in figure.axes if len(axes.images) == 3]
+    assert [axes.get_title() for axes in panels] == ["map of layer 1", "map of layer 3"]
+    for axes, layer in zip(panels, (1, 3), strict=True):
+        shown = np.asarray(axes.images[2].get_array())
+        mask = trace.mask(-1, layer)[0].numpy()
+        assert shown.shape[:2] == image.size[::-1]
+        rows, columns = (
+            (np.arange(length) + 0.5) / length * side for length, side in zip(image.size[::-1], mask.shape, strict=True)
+        )
+        at = mask[rows.astype(int)][:, columns.astype(int)]
+        assert np.array_equal(shown[..., 3] == 255, at) and set(np.unique(shown[..., 3])) == {0, 255}
+        inside = shown[..., 3] == 255
+        assert np.array_equal(shown[inside][:, :3], np.asarray(image)[inside])
+        scores = np.asarray(axes.images[1].get_array())
+        expected = trace.scores(-1, layer)[0]
+        assert np.allclose(scores, expected / expected.max())
+
+
+def test_animations_have_a_frame_for_each_word(traced: Any, tmp_path: Path) -> None:
+    trace, image, words = traced
+    flexkit.animate_selection(trace, image, tmp_path / "looks.gif", words=words, layers=[1], dpi=40)
+    with Image.open(tmp_path / "looks.gif") as animation:
+        assert animation.n_frames == len(trace) and animation.is_animated
+
+
+def test_pages_hold_what_they_show(traced: Any, tmp_path: Path) -> None:
+    trace, image, words = traced
+    path = tmp_path / "looks.html"
+    flexkit.selection_page(trace, image, path, words=["</script>", words[1]], question="Is 1 < 2?")
+    page = path.read_text(encoding="utf-8")
+    assert "<h1>Is 1 &lt; 2?</h1>" in page
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", page), "nothing is fetched"
+    data = json.loads(page.split('type="application/json">')[1].split("</script>")[0])
+    assert data["words"][0] == "</script>" and data["layers"] == trace.layers
+    for step in range(len(trace)):
+        for place, layer in enumerate(trace.layers):
+            look = data["looks"][f"{step} {place}"]
+            bits = np.unpackbits(np.frombuffer(base64.b64decode(look["mask"]), dtype=np.uint8))
+            mask = trace.mask(step, layer)[0].numpy()
+            assert np.array_equal(bits[: mask.size].reshape(look["maskGrid"]).astype(bool), mask)
+            assert look["fraction"] == pytest.approx(float(mask.mean()))
+
+
+def test_what_is_shown_is_padded_as_the_model_sees_it(traced: Any) -> None:
+    _, image, _ = traced
+    assert image.size == (400, 400)
+    border, inside = np.asarray(image)[:48], np.asarray(image)[60:340]
+    assert (border == border[0, 0]).all() and inside.std() > 1
+
+
+def test_what_is_cropped_is_not_shown() -> None:
+    from tests.tiny_processors import tiny_llava_processor, tiny_qwen_processor
+
+    image = draw_scene(0, 300).image.crop((0, 0, 300, 200))
+    cropped = flexkit.FlexProcessor(tiny_llava_processor(), 2).shown(image)
+    assert cropped.size == (200, 200) or abs(cropped.width - 200) < 10
+    assert flexkit.FlexProcessor(tiny_qwen_processor(), 2).shown(image).size == image.size
+
+
+def test_wrong_uses_are_told(traced: Any) -> None:
+    trace, image, _ = traced
+    with pytest.raises(ConfigError, match="the trace is empty"):
+        flexkit.plot_selection(flexkit.Trace(), image)
+    with pytest.raises(ConfigError, match="1 words were given for 2 steps"):
+        flexkit.plot_selection(trace, image, words=["one"])
+    with pytest.raises(ConfigError, match="no batch row 4"):
+        flexkit.plot_selection(trace, image, row=4)
+    with pytest.raises(ConfigError, match="there is no step"):
+        flexkit.plot_selection(trace, image, layers=[17])
