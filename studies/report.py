@@ -52,12 +52,12 @@ def scores_table(scores: Scores) -> list[list[str]]:
     return rows
 
 
-def again_table(scores: Scores, again: Scores) -> list[list[str]]:
-    """Rows of another training's accuracies by track, and how many standard errors they are from the first's."""
-    rows = [["", *scores]]
+def again_table(scores: Scores, again: Mapping[str, Scores]) -> list[list[str]]:
+    """Rows of other trainings' accuracies by track, and how many standard errors they are from the first's."""
+    rows = [["", *(f"{track}, {name}" for track in scores for name in again)]]
     for way, name in WAYS.items():
-        pairs = [(scores[track].get(way), again[track].get(way)) for track in scores]
-        rows.append([name, *(_compared(first, other) for first, other in pairs if first and other)])
+        pairs = [(scores[track].get(way), other[track].get(way)) for track in scores for other in again.values()]
+        rows.append([name, *(_compared(first, other) if first and other else "" for first, other in pairs)])
     return rows
 
 

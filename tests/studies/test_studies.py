@@ -76,7 +76,7 @@ def test_studies_and_their_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     scores = evaluate(1, 4, tracks=["attribute"], quiet=True)
     assert scores is not None
     (tmp_path / "scores.json").write_text(json.dumps(scores))
-    (tmp_path / "scores_again.json").write_text(json.dumps(scores))
+    (tmp_path / "scores_again.json").write_text(json.dumps({"seed 1": scores, "seed 2": scores}))
     report.main([str(tmp_path)])
     table = (tmp_path / "without_training_4.csv").read_text().splitlines()
     assert table[0] == ",attribute,conjunction,row,column,shape" and len(table) == 18
@@ -87,5 +87,6 @@ def test_studies_and_their_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert trained[2].startswith("zoom=2,") and trained[2].endswith(",0.094")
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 1 + len(scores["attribute"])
     again = (tmp_path / "scores_again.csv").read_text().splitlines()
-    assert len(again) == 1 + len(scores["attribute"]) and all(row.endswith(" (+0.0)") for row in again[1:])
+    assert again[0] == ',"attribute, seed 1","attribute, seed 2"'
+    assert len(again) == 1 + len(scores["attribute"]) and all(row.count(" (+0.0)") == 2 for row in again[1:])
     assert "told where the digit is" in (tmp_path / "selection.svg").read_text()
