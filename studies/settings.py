@@ -12,7 +12,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-import flexkit
 from flexkit.visual_search import load_model
 from flexkit.visual_search.evaluation import Batch, Score, score
 from flexkit.visual_search.recipe import CONFIG, STAGES
@@ -30,9 +29,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "zoom=4": {"zoom": 4},
     'select_from="same", start_layer=0': {"select_from": "same", "start_layer": 0},
     'low_res_keys="replace"': {"low_res_keys": "replace"},
-    "key_norm=True": {"key_norm": True},
-    'positions="fractional"': {"positions": "fractional"},
-    "policy=Threshold(48/255)": {"policy": flexkit.Threshold(48 / 255)},
 }
 
 
