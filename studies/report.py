@@ -126,12 +126,15 @@ def selection_figure(study: Mapping[str, Any]) -> Figure:
             capsize=3,
         )
     axes.axhline(10, color="grey", linestyle=":", linewidth=1)
+    axes.set_title("Reading closer where the model itself looks: digits in drawn scenes", loc="left", fontsize=11)
     axes.annotate("guessing", (100, 10), xytext=(0, 4), textcoords="offset points", ha="right", color="grey")
     axes.set(xscale="log", xlabel="high-res tokens that a layer reads, % of all", ylabel="digits read rightly, %")
     axes.set_xticks([1, 2, 5, 10, 20, 50, 100], labels=["1", "2", "5", "10", "20", "50", "100"])
     axes.set_ylim(0, 102)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.4))
+    axes.legend(
+        frameon=False, loc="center left", bbox_to_anchor=(0.02, 0.68), title="what a layer reads", alignment="left"
+    )
     return figure
 
 
