@@ -1,16 +1,15 @@
 """What one answer costs with each way of reading a high-res view, counted on the meta device."""
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from flexkit.accounting.known import KNOWN
 from flexkit.accounting.language import HighResReading, text_cost
+from flexkit.accounting.shapes import config_of, without_weights
 from flexkit.accounting.towers import Tower
 from flexkit.errors import ConfigError
 from flexkit.patching import FlexConfig, is_patched, patch_model
@@ -76,7 +75,8 @@ def cost(
     Parameters
     ----------
     model_or_config : transformers.PreTrainedModel or transformers.PretrainedConfig or str
-        A model, its config, a folder or hub id, or one of the names in :data:`flexkit.accounting.known.KNOWN`.
+        A model, its config, a folder or hub id, one of the names in :data:`flexkit.accounting.known.KNOWN`, or a model
+        type, of which the default sizes are taken.
     image_size : int, optional
         Side of the high-res view in pixels; by default the default zoom times that of the low-res view.
     prompt : int
@@ -119,11 +119,10 @@ def cost(
     >>> round(costs["flexkit"].tflops, 1), round(costs["recompute"].tflops, 1)
     (13.4, 17.4)
     """
-    shapes = _config_of(model_or_config)
+    shapes = config_of(model_or_config)
     if low_res_size is not None and hasattr(shapes.vision_config, "image_size"):
         shapes.vision_config.image_size = low_res_size
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(shapes, dtype=dtype).eval()
+    model = without_weights(shapes, dtype)
     settings = config or _settings_of(model_or_config)
     tower = Tower(model, find_geometry(model))
     low_side, zoom = _views(tower, image_size, low_res_size, settings)
@@ -159,12 +158,6 @@ def cost(
         "recompute": flex(everything, (new_tokens + 1) * once.flops, 0),
         "all_in_sequence": Cost(overview + everything, whole.flops, own + tokens, 0, whole.kv_bytes),
     }
-
-
-def _config_of(given: PreTrainedModel | PretrainedConfig | str) -> Any:
-    if isinstance(given, str):
-        return KNOWN[given]() if given in KNOWN else AutoConfig.from_pretrained(given)
-    return copy.deepcopy(given.config if isinstance(given, PreTrainedModel) else given)
 
 
 def _settings_of(given: object) -> FlexConfig:

@@ -36,7 +36,7 @@ class Tower:
 
     def __init__(self, model: PreTrainedModel, geometry: Geometry) -> None:
         self.model, self.geometry = model, geometry
-        blocks = getattr(getattr(model.model, "visual", None), "blocks", None)
+        blocks = getattr(getattr(getattr(model, "model", None), "visual", None), "blocks", None)
         self.size = geometry.tower_size(model) if isinstance(geometry, FixedGrid) else None
         """Height and width of the only picture that the tower takes, in pixels; None if it takes any."""
         if self.size is None and not (type(geometry) is DynamicGrid and isinstance(blocks, nn.ModuleList)):

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Self
 
 from torch import Tensor
 
@@ -27,6 +28,9 @@ class TileView(ABC):
     """
 
     zooms: tuple[Pair, ...]
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # with a copied KV cache a generation goes on reading the same picture
 
     @abstractmethod
     def read(self, level: int, tiles: Sequence[int]) -> tuple[Tensor, ...]:

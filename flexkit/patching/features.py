@@ -14,11 +14,13 @@ from flexkit.zoom import Pair
 if TYPE_CHECKING:
     from flexkit.patching.memory import ImageSpan
 
-__all__ = ["Encode", "Encoded", "Features", "Tiled", "TiledImage", "no_tiles"]
+__all__ = ["Encode", "Encoded", "Features", "ReadTiles", "Tiled", "TiledImage", "no_tiles"]
 
 _TOGETHER = 64
 """How many tiles are read and encoded at a time, which bounds the memory that they take up."""
 
+ReadTiles = Callable[[Tensor], Sequence[Tensor]]
+"""From indices of tiles to these, ``(tiles, channels, height, width)`` in every size that the model takes."""
 Encode = Callable[[Sequence[Tensor]], Tensor]
 """From tiles ``(tiles, channels, height, width)``, in every size that a model takes them in, to their cells
 ``(tiles, cells, dim)``."""
@@ -92,8 +94,7 @@ class Encoded(Features):
 class TiledImage:
     """One image in tiles, of which some have been encoded."""
 
-    read: Callable[[Tensor], Sequence[Tensor]]
-    """From indices of tiles to these, ``(tiles, channels, height, width)`` in every size that the model takes."""
+    read: ReadTiles
     grid: Pair
     """Cells of a tile."""
     zoom: Pair

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from flexkit.encoding import pyramid
 from flexkit.errors import HighResInputError
-from flexkit.patching.features import Encoded, Tiled, TiledImage
+from flexkit.patching.features import Encoded, ReadTiles, Tiled, TiledImage
 from flexkit.patching.memory import HighResMemory, ImageSpan
 from flexkit.patching.state import Patch
-from flexkit.patching.views import ReadTiles, View, checked_view
+from flexkit.patching.views import View, checked_view
 from flexkit.zoom import Pair
 
 __all__ = ["read_images"]

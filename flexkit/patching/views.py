@@ -1,6 +1,6 @@
 """The high-res views of a call, checked against the model and its own inputs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,18 +10,16 @@ from torch import Tensor, nn
 
 from flexkit.encoding import TileView, pyramid
 from flexkit.errors import HighResInputError
+from flexkit.patching.features import ReadTiles
 from flexkit.patching.state import Patch
 from flexkit.selection import margin_cells
 from flexkit.zoom import Pair
 
-__all__ = ["PREFIX", "ReadTiles", "View", "check_names", "checked_view", "input_names"]
+__all__ = ["PREFIX", "View", "check_names", "checked_view", "input_names"]
 
 PREFIX = "hd_"
 _TILES = "hd_tiles"
 _OPTIONAL = ("hd_image_sizes", _TILES, "hd_queries", "hd_repeats", "hd_image_tokens")
-
-ReadTiles = Callable[[Tensor], Sequence[Tensor]]
-"""From indices of tiles to these, ``(tiles, channels, height, width)`` in every size that the model takes."""
 
 
 def input_names(patch: Patch) -> tuple[str, ...]:
@@ -83,10 +81,10 @@ def _of_tensors(model: Any, patch: Patch, inputs: Mapping[str, Any]) -> View:
             f"the model reads {patch.config.levels} levels of zoom, and {sorted(inputs)} hold one; give the hd_tiles "
             "that a flexkit.FlexProcessor of this model makes, or patch it with levels=1."
         )
-    missing = [PREFIX + name for name in geometry.inputs if PREFIX + name not in inputs]
+    required = [PREFIX + name for name in geometry.inputs]
+    missing = [name for name in required if name not in inputs]
     if missing:
-        expected = list(input_names(patch)[: -len(_OPTIONAL) + 1])
-        raise HighResInputError(f"high-res inputs lack {missing}; pass all of {expected}.")
+        raise HighResInputError(f"high-res inputs lack {missing}; pass all of {required}.")
     wrong = [f"{name} ({type(value).__name__})" for name, value in inputs.items() if not isinstance(value, Tensor)]
     if wrong:
         raise HighResInputError(f"high-res inputs must be tensors, not {', '.join(wrong)}; use return_tensors='pt'.")

@@ -1,5 +1,6 @@
 """A pyramid of zooms: what a layer reads on all levels is naive joint attention, and opens what lies below."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -175,8 +176,22 @@ def test_tiles_of_what_is_read_are_encoded_and_no_others() -> None:
             assert mask.sum() == zoom[0] * zoom[1] or (level == 2 and layer == layers[1])
             for row, column in mask.nonzero().tolist():
                 tiles.add(row // rows * view.zooms[level][1] + column // columns)
-        assert view.seen[level] == tiles
-    assert trace.steps[0].tiles == memory.features.opened == sum(map(len, view.seen)) < 4 + 16 + 64
+        assert sorted(view.reads[level]) == sorted(tiles), "each is read once"
+    assert trace.steps[0].tiles == memory.features.opened == sum(map(len, view.reads)) < 4 + 16 + 64
+
+
+@torch.no_grad()
+def test_a_copied_cache_reads_the_same_picture() -> None:
+    model = model_of("llava")
+    inputs = tiled_prompt("llava", [Row()], (2, 2), 2)
+    with patched(model, zoom=2, levels=2, policy=TopK(1)):
+        cache = model(**inputs, use_cache=True).past_key_values
+        twin = copy.deepcopy(cache)
+        word = torch.tensor([[7]])
+        found = [model(input_ids=word, past_key_values=own).logits for own in (cache, twin)]
+    assert torch.equal(*found)
+    memories = [cached_memory(own).features.images for own in (cache, twin)]
+    assert all(own.read.args[0] is other.read.args[0] for own, other in zip(*memories, strict=True))
 
 
 @torch.no_grad()

@@ -1,0 +1,107 @@
+"""Whether a model can be patched, how, and what that adds and saves; without its weights."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from flexkit.accounting.cost import Cost, cost
+from flexkit.accounting.shapes import config_of, without_weights
+from flexkit.errors import ConfigError, UnsupportedModelError
+from flexkit.patching import FlexConfig, patch_model
+from flexkit.patching.geometry import find_geometry
+from flexkit.patching.state import added_parameters, get_patch
+
+__all__ = ["Inspection", "inspect_model"]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What patching does to a model.
+
+    Attributes
+    ----------
+    model : str
+        Its class.
+    model_type : str
+        As transformers calls it.
+    view : str
+        How its high-res view is encoded: ``"tiles"``, or ``"whole"`` as one larger image.
+    zoom : tuple of int
+        Of the high-res view, by default, along rows and columns.
+    image_tokens : int, optional
+        Low-res tokens of one image; None where that depends on its size.
+    layers : int
+        Decoder layers whose attention sees the image.
+    reading_layers : tuple of int
+        Indices of those that read high-res tokens, by default.
+    parameters, added_parameters : int
+        Of the model, and what the added projections have.
+    costs : dict of str to Cost, optional
+        As :func:`flexkit.cost` counts them for the default zoom; None for towers that it does not count.
+    """
+
+    model: str
+    model_type: str
+    view: str
+    zoom: tuple[int, int]
+    image_tokens: int | None
+    layers: int
+    reading_layers: tuple[int, ...]
+    parameters: int
+    added_parameters: int
+    costs: dict[str, Cost] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        plain = asdict(self)
+        if self.costs is not None:
+            plain["costs"] = {name: cost.to_dict() for name, cost in self.costs.items()}
+        return plain
+
+
+def inspect_model(given: PreTrainedModel | PretrainedConfig | str, config: FlexConfig | None = None) -> Inspection:
+    """Patch a model without weights, and look at it.
+
+    Parameters
+    ----------
+    given : transformers.PreTrainedModel or transformers.PretrainedConfig or str
+        A model, its config, a folder or hub id, a name that :func:`flexkit.cost` knows, or a model type.
+    config : FlexConfig, optional
+        Settings of the patch.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model cannot be patched; the message says what it lacks.
+    ConfigError
+        If there is no such model, or the settings do not fit it.
+    """
+    shapes = config_of(given)
+    model = without_weights(shapes)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    geometry = find_geometry(model)
+    layers = len(geometry.layers(model))
+    patch = get_patch(patch_model(model, config, trained=True))
+    grid = geometry.tile_grid(model)
+    return Inspection(
+        model=type(model).__name__,
+        model_type=model.config.model_type,
+        view="whole" if grid is None else "tiles",
+        zoom=patch.config.zoom_pair,
+        image_tokens=None if grid is None else len(geometry.layout(model, grid)),
+        layers=layers,
+        reading_layers=tuple(patch.reading),
+        parameters=parameters,
+        added_parameters=sum(parameter.numel() for parameter in added_parameters(model).values()),
+        costs=_costs(shapes, config),
+    )
+
+
+def _costs(shapes: PretrainedConfig, config: FlexConfig | None) -> dict[str, Cost] | None:
+    try:
+        return cost(shapes, config=config)
+    except (ConfigError, UnsupportedModelError):  # of any size, or of a kind that is not counted
+        return None
+    except RuntimeError:  # the default sizes of some model types do not fit together
+        return None

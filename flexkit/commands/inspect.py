@@ -1,0 +1,46 @@
+"""``flexkit inspect``."""
+
+import argparse
+import json
+
+from flexkit.commands.options import Subparsers, add_debug
+
+__all__ = ["add_inspect"]
+
+
+def add_inspect(commands: Subparsers) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "inspect",
+        help="can a model be patched, how, and what does that add and save; without its weights",
+        epilog="examples: flexkit inspect llava-hf/llava-1.5-7b-hf; flexkit inspect qwen2_5_vl; "
+        "flexkit inspect ./my-model --json. Exit code 2: it cannot be patched, or there is no such model.",
+    )
+    parser.add_argument("model", help="a folder, a hub id, a model type, or a known name, such as llava-1.5-7b")
+    parser.add_argument("--json", action="store_true", help="print nothing but an object")
+    add_debug(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from flexkit.accounting.inspection import inspect_model
+
+    found = inspect_model(options.model)
+    if options.json:
+        print(json.dumps(found.to_dict(), indent=2))
+        return
+    first, last = found.reading_layers[0], found.reading_layers[-1]
+    tokens = "as many as its size asks for" if found.image_tokens is None else str(found.image_tokens)
+    view = "tiles, encoded when they are read" if found.view == "tiles" else "one larger image"
+    share = 100 * found.added_parameters / found.parameters
+    print(f"{found.model} ({found.model_type}) can be patched.\n")
+    print(f"  low-res tokens of an image   {tokens}")
+    print(f"  high-res view                zoom {found.zoom[0]} x {found.zoom[1]}, {view}")
+    print(f"  reading layers               {first} to {last}, {len(found.reading_layers)} of {found.layers}")
+    print(f"  added parameters             {found.added_parameters / 1e6:.1f} M, {share:.1f} % of the model's")
+    if found.costs:
+        ours, whole = found.costs["flexkit_on_demand"], found.costs["all_in_sequence"]
+        print(
+            f"  an answer                    {ours.tflops:.1f} TFLOP reading a tenth, "
+            f"{found.costs['low_res'].tflops:.1f} without, {whole.tflops:.1f} with all high-res tokens in the sequence"
+        )

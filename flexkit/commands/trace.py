@@ -1,0 +1,38 @@
+"""``flexkit trace``."""
+
+import argparse
+from pathlib import Path
+
+from flexkit.commands.options import Subparsers, add_debug, whole
+
+__all__ = ["add_trace"]
+
+
+def add_trace(commands: Subparsers) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "trace",
+        help="ask a model about a picture, and write a page that shows where it looked for each word",
+        epilog='examples: flexkit trace photo.jpg "What does the sign say?" --model llava-hf/llava-1.5-7b-hf; '
+        'flexkit trace scene.png "Which digit is on the object that is red?"',
+    )
+    parser.add_argument("image", type=Path, help="a picture")
+    parser.add_argument("question", help="about the picture")
+    parser.add_argument(
+        "--model", metavar="NAME", help="a folder or hub id; default: the small model that flexkit is shipped with"
+    )
+    parser.add_argument(
+        "--added", metavar="NAME", help="what flexkit.save_flex wrote; default: read without trained projections"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("flexkit-trace.html"), metavar="FILE", help="default: %(default)s"
+    )
+    parser.add_argument("--new-tokens", type=whole(1, 10**4), default=32, metavar="N", help="default: %(default)s")
+    add_debug(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from flexkit.demo.looking import look
+
+    look(options.image, options.question, options.output, options.model, options.added, options.new_tokens)

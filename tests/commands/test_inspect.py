@@ -1,0 +1,59 @@
+"""``flexkit inspect`` says of any model whether it can be patched, and what that does."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import flexkit
+from flexkit.__main__ import main
+from flexkit.patching import get_patch
+from flexkit.visual_search import load_model
+from flexkit.visual_search.weights import WEIGHTS
+
+
+def test_it_says_what_patching_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "llava-1.5-7b"]) == 0
+    printed = capsys.readouterr().out
+    assert "LlavaForConditionalGeneration (llava) can be patched." in printed
+    assert "zoom 3 x 3, tiles" in printed and "9 to 31, 23 of 32" in printed
+    # Two square projections of width 4096 in each of 23 layers.
+    assert f"{2 * 4096**2 * 23 / 1e6:.1f} M" in printed
+    assert "TFLOP reading a tenth" in printed
+
+
+def test_a_folder_says_what_its_model_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(WEIGHTS / "base"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    model = flexkit.patch_model(load_model("base")[0], trained=True)
+    assert found["image_tokens"] == 64 and found["view"] == "tiles"
+    assert found["added_parameters"] == sum(parameter.numel() for parameter in flexkit.flex_parameters(model))
+    assert found["reading_layers"] == list(get_patch(model).reading)
+    assert found["costs"]["flexkit"]["tflops"] < found["costs"]["all_in_sequence"]["tflops"]
+
+
+@pytest.mark.parametrize(("name", "view"), [("qwen2_5_vl", "whole"), ("gemma3", "tiles"), ("blip-2", "whole")])
+def test_model_types_are_enough(name: str, view: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", name, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model_type"] == name and found["view"] == view
+    assert found["added_parameters"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("bert", "no model that transformers generates text about images with"),
+        ("pi0", "pi0"),
+        ("no/such-model", "is none of llava-1.5-7b"),
+    ],
+)
+def test_what_cannot_be_patched_is_told_in_one_line(name: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", name]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and told in printed.err and printed.err.count("\n") == 1
+
+
+def test_no_folder_is_taken_for_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
