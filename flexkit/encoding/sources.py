@@ -146,8 +146,8 @@ class ArraySource(TileSource):
 
     Parameters
     ----------
-    array : numpy.ndarray or zarr.Array
-        ``(height, width, 3)``, uint8, RGB.
+    array : numpy.ndarray
+        ``(height, width, 3)``, uint8, RGB; an array of zarr will do.
 
     Raises
     ------
