@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache
 
 import flexkit
-from benchmarks.models import NoiseTiles, build, low_res, question
+from benchmarks.models import NoiseTiles, add_model, build_as, low_res, question
 from benchmarks.report import add_common, facts, ratios, write
 from benchmarks.ways import Way, in_sequence
 from flexkit.measuring import alternate, count_flops, kept_bytes
@@ -44,13 +44,7 @@ def measured(ways: dict[str, Way], options: argparse.Namespace) -> dict[str, dic
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Both growths, by the base model."""
-    base = build(
-        options.width,
-        options.layers,
-        kv_heads=options.kv_heads,
-        device=options.device,
-        dtype=getattr(torch, options.dtype),
-    )
+    base = build_as(options)
     side = base.config.vision_config.image_size
     inputs = question(base, WORDS, ZOOM)
     small = low_res(inputs)
@@ -94,9 +88,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one language model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--kv-heads", type=int, help="default: as many as heads of 128 channels")
+    add_model(parser, 512)
     add_common(parser)
     options = parser.parse_args(arguments)
     write(options.output, measure(options))

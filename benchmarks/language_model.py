@@ -9,10 +9,8 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 import flexkit
-from benchmarks.models import build, low_res, question
+from benchmarks.models import add_model, build_as, low_res, question
 from benchmarks.report import add_common, facts, ratios, write
 from benchmarks.ways import Way, in_sequence
 from flexkit.measuring import alternate, peak_bytes
@@ -23,8 +21,7 @@ ZOOM = 3
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of every way in turns, and their ratios to the base model's."""
-    dtype = getattr(torch, options.dtype)
-    base = build(options.width, options.layers, kv_heads=options.kv_heads, device=options.device, dtype=dtype)
+    base = build_as(options)
     inputs = question(base, WORDS, ZOOM)
     cells = (base.config.vision_config.image_size // base.config.vision_config.patch_size) ** 2
     same, moving = (policy(round(options.selected * cells)) for policy in (flexkit.Center, flexkit.TopK))
@@ -70,9 +67,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one language model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--kv-heads", type=int, help="default: as many as heads of 128 channels")
+    add_model(parser, 2048)
     parser.add_argument(
         "--selected", type=float, default=0.1, help="share of the high-res tokens; default: %(default)s"
     )

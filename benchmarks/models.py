@@ -1,5 +1,6 @@
 """Models with random weights: a tower that costs next to nothing, and a language model of any size."""
 
+import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import flexkit
 from flexkit.encoding import pyramid
 
-__all__ = ["IMAGE_TOKEN", "NoiseTiles", "build", "low_res", "question"]
+__all__ = ["IMAGE_TOKEN", "NoiseTiles", "add_model", "build", "build_as", "low_res", "question"]
 
 IMAGE_TOKEN = 1
 PATCH = 14
@@ -65,6 +66,19 @@ def build(
     with torch.device(device):
         model = LlavaForConditionalGeneration(config)
     return model.to(dtype).eval()
+
+
+def add_model(parser: argparse.ArgumentParser, width: int) -> None:
+    """What every benchmark takes of a language model."""
+    parser.add_argument("--width", type=int, default=width, help="default: %(default)s")
+    parser.add_argument("--layers", type=int, default=12, help="default: %(default)s")
+    parser.add_argument("--kv-heads", type=int, help="default: as many as heads of 128 channels")
+
+
+def build_as(options: argparse.Namespace) -> PreTrainedModel:
+    """The model that was asked for."""
+    dtype = getattr(torch, options.dtype)
+    return build(options.width, options.layers, kv_heads=options.kv_heads, device=options.device, dtype=dtype)
 
 
 def question(model: PreTrainedModel, words: int, zoom: int) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import flexkit
-from benchmarks.models import build, low_res, question
+from benchmarks.models import add_model, build_as, low_res, question
 from benchmarks.report import add_common, facts, ratios, write
 from benchmarks.ways import in_sequence, wait
 from flexkit.measuring import alternate
@@ -50,13 +50,7 @@ def kept(model: Any, inputs: dict[str, Tensor]) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds and bytes of every way of training, by those of the base model trained as a whole."""
-    base = build(
-        options.width,
-        options.layers,
-        kv_heads=options.kv_heads,
-        device=options.device,
-        dtype=getattr(torch, options.dtype),
-    ).train()
+    base = build_as(options).train()
     for module in (base.model.vision_tower, base.model.multi_modal_projector):
         module.requires_grad_(False)
     inputs = question(base, WORDS, ZOOM)
@@ -94,9 +88,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one language model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--kv-heads", type=int, help="default: as many as heads of 128 channels")
+    add_model(parser, 512)
     add_common(parser)
     options = parser.parse_args(arguments)
     write(options.output, measure(options))
