@@ -213,7 +213,7 @@ class FlexCall:
     @lazy
     def levels(self) -> tuple[tuple[ImageGroup, ...], ...]:
         """On each level of a pyramid the images by grid."""
-        depth = max((span.level for span in self.memory.images), default=0) + 1
+        depth = 1 + max([0, *(span.level for span in self.memory.images)])
         return tuple(group_images(span for span in self.memory.images if span.level == level) for level in range(depth))
 
     @property
