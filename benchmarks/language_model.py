@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import flexkit
-from benchmarks.models import add_model, build_as, low_res, question
-from benchmarks.report import add_common, facts, ratios, write
+from benchmarks.models import build_as, low_res, question
+from benchmarks.report import benchmark_parser, facts, ratios, write
 from benchmarks.ways import Way, in_sequence
 from flexkit.measuring import alternate, peak_bytes
 
@@ -66,13 +66,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one language model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model(parser, 2048)
+    parser = benchmark_parser(__doc__, 2048)
     parser.add_argument(
         "--selected", type=float, default=0.1, help="share of the high-res tokens; default: %(default)s"
     )
     parser.add_argument("--long-rounds", type=int, default=1, help="of the prefill of all tokens")
-    add_common(parser)
     options = parser.parse_args(arguments)
     write(options.output, measure(options))
 

@@ -10,7 +10,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import flexkit
 from flexkit.encoding import pyramid
 
-__all__ = ["IMAGE_TOKEN", "NoiseTiles", "add_model", "build", "build_as", "low_res", "question"]
+__all__ = ["IMAGE_TOKEN", "NoiseTiles", "build", "build_as", "low_res", "question"]
 
 IMAGE_TOKEN = 1
 PATCH = 14
@@ -66,13 +66,6 @@ def build(
     with torch.device(device):
         model = LlavaForConditionalGeneration(config)
     return model.to(dtype).eval()
-
-
-def add_model(parser: argparse.ArgumentParser, width: int) -> None:
-    """What every benchmark takes of a language model."""
-    parser.add_argument("--width", type=int, default=width, help="default: %(default)s")
-    parser.add_argument("--layers", type=int, default=12, help="default: %(default)s")
-    parser.add_argument("--kv-heads", type=int, help="default: as many as heads of 128 channels")
 
 
 def build_as(options: argparse.Namespace) -> PreTrainedModel:

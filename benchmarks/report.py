@@ -15,15 +15,20 @@ import transformers
 
 import flexkit
 
-__all__ = ["add_common", "facts", "ratios", "write"]
+__all__ = ["benchmark_parser", "facts", "ratios", "write"]
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """What every benchmark takes."""
+def benchmark_parser(description: str | None, width: int) -> argparse.ArgumentParser:
+    """A parser of what every benchmark takes; ``width`` is the language model's, unless another is asked for."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=width, help="default: %(default)s")
+    parser.add_argument("--layers", type=int, default=12, help="default: %(default)s")
+    parser.add_argument("--kv-heads", type=int, help="default: as many as heads of 128 channels")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each way, in turns; default: %(default)s")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--output", type=Path, help="a file; default: the terminal")
+    return parser
 
 
 def facts(model: Any, options: argparse.Namespace) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import flexkit
-from benchmarks.models import add_model, build_as, low_res, question
-from benchmarks.report import add_common, facts, ratios, write
+from benchmarks.models import build_as, low_res, question
+from benchmarks.report import benchmark_parser, facts, ratios, write
 from benchmarks.ways import in_sequence, wait
 from flexkit.measuring import alternate
 
@@ -87,10 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one language model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model(parser, 512)
-    add_common(parser)
-    options = parser.parse_args(arguments)
+    options = benchmark_parser(__doc__, 512).parse_args(arguments)
     write(options.output, measure(options))
 
 

@@ -51,13 +51,11 @@ def ask(picture: object, question: str, levels: int = 1) -> tuple[float, float]:
     """Ask, and print a line of the table; the language model's operations, and how much the peak of memory rose."""
     model, processor = load_model()
     policy, before = flexkit.TopK(get_patch(model).config.policy.k // levels), peak()  # as many tokens on all levels
-    config = get_patch(model).config.replace(levels=levels, policy=policy)
-    get_patch(model).config = config
+    get_patch(model).config = get_patch(model).config.replace(levels=levels, policy=policy)
     inputs = processor(images=picture, text=f"<image> {question}", return_tensors="pt")
     with flexkit.trace(model) as trace:
         words = model.generate(**inputs, max_new_tokens=2, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     rose, tiles = peak() - before, [rows * columns for rows, columns in processor.zooms]
-    inputs = processor(images=picture, text=f"<image> {question}", return_tensors="pt")
     flops = count_flops(lambda: model(**inputs), without=("vision_tower", "multi_modal_projector"))
     answer = processor.decode(words, skip_special_tokens=True)
     encoded = f"{trace.steps[-1].tiles} of {sum(tiles)}"

@@ -101,7 +101,5 @@ def inspect_model(given: PreTrainedModel | PretrainedConfig | str, config: FlexC
 def _costs(shapes: PretrainedConfig, config: FlexConfig | None) -> dict[str, Cost] | None:
     try:
         return cost(shapes, config=config)
-    except (ConfigError, UnsupportedModelError):  # of any size, or of a kind that is not counted
-        return None
-    except RuntimeError:  # the default sizes of some model types do not fit together
-        return None
+    except (ConfigError, UnsupportedModelError, RuntimeError):
+        return None  # of any size, of a kind that is not counted, or default sizes that do not fit together

@@ -10,7 +10,7 @@ from PIL import Image
 from flexkit.errors import ConfigError
 from flexkit.zoom import Pair
 
-__all__ = ["ArraySource", "Box", "PictureSource", "TileSource", "open_tiff"]
+__all__ = ["ArraySource", "Box", "PictureSource", "TileSource", "at_most", "open_tiff"]
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels of the picture; not necessarily whole ones."""
@@ -21,6 +21,12 @@ _GAP = 3
 """Regions that are shrunk by more than twice this are first averaged to so many times the size that is wanted."""
 _STRIP = 2**24
 """How many pixels are held at a time of a region that is averaged."""
+
+
+def at_most(size: Pair, longest: int) -> Pair:
+    """A size of the same shape whose longer side is no longer than asked for."""
+    shrink = max(1.0, max(size) / longest)
+    return max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))
 
 
 class TileSource(ABC):
@@ -108,8 +114,7 @@ class TileSource(ABC):
             In RGB.
         """
         height, width = self.size
-        shrink = max(1.0, max(height, width) / longest)
-        return self.read((0, 0, width, height), (max(1, round(height / shrink)), max(1, round(width / shrink))))
+        return self.read((0, 0, width, height), at_most(self.size, longest))
 
     def _averaged(self, top: int, left: int, bottom: int, right: int, factor: int) -> np.ndarray:
         """A region of which squares of pixels have become one; those at its end may be smaller."""

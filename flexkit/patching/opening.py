@@ -4,14 +4,14 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
 from flexkit.patching.projected import Tokens
-from flexkit.patching.selections import ImageGroup, Selection
+from flexkit.patching.selections import ImageGroup, Selection, of_shared_row
 from flexkit.selection import AttentionMapSelector
 from flexkit.selection._ranking import cells_of
-from flexkit.zoom import Pair
+from flexkit.selection.resample import resample_nearest
 
 __all__ = ["open_tokens"]
 
@@ -61,12 +61,10 @@ def open_tokens(
             scores = selector.scores(looked, grid, margins)
             read = rearrange(selected[rows, :, tokens], "i (r c) q -> i q r c", r=grid[0])
             zoom = fine.zoom[0] // coarse.zoom[0], fine.zoom[1] // coarse.zoom[1]
-            mask = selector.select(scores, zoom, layer=layer) & _finer(read, zoom)
-            if shared_from is not None:
-                source = shared_from[fine.rows].view(-1, 1, 1, 1).expand_as(mask)
-                mask = mask.gather(1, source)
+            mask = selector.select(scores, zoom, layer=layer)
+            mask = mask & resample_nearest(read, (mask.shape[-2], mask.shape[-1]))
             groups.append(fine)
-            masks.append(mask)
+            masks.append(of_shared_row(mask, fine, shared_from))
             maps.append(scores)
     return Selection(tuple(groups), tuple(masks), tuple(maps))
 
@@ -86,8 +84,3 @@ def _of_all(attention: Tensor, held: Tokens | None, selected: Tensor) -> Tensor:
     whole = attention.new_zeros(*attention.shape[:-1], selected.shape[-1])
     index = held.index[:, None, None].expand_as(attention)
     return whole.scatter_add(-1, index, attention.masked_fill(~held.valid[:, None, None], 0.0))
-
-
-def _finer(mask: Tensor, zoom: Pair) -> Tensor:
-    """The cells of a mask, each made of ``zoom`` ones."""
-    return repeat(mask, "i q r c -> i q (r y) (c x)", y=zoom[0], x=zoom[1])

@@ -14,7 +14,7 @@ from flexkit.selection import AttentionMapSelector
 from flexkit.selection.resample import resample_nearest
 from flexkit.zoom import Pair
 
-__all__ = ["ImageGroup", "Selection", "bias_of_tokens", "group_images", "select_tokens"]
+__all__ = ["ImageGroup", "Selection", "bias_of_tokens", "group_images", "of_shared_row", "select_tokens"]
 
 
 @dataclass(frozen=True)
@@ -216,9 +216,13 @@ def select_tokens(
             mask = torch.where(complete[:, :, None, None], mask, older)
         else:
             mask = mask & (complete | behind)[:, :, None, None]
-        if shared_from is not None:
-            source = shared_from[group.rows].view(-1, 1, 1, 1).expand(-1, mask.shape[1], *mask.shape[2:])
-            mask = mask.gather(1, source)
-        masks.append(mask)
+        masks.append(of_shared_row(mask, group, shared_from))
         maps.append(scores)
     return Selection(groups, tuple(masks), tuple(maps))
+
+
+def of_shared_row(mask: Tensor, group: ImageGroup, shared_from: Tensor | None) -> Tensor:
+    """A mask ``(images, queries, rows, columns)`` in which all rows of a sample have that of the one they share."""
+    if shared_from is None:
+        return mask
+    return mask.gather(1, shared_from[group.rows].view(-1, 1, 1, 1).expand_as(mask))

@@ -209,9 +209,7 @@ class FlexProcessor:
     def _call(self, method: str, args: Any, kwargs: Any) -> Any:
         check_options(kwargs, self.processor.image_processor)
         tapped, high_res = tap(self.processor, self.zooms)
-        sources: list[TileSource] = []
-        args, kwargs = with_overviews(args, sources), with_overviews(kwargs, sources)
-        return _with_high_res(getattr(tapped, method)(*args, **kwargs), high_res)
+        return _with_high_res(getattr(tapped, method)(*with_overviews(args), **with_overviews(kwargs)), high_res)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.processor, name)

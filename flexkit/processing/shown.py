@@ -1,6 +1,6 @@
 """Which part of a picture an image processor shows, found by showing it pictures that say where they are."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from flexkit.encoding import TileSource
 from flexkit.encoding.sources import Box
 from flexkit.zoom import Pair
 
-__all__ = ["Shown", "find_shown"]
+__all__ = ["Shown", "find_shown", "probes"]
 
 _MOST, _REST = 0.97, 0.02
 """Shares of a colour that say where a pixel is along one axis, and along the other."""
@@ -72,17 +72,31 @@ class Shown:
         return first * length, last * length
 
 
-def find_shown(process: Callable[[np.ndarray], Tensor], size: Pair) -> Shown:
-    """Process a black and a white picture, and one whose colours rise from left to right and from top to bottom.
+def probes(size: Pair) -> list[np.ndarray]:
+    """A black and a white picture, and one whose colours rise from left to right and from top to bottom.
 
     Parameters
     ----------
-    process : callable
-        From a picture ``(3, height, width)``, uint8, to what is made of it, ``(3, ...)``, however scaled.
     size : tuple of int
-        Height and width of the pictures.
+        Height and width.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        Each ``(3, height, width)``, uint8.
     """
-    black, white, rising = (process(picture).double() for picture in (_flat(size, 0), _flat(size, 255), _rising(size)))
+    return [np.full((3, *size), 0, np.uint8), np.full((3, *size), 255, np.uint8), _rising(size)]
+
+
+def find_shown(made: Sequence[Tensor]) -> Shown:
+    """What is shown of a picture, by what an image processor made of :func:`probes` in its size.
+
+    Parameters
+    ----------
+    made : sequence of torch.Tensor
+        For each of them ``(3, ...)``, however scaled.
+    """
+    black, white, rising = (picture.double() for picture in made)
     reach = (white - black).abs().amin(0)
     inside = reach > reach.max() / 2  # where both look alike is padding
     unit = (white - black)[:, inside].median(1).values  # at the edge of the padding filters mix it in
@@ -95,10 +109,6 @@ def find_shown(process: Callable[[np.ndarray], Tensor], size: Pair) -> Shown:
     )
     red, green, blue = (round(255 * min(1.0, max(0.0, share))) for share in outside.tolist())
     return Shown((across[0], down[0], across[1], down[1]), (red, green, blue))
-
-
-def _flat(size: Pair, value: int) -> np.ndarray:
-    return np.full((3, *size), value, dtype=np.uint8)
 
 
 def _rising(size: Pair) -> np.ndarray:

@@ -16,25 +16,22 @@ _LONGEST = 2048
 """Longer side of an overview in pixels, which the image processor then makes its low-res view of."""
 
 
-def with_overviews(value: Any, found: list[TileSource]) -> Any:
+def with_overviews(value: Any) -> Any:
     """A value in which overviews that remember them have taken the place of sources, however nested.
 
     Parameters
     ----------
     value : object
         An argument of a processor: images, or a conversation.
-    found : list of TileSource
-        Gets the sources.
     """
     if isinstance(value, TileSource):
-        found.append(value)
         overview = value.overview(_LONGEST).copy()
         overview.info[_KEY] = value  # which copies of the overview keep
         return overview
     if isinstance(value, dict):
-        return {key: with_overviews(each, found) for key, each in value.items()}
+        return {key: with_overviews(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(with_overviews(each, found) for each in value)
+        return type(value)(with_overviews(each) for each in value)
     return value
 
 

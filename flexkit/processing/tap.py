@@ -56,8 +56,8 @@ def tap(processor: Any, zooms: tuple[Pair, ...]) -> tuple[Any, dict[str, Any]]:
         sources = [source_of(image) for image in flat]
         if len(zooms) > 1 or any(sources):
             tiled = choose_tiled_view(image_processor)
-            own = [source or as_source(own) for source, own in zip(sources, pixels, strict=True)]
-            views = tiled(image_processor, own, low_res, options, zooms) if pixels else {}
+            whole = [source or as_source(image) for source, image in zip(sources, pixels, strict=True)]
+            views = tiled(image_processor, whole, low_res, options, zooms) if pixels else {}
         else:
             views = view(image_processor, pixels, low_res, options, zooms[0]) if pixels else {}
         for name, value in views.items():  # IDEFICS comes with the images of every text

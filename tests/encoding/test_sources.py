@@ -32,7 +32,7 @@ def test_tiles_are_cut_from_the_whole(
 ) -> None:
     rows, columns = tiles
     assume(max(height / (rows * side), width / (columns * side)) < 6)
-    array = picture(height, width)
+    array = picture(height, width) // 4 + 96  # so that no filter clips between PIL's two passes
     source: TileSource = ArraySource(array) if of_array else PictureSource(Image.fromarray(array))
     assert source.size == (height, width)
     whole = np.asarray(Image.fromarray(array).resize((columns * side, rows * side), resample))
@@ -46,8 +46,8 @@ def test_tiles_are_cut_from_the_whole(
             )
             tile = np.asarray(source.read(box, (side, side), resample))
             cut = whole[row * side : (row + 1) * side, column * side : (column + 1) * side]
-            # PIL rounds and clips between its two passes, and which comes first depends on the sizes.
-            assert np.abs(tile.astype(int) - cut).mean() <= 1
+            # PIL rounds between its two passes, and which comes first depends on the sizes.
+            assert np.abs(tile.astype(int) - cut).max() <= 2
 
 
 def test_memory_maps_and_tiffs_are_read_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

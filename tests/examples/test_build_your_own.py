@@ -1,20 +1,14 @@
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "build_your_own.py"
+from tests.scripts import load_example
 
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_your_own", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("build_your_own")
 
 
 def test_it_learns_and_reports_both_accuracies(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,3 @@
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -7,19 +6,16 @@ import pytest
 
 import flexkit
 from flexkit.visual_search import draw_scene
+from tests.scripts import load_example
 
 pytest.importorskip("tifffile")
 pytest.importorskip("zarr")
 pytest.importorskip("resource")
-SCRIPT = Path(__file__).parents[2] / "examples" / "huge_picture.py"
 
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("huge_picture", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_example("huge_picture")
     module.SMALL, module.TIMES, module.TILE = 200, 7, 112  # 1400 pixels a side
     return module
 

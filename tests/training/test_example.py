@@ -1,23 +1,16 @@
-import importlib.util
 import math
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
 from flexkit import FlexProcessor
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "train_projections.py"
+from tests.scripts import load_example
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_projections", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("train_projections")
 
 
 def test_it_learns_and_says_so(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from flexkit.processing.overviews import to_square
 from flexkit.processing.resizing import resized
 from flexkit.zoom import Pair
 
-__all__ = ["PICTURES", "fixed_view", "overview", "pads_to_squares"]
+__all__ = ["PICTURES", "fixed_view", "original_sizes", "overview"]
 
 _LENGTHS = ("size", "crop_size", "high_res_size", "max_image_size", "tile_size", "min_size", "maximum_pad_value")
 """Settings of image processors that count pixels of what they make."""
@@ -58,10 +58,8 @@ def fixed_view(
     for name, pictures in views.items():
         _check_sizes(image_processor, low_res[name], pictures, zoom)
     high_res = {f"hd_{PICTURES[name]}": like(pictures, low_res[name]) for name, pictures in views.items()}
-    if pads_to_squares(image_processor, settings):
-        sizes = torch.tensor([image.shape[-2:] for image in images])
-        high_res["hd_image_sizes"] = like(sizes, next(low_res[name] for name in views))
-    return high_res
+    first = next(low_res[name] for name in views)
+    return high_res | original_sizes(image_processor, settings, [image.shape[-2:] for image in images], first)
 
 
 def _times(length: Any, times: int) -> Any:
@@ -109,11 +107,15 @@ def _shrunk(picture: Tensor, zoom: Pair) -> Tensor:
     return smaller[0].to(picture.dtype)
 
 
-def pads_to_squares(image_processor: Any, settings: Mapping[str, Any]) -> bool:
-    """Whether an image processor with these settings shows images in squares with margins."""
+def original_sizes(
+    image_processor: Any, settings: Mapping[str, Any], sizes: Sequence[Sequence[int]], low_res: Any
+) -> dict[str, Any]:
+    """``hd_image_sizes``, in the form of ``low_res``, where an image processor shows images in squares with margins."""
     # Where there are tiles, do_pad fills up a batch with them.
     has_tiles = hasattr(image_processor, "image_grid_pinpoints")
-    return bool(settings.get("do_pad")) and hasattr(image_processor, "pad_to_square") and not has_tiles
+    if not settings.get("do_pad") or not hasattr(image_processor, "pad_to_square") or has_tiles:
+        return {}
+    return {"hd_image_sizes": like(torch.tensor([list(size) for size in sizes]), low_res)}
 
 
 def _check_sizes(image_processor: Any, low_res: Any, high_res: Sequence[Tensor], zoom: Pair) -> None:

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from flexkit.encoding import TileSource, TileView
+from flexkit.encoding.sources import at_most
 from flexkit.processing.outputs import processed
-from flexkit.processing.shown import Shown, find_shown
+from flexkit.processing.shown import find_shown, probes
 from flexkit.processing.views.fixed import PICTURES, overview
 from flexkit.zoom import Pair
 
@@ -46,10 +47,9 @@ class SourceView(TileView):
         self.zooms = zooms
         self._image_processor = image_processor
         self._options = options
-        size = _small(source.size)
-        black = self._made(np.zeros((3, *size), dtype=np.uint8))
-        self._size = max((picture.shape[-2], picture.shape[-1]) for picture in black)
-        self._shown: Shown = find_shown(lambda picture: self._made(picture)[0], size)
+        made = [self._made(probe) for probe in probes(at_most(source.size, _LONGEST))]
+        self._size = max((picture.shape[-2], picture.shape[-1]) for picture in made[0])
+        self._shown = find_shown([pictures[0] for pictures in made])
 
     def read(self, level: int, tiles: Sequence[int]) -> tuple[Tensor, ...]:
         columns = self.zooms[level][1]
@@ -76,9 +76,3 @@ class SourceView(TileView):
     def _filter(self) -> int:
         resample = ChainMap(dict(self._options), vars(self._image_processor)).get("resample")
         return resample if isinstance(resample, int) else Image.Resampling.BICUBIC
-
-
-def _small(size: Pair) -> Pair:
-    """A size of the same shape, no longer than what tells places well enough."""
-    shrink = max(1.0, max(size) / _LONGEST)
-    return max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))

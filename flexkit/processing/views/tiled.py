@@ -4,11 +4,8 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from flexkit.encoding import TileSource
-from flexkit.processing.outputs import like
-from flexkit.processing.views.fixed import pads_to_squares
+from flexkit.processing.views.fixed import PICTURES, original_sizes
 from flexkit.processing.views.source import SourceView
 from flexkit.zoom import Pair
 
@@ -44,8 +41,7 @@ def tiled_view(
         :func:`~flexkit.processing.views.fixed.fixed_view`.
     """
     views = [SourceView(source, image_processor, options, zooms) for source in sources]
-    high_res: dict[str, Any] = {"hd_tiles": views}
-    if pads_to_squares(image_processor, ChainMap(dict(options), vars(image_processor))):
-        sizes = torch.tensor([source.size for source in sources])
-        high_res["hd_image_sizes"] = like(sizes, low_res["pixel_values"])
-    return high_res
+    settings = ChainMap(dict(options), vars(image_processor))
+    first = next(low_res[name] for name in PICTURES if name in low_res)
+    sizes = original_sizes(image_processor, settings, [source.size for source in sources], first)
+    return {"hd_tiles": views, **sizes}
