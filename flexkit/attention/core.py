@@ -10,11 +10,10 @@ are computed here.
 """
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["attend", "attention_logits", "attention_map", "log_normaliser", "merge_high_res"]
+__all__ = ["attend", "attention_logits", "attention_map", "hidden_keys", "log_normaliser", "merge_high_res"]
 
 
 def attention_logits(
@@ -49,19 +48,32 @@ def attention_logits(
         ``(batch, heads, queries, keys)``; minus infinity where masked.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
-    grouped = rearrange(query.to(dtype) * scaling, "b (h g) q d -> b h (g q) d", h=key.shape[1])
-    logits = grouped @ key.to(dtype).transpose(-1, -2)
-    logits = rearrange(logits, "b h (g q) n -> b (h g) q n", g=query.shape[1] // key.shape[1])
+    logits = _apart(_by_key_head(query.to(dtype) * scaling, key) @ key.to(dtype).transpose(-1, -2), query)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    logits = logits + bias
+    if isinstance(bias, Tensor) or bias:
+        logits = logits + bias
     if mask is None:
         return logits
-    if mask.dtype == torch.bool:
-        return logits.masked_fill(~mask, -torch.inf)
-    # Additive masks hide a key with the lowest finite number of their dtype; -inf is exact in every dtype.
-    hidden = mask <= torch.finfo(mask.dtype).min / 2
-    return (logits + mask.to(dtype)).masked_fill(hidden, -torch.inf)
+    if mask.dtype != torch.bool:
+        logits = logits + mask.to(dtype)
+    return logits.masked_fill(hidden_keys(mask), -torch.inf)
+
+
+def hidden_keys(mask: Tensor) -> Tensor:
+    """What a mask hides: False in a bool one, in an additive one the lowest finite number of its dtype, or infinity.
+
+    Parameters
+    ----------
+    mask : torch.Tensor
+        Of any shape, bool (True attends) or additive.
+
+    Returns
+    -------
+    torch.Tensor
+        Bool, of that shape.
+    """
+    return ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2
 
 
 def log_normaliser(logits: Tensor, sinks: Tensor | None = None) -> Tensor:
@@ -83,11 +95,14 @@ def log_normaliser(logits: Tensor, sinks: Tensor | None = None) -> Tensor:
         sinks = sinks if sinks.ndim == 4 else sinks.view(1, -1, 1, 1)
         sink = sinks.to(logits.dtype).expand(*logits.shape[:-1], 1)
         logits = torch.cat([logits, sink], dim=-1)
-    _, total, peak = _exponentials(logits)
-    return _log(total) + peak
+    if not logits.requires_grad:
+        return torch.logsumexp(logits, dim=-1, keepdim=True)
+    # Its gradient is NaN where every key is masked.
+    blind = (logits == -torch.inf).all(-1, keepdim=True)
+    return torch.logsumexp(logits.masked_fill(blind, 0.0), dim=-1, keepdim=True).masked_fill(blind, -torch.inf)
 
 
-def attention_map(logits: Tensor, sinks: Tensor | None = None) -> Tensor:
+def attention_map(logits: Tensor, sinks: Tensor | None = None, *, normaliser: Tensor | None = None) -> Tensor:
     """Softmax attention of each query, all zero for a query that sees no key.
 
     Parameters
@@ -96,14 +111,15 @@ def attention_map(logits: Tensor, sinks: Tensor | None = None) -> Tensor:
         ``(batch, heads, queries, keys)`` from :func:`attention_logits`.
     sinks : torch.Tensor, optional
         ``(heads,)`` logits of attention sinks.
+    normaliser : torch.Tensor, optional
+        What :func:`log_normaliser` gives for both, where it is known.
 
     Returns
     -------
     torch.Tensor
         ``(batch, heads, queries, keys)``, at least 0, summing to 1 (or less, by what a sink takes).
     """
-    normaliser = log_normaliser(logits, sinks)
-    return torch.exp(logits - normaliser.masked_fill(normaliser == -torch.inf, 0.0))
+    return torch.exp(logits - _finite(log_normaliser(logits, sinks) if normaliser is None else normaliser))
 
 
 def attend(
@@ -130,11 +146,7 @@ def attend(
         ``(batch, heads, queries, 1)``, as :func:`log_normaliser`.
     """
     normaliser = log_normaliser(logits, sinks)
-    weights = torch.exp(logits - normaliser.masked_fill(normaliser == -torch.inf, 0.0))
-    weights = F.dropout(weights, dropout)
-    grouped = rearrange(weights, "b (h g) q n -> b h (g q) n", h=value.shape[1])
-    output = grouped @ value.to(weights.dtype)
-    return rearrange(output, "b h (g q) d -> b (h g) q d", g=logits.shape[1] // value.shape[1]), normaliser
+    return _weighted(attention_map(logits, normaliser=normaliser), value, dropout), normaliser
 
 
 def merge_high_res(
@@ -171,25 +183,32 @@ def merge_high_res(
         bits of ``base``.
     """
     selected = selected[:, None]
-    high_res, normaliser = attend(logits.masked_fill(~selected, -torch.inf), value, dropout=dropout)
-    share = torch.sigmoid(normaliser - base_normaliser.masked_fill(normaliser == -torch.inf, 0.0))
-    visible = base_normaliser != -torch.inf
-    joint = base.to(share.dtype).masked_fill(~visible, 0.0) * (1 - share) + high_res * share
+    # To the high-res tokens, all base keys together are one key more.
+    both = torch.cat([logits.masked_fill(~selected, -torch.inf), _finite(base_normaliser)], dim=-1)
+    weights, share = torch.softmax(both, dim=-1).split([logits.shape[-1], 1], dim=-1)
+    base_part = base.masked_fill(base_normaliser == -torch.inf, 0.0).to(share.dtype) * share
+    joint = base_part + _weighted(weights, value, dropout)
     return torch.where(selected.any(-1, keepdim=True), joint.to(base.dtype), base)
 
 
-def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Exponentials relative to each query's largest logit, their sum, and that logit (0 if all masked)."""
-    if logits.shape[-1] == 0:
-        zero = logits.new_zeros(*logits.shape[:-1], 1)
-        return logits, zero, zero
-    peak = logits.detach().amax(-1, keepdim=True)
-    peak = peak.masked_fill(peak == -torch.inf, 0.0)
-    weights = torch.exp(logits - peak)
-    return weights, weights.sum(-1, keepdim=True), peak
+def _weighted(weights: Tensor, value: Tensor, dropout: float) -> Tensor:
+    """Means of values, for any number of query heads per key head."""
+    if dropout:
+        weights = F.dropout(weights, dropout)
+    return _apart(_by_key_head(weights, value) @ value.to(weights.dtype), weights)
 
 
-def _log(total: Tensor) -> Tensor:
-    """Log whose gradient at zero is zero."""
-    empty = total == 0
-    return torch.log(total.masked_fill(empty, 1.0)).masked_fill(empty, -torch.inf)
+def _by_key_head(states: Tensor, key: Tensor) -> Tensor:
+    """``(batch, heads, queries, dim)`` with the queries of all heads that share a key head in one."""
+    batch, heads, queries, dim = states.shape
+    return states.reshape(batch, key.shape[1], heads // key.shape[1] * queries, dim)
+
+
+def _apart(states: Tensor, like: Tensor) -> Tensor:
+    """``(batch, key_heads, ..., dim)`` with queries by heads again, as they are in ``like``."""
+    return states.reshape(*like.shape[:3], states.shape[-1])
+
+
+def _finite(normaliser: Tensor) -> Tensor:
+    """A log-normaliser without minus infinity, next to which every logit is infinitely larger or itself that."""
+    return normaliser.clamp_min(torch.finfo(normaliser.dtype).min)

@@ -89,6 +89,7 @@ def joint_attention(
     replaced: Tensor | None = None,
     sinks: Tensor | None = None,
     dropout: float = 0.0,
+    normaliser: Tensor | None = None,
 ) -> Tensor:
     """Attention of the querying rows over base keys and selected high-res keys (paper, section 3.2).
 
@@ -112,6 +113,9 @@ def joint_attention(
         ``(heads,)`` logits of attention sinks.
     dropout : float
         Probability with which an attention weight is dropped.
+    normaliser : torch.Tensor, optional
+        ``(batch, heads, queries, 1)``: what :func:`log_normaliser` gives for the base logits and sinks, where it is
+        known.
 
     Returns
     -------
@@ -120,7 +124,7 @@ def joint_attention(
         bits of ``base``.
     """
     if replaced is None:
-        normaliser = log_normaliser(base_logits, sinks)
+        normaliser = log_normaliser(base_logits, sinks) if normaliser is None else normaliser
     else:
         left = base_logits.masked_fill(replaced[:, None], -torch.inf)
         rest, normaliser = attend(left, base_value, sinks, dropout=dropout)

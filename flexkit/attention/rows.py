@@ -30,6 +30,11 @@ class QueryRows:
         return int(self.mask.sum(-1).max())
 
     @lazy
+    def whole(self) -> bool:
+        """Whether all positions query, as in decoding, so that nothing needs to be gathered."""
+        return not torch.compiler.is_compiling() and bool(self.mask.all())
+
+    @lazy
     def index(self) -> Tensor:
         """``(batch, count)``, int64: the querying positions in order, then arbitrary other ones."""
         return torch.argsort(~self.mask, dim=-1, stable=True)[:, : self.count]
@@ -41,12 +46,14 @@ class QueryRows:
 
     def gather(self, states: Tensor) -> Tensor:
         """Take the querying positions of ``states`` ``(batch, length, ...)`` as ``(batch, count, ...)``."""
-        return _take(states, self.index)
+        return states if self.whole else _take(states, self.index)
 
     def scatter(self, rows: Tensor, states: Tensor) -> Tensor:
         """Put ``rows`` ``(batch, count, ...)`` in ``states`` ``(batch, length, ...)`` where they query."""
         if rows.shape[1] == 0:
             return states
+        if self.whole:
+            return rows.to(states.dtype)
         # A gather and a `where` instead of an indexed write: no duplicate index, so gradients are exact.
         slot = (self.mask.cumsum(-1) - 1).clamp_min(0)
         mask = self.mask.view(*self.mask.shape, *[1] * (states.ndim - 2))

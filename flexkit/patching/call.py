@@ -8,18 +8,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from flexkit.attention.core import attention_logits, attention_map
+from flexkit.attention.core import attention_logits, attention_map, log_normaliser
 from flexkit.attention.joint import joint_attention
 from flexkit.attention.rows import QueryRows
 from flexkit.errors import PatchError
 from flexkit.lazy import lazy
 from flexkit.patching.features import Encode, no_tiles
-from flexkit.patching.masks import rows_of_mask
+from flexkit.patching.groups import ImageGroup, group_images
+from flexkit.patching.masks import rows_of_mask, visible_keys
 from flexkit.patching.memory import HighResMemory, attach_memory
 from flexkit.patching.opening import open_tokens
 from flexkit.patching.positions import high_res_tables
 from flexkit.patching.projected import Projected, Tokens
-from flexkit.patching.selections import ImageGroup, Selection, bias_of_tokens, group_images, select_tokens
+from flexkit.patching.selections import Selection, bias_of_tokens, select_tokens
+from flexkit.patching.sight import Sight, see
 from flexkit.patching.state import Patch
 
 __all__ = ["FlexCall"]
@@ -47,6 +49,8 @@ class FlexCall:
     opened: dict[int, Selection] = field(default_factory=dict)
     """What each layer's map over the high-res tokens selected on the levels below."""
     visited: set[int] = field(default_factory=set)
+    sights: list[Sight] = field(default_factory=list)
+    """What the querying rows see: in most models the same in all layers."""
 
     @classmethod
     def of(
@@ -73,7 +77,7 @@ class FlexCall:
 
     def querying(self, rows: QueryRows) -> "FlexCall":
         """The same call with other querying positions, before any layer has run."""
-        return replace(self, rows=rows, selections={}, opened={}, visited=set())
+        return replace(self, rows=rows, selections={}, opened={}, visited=set(), sights=[])
 
     def keep(self, cache: object) -> None:
         """Leave with the KV cache what the next calls of a generation need."""
@@ -142,43 +146,40 @@ class FlexCall:
             mask, sinks, position_bias = (_behind(skipped, states) for states in (mask, sinks, position_bias))
             base = pad(base, (0, 0, 0, 0, skipped, 0))
         self.visited.add(layer)
-        offset = self.patch.layers[layer].first_key(self.past + self.length, key.shape[2])
+        sight = self._sight(layer, mask, key.shape[2], is_causal, sliding_window)
         queries = self._of_rows(query)
         scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
-        row_mask = rows_of_mask(
-            mask,
-            self.rows,
-            keys=key.shape[2],
-            past=self.past - offset,
-            is_causal=is_causal,
-            sliding_window=sliding_window,
-        )
         bias = None if position_bias is None else self._of_rows(position_bias)
         if sinks is not None and sinks.ndim == 4:
             sinks = self._of_rows(sinks)
         logits = attention_logits(
-            queries, key, scaling=scaling, mask=row_mask, softcap=softcap, bias=0.0 if bias is None else bias
+            queries, key, scaling=scaling, mask=sight.mask, softcap=softcap, bias=0.0 if bias is None else bias
         )
+        normaliser = log_normaliser(logits, sinks)
         if self.records or layer in self._sources:
-            self.selections[layer] = self._select(layer, logits, sinks, offset)
+            self.selections[layer] = self._select(layer, logits, normaliser, sight)
         if layer < self.patch.start_layer or self.rows.count == 0:
             return base[:, skipped:]
 
         source = self.patch.source(layer)
         self.check_visited([source])
         selection = self.selections[source].and_then(self.opened.get(self.patch.before(layer)))
-        selected = selection.tokens(self.memory) & self.rows.valid[..., None]
+        selected = selection.tokens(self.memory)
+        if not self.rows.whole:
+            selected = selected & self.rows.valid[..., None]
         projected = self._projected(layer, selected)
         high_res_bias: Tensor | float = self.patch.config.logit_bias
         if bias is not None:
             groups = tuple(group for level in self.levels for group in level)
-            high_res_bias = high_res_bias + projected.of(bias_of_tokens(bias, groups, self.memory, offset))
+            high_res_bias = high_res_bias + projected.of(bias_of_tokens(bias, groups, self.memory, sight.offset))
         high_res_logits = attention_logits(queries, projected.key, scaling=scaling, softcap=softcap, bias=high_res_bias)
         among = projected.among(selected)
         plain = self.rows.gather(base).transpose(1, 2)
         replaced = None
         if self.patch.config.low_res_keys == "replace":
-            replaced = selection.low_res_keys(len(query), key.shape[2], offset, self.patch.config.replace_dilation)
+            replaced = selection.low_res_keys(
+                len(query), key.shape[2], sight.offset, self.patch.config.replace_dilation
+            )
         merged = joint_attention(
             plain,
             logits,
@@ -189,6 +190,7 @@ class FlexCall:
             replaced=replaced,
             sinks=sinks,
             dropout=dropout,
+            normaliser=normaliser,
         )
         if len(self.levels) > 1:
             seen = logits if replaced is None else logits.masked_fill(replaced[:, None], -torch.inf)
@@ -236,22 +238,34 @@ class FlexCall:
             return None
         return (self.rows.mask.sum(-1) - 1).clamp_min(0)
 
-    def _select(self, layer: int, logits: Tensor, sinks: Tensor | None, offset: int | Tensor) -> Selection:
-        with torch.no_grad():
-            logits = logits.detach()
-            return select_tokens(
-                self.patch.config.selector,
-                self.groups,
-                attention_map(logits, None if sinks is None else sinks.detach()),
-                offset,
-                (logits > -torch.inf).any(1),
-                self._positions,
-                self.selections.get(self.patch.before(layer)),
-                layer=layer if self.patch.config.select_from == "same" else layer + 1,
-                shared_from=self._shared_from,
-                sparse=self.patch.layers[layer].is_sparse,
-                beside=not self.memory.in_sequence,
-            )
+    def _sight(self, layer: int, given: Tensor | None, keys: int, is_causal: bool, sliding_window: int | None) -> Sight:
+        """What the querying rows see in a layer whose kernel got this mask."""
+        of, rows = self.patch.layers[layer], self.rows
+        kind = keys, is_causal, sliding_window, of.keeps_prompt, of.is_sparse
+        for sight in self.sights:
+            if sight.given is given and sight.kind == kind:
+                return sight
+        offset = of.first_key(self.past + self.length, keys)
+        mask = rows_of_mask(
+            given, rows, keys=keys, past=self.past - offset, is_causal=is_causal, sliding_window=sliding_window
+        )
+        visible, beside = visible_keys(mask, rows, keys), not self.memory.in_sequence
+        images = tuple(
+            see(group, visible, offset, self._positions, sparse=of.is_sparse, beside=beside) for group in self.groups
+        )
+        self.sights.append(Sight(given, kind, mask, offset, images))
+        return self.sights[-1]
+
+    def _select(self, layer: int, logits: Tensor, normaliser: Tensor, sight: Sight) -> Selection:
+        """What the map of a layer selects."""
+        return select_tokens(
+            self.patch.config.selector,
+            sight.images,
+            attention_map(logits.detach(), normaliser=normaliser.detach()),
+            self.selections.get(self.patch.before(layer)),
+            layer=layer if self.patch.config.select_from == "same" else layer + 1,
+            shared_from=self._shared_from,
+        )
 
     def _open(
         self,

@@ -50,7 +50,7 @@ class FlexConfig:
         looks in the tokens of one level, the next layer reads those of the level below. Only for towers of a fixed
         size, and with images given tile by tile, as :class:`flexkit.FlexProcessor` then does.
     policy : Policy or callable or Schedule, optional
-        Which cells a querying row reads; see :doc:`/tutorials/policy`. By default the paper's threshold, 48/255.
+        Which cells a querying row reads; see :doc:`/howto/policy`. By default the paper's threshold, 48/255.
     queries : {"last", "all"} or torch.Tensor
         Which positions read high-res keys. ``"last"``: the last prompt position and every decoded one, as in the
         published code; more generally the positions whose logits ``logits_to_keep`` asks for. ``"all"``: every

@@ -100,7 +100,9 @@ class TiledImage:
     zoom: Pair
     """Tiles along rows and columns."""
     cells: Tensor
-    """``(opened, cells, dim)``: of the tiles that have been encoded."""
+    """``(room, cells, dim)``: of the tiles that have been encoded, and room for some more."""
+    opened: int = 0
+    """How many have been encoded."""
     slots: Tensor = field(init=False)
     """``(tiles,)``, int64: where in :attr:`cells` a tile is; -1 if it has not been encoded."""
 
@@ -121,9 +123,15 @@ class TiledImage:
 
     def add(self, tiles: Tensor, cells: Tensor) -> None:
         """Note what tiles were encoded to."""
-        self.slots[tiles] = len(self.cells) + torch.arange(len(tiles), device=tiles.device)
-        cells = cells.to(self.cells.device)
-        self.cells = torch.cat([self.cells, cells]) if len(self.cells) else cells
+        end = self.opened + len(tiles)
+        self.slots = self.slots.index_copy(0, tiles, torch.arange(self.opened, end, device=tiles.device))
+        if end > len(self.cells):  # by half at least: a generation opens tiles one by one
+            room = min(len(self.slots), max(end, self.opened + self.opened // 2))
+            grown = cells.new_empty(room, *cells.shape[1:], device=self.cells.device)
+            grown[: self.opened] = self.cells[: self.opened]
+            self.cells = grown
+        self.cells[self.opened : end] = cells
+        self.opened = end
 
     def of(self, tokens: Tensor) -> Tensor:
         """``(tokens, dim)``: of tokens in tiles that have been encoded."""
@@ -147,9 +155,10 @@ class Tiled(Features):
 
     @property
     def opened(self) -> int:
-        return sum(len(image.cells) for image in self.images)
+        return sum(image.opened for image in self.images)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # which tiles are missing, no graph can tell
+    @torch.inference_mode(False)  # what is kept may be added to when that mode has been left
     @torch.no_grad()
     def of(self, wanted: Tokens, spans: Sequence["ImageSpan"], encode: Encode) -> Tensor:
         found = []

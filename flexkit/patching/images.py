@@ -98,7 +98,7 @@ def _spans(
     grids: Sequence[Pair],
     layouts: Sequence[Tensor],
     zoom: Pair,
-    margins: Tensor,
+    margins: Sequence[Tensor | None],
     past: int,
     overview_only: str,
 ) -> list[ImageSpan]:
@@ -117,7 +117,9 @@ def _spans(
                     "order." + (f" The prompt must carry overviews only: {overview_only}." if overview_only else "")
                 )
             columns = left[: lengths[index]][layouts[index].to(left.device)]
-            spans.append(ImageSpan(row, columns, grids[index], zoom, 0, index, margins[index].to(left.device)))
+            padded = margins[index]
+            margin = None if padded is None else padded.to(left.device)
+            spans.append(ImageSpan(row, columns, grids[index], zoom, 0, index, margin))
             left = left[lengths[index] :]
     if len(spans) != len(grids):
         raise HighResInputError(f"{len(grids)} high-res views were given for {len(spans)} images in the prompt.")

@@ -1,12 +1,14 @@
 """What querying rows may see, read off the mask that the base kernel was given."""
 
+import torch
 from torch import Tensor
 
 from flexkit.attention.base import key_mask
+from flexkit.attention.core import hidden_keys
 from flexkit.attention.rows import QueryRows
 from flexkit.errors import UnsupportedModelError
 
-__all__ = ["rows_of_mask"]
+__all__ = ["rows_of_mask", "visible_keys"]
 
 
 def rows_of_mask(
@@ -45,3 +47,21 @@ def rows_of_mask(
         return rows.gather(mask).transpose(1, 2)
     padding = None if mask is None else mask[:, None, None, :keys].bool()
     return key_mask(rows.index + past, keys, is_causal=is_causal, sliding_window=sliding_window, mask=padding)
+
+
+def visible_keys(mask: Tensor | None, rows: QueryRows, keys: int) -> Tensor:
+    """The keys that the querying rows see in some head, ``(batch, queries, keys)``, bool.
+
+    Parameters
+    ----------
+    mask : torch.Tensor, optional
+        Of these rows, from :func:`rows_of_mask`.
+    rows : QueryRows
+        The querying rows.
+    keys : int
+        Number of keys.
+    """
+    shape = len(rows.mask), rows.count, keys
+    if mask is None:
+        return torch.ones(shape, dtype=torch.bool, device=rows.mask.device)
+    return (~hidden_keys(mask)).any(1).expand(shape)

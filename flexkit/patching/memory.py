@@ -31,8 +31,8 @@ class ImageSpan:
     """Index of the first high-res token in the memory's row."""
     image: int
     """Which image it is; rows of one sample may share one."""
-    margins: Tensor
-    """``(2,)``, int64: padded cells on each side, along rows and columns."""
+    margins: Tensor | None
+    """``(2,)``, int64: padded cells on each side, along rows and columns; None where there are none."""
     positions: Tensor | None = None
     """``(axes, cells)``: rotary positions of the low-res tokens, known once the text model has run them all."""
     level: int = 0
@@ -121,7 +121,7 @@ class HighResMemory:
         """``(batch, tokens, dim)``: features of some tokens, or of all; zero where rows are padded."""
         if tokens is None:
             index = torch.arange(self.tokens, device=self.device).expand(self.batch, -1)
-            tokens = Tokens(index, torch.ones_like(index, dtype=torch.bool))
+            tokens = Tokens(index, torch.ones_like(index, dtype=torch.bool), self.tokens)
         return self.features.of(tokens, self.images, encode)
 
     @property

@@ -7,8 +7,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from flexkit.patching.groups import ImageGroup
 from flexkit.patching.projected import Tokens
-from flexkit.patching.selections import ImageGroup, Selection, of_shared_row
+from flexkit.patching.selections import Selection, of_shared_row
 from flexkit.selection import AttentionMapSelector
 from flexkit.selection._ranking import cells_of
 from flexkit.selection.resample import resample_nearest
@@ -56,7 +57,9 @@ def open_tokens(
         for coarse, fine in zip(above, below, strict=True):
             grid = coarse.grid[0] * coarse.zoom[0], coarse.grid[1] * coarse.zoom[1]
             rows, tokens = coarse.rows[:, None], coarse.tokens
-            margins = coarse.margins * torch.tensor(coarse.zoom, device=coarse.margins.device)
+            margins = coarse.margins
+            if margins is not None:
+                margins = margins * torch.tensor(coarse.zoom, device=margins.device)
             looked = rearrange(attention[rows, :, :, tokens], "i n h q -> i h q n")
             scores = selector.scores(looked, grid, margins)
             read = rearrange(selected[rows, :, tokens], "i (r c) q -> i q r c", r=grid[0])

@@ -6,6 +6,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from flexkit.lazy import lazy
+
 __all__ = ["Projected", "Tokens"]
 
 
@@ -17,6 +19,8 @@ class Tokens:
     """``(batch, held)``, int64."""
     valid: Tensor
     """``(batch, held)``, bool: False where a row has fewer."""
+    total: int
+    """Of how many tokens in every batch row these are some."""
 
     @classmethod
     def where(cls, mask: Tensor) -> Self:
@@ -28,13 +32,14 @@ class Tokens:
         width = max(1, int(place.max()) + 1) if len(rows) else 1
         index = mask.new_zeros(len(mask), width, dtype=torch.long)
         index[rows, place] = tokens
-        return cls(index, torch.arange(width, device=mask.device) < counts[:, None])
+        return cls(index, torch.arange(width, device=mask.device) < counts[:, None], mask.shape[1])
 
-    def mask(self, tokens: int) -> Tensor:
-        """``(batch, tokens)``, bool: which of so many tokens are among these."""
-        found = self.valid.new_zeros(len(self.index), tokens + 1)
+    @lazy
+    def others(self) -> Tensor:
+        """``(batch, total)``, bool: which tokens are not among these."""
+        left = self.valid.new_ones(len(self.index), self.total + 1)
         # One column more takes what fills up the rows that hold fewer.
-        return found.scatter(1, self.index.masked_fill(~self.valid, tokens), True)[:, :tokens]
+        return left.scatter(1, self.index.masked_fill(~self.valid, self.total), False)[:, :-1]
 
     def mask_of(self, wanted: Tensor) -> Tensor:
         """``(batch, held)``, bool: which of these ``wanted`` ``(batch, tokens)`` names."""
@@ -47,11 +52,12 @@ class Tokens:
 
     def rows(self, index: Tensor) -> "Tokens":
         """Those of other batch rows."""
-        return Tokens(self.index[index], self.valid[index])
+        return Tokens(self.index[index], self.valid[index], self.total)
 
     def and_then(self, later: "Tokens") -> "Tokens":
         """These, followed by others."""
-        return Tokens(torch.cat([self.index, later.index], dim=1), torch.cat([self.valid, later.valid], dim=1))
+        index, valid = torch.cat([self.index, later.index], dim=1), torch.cat([self.valid, later.valid], dim=1)
+        return Tokens(index, valid, self.total)
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Projected:
 
     def missing(self, wanted: Tensor) -> Tensor:
         """``(batch, tokens)``, bool: the wanted tokens that are not among these."""
-        return wanted & False if self.tokens is None else wanted & ~self.tokens.mask(wanted.shape[1])
+        return wanted & False if self.tokens is None else wanted & self.tokens.others
 
     def and_then(self, later: "Projected") -> "Projected":
         """These, followed by those of other tokens."""
@@ -98,7 +104,7 @@ class Projected:
             return self
         places = Tokens.where(self.tokens.mask_of(wanted))
         key, value = (places.of(part.transpose(0, 1)).transpose(0, 1) for part in (self.key, self.value))
-        return Projected(key, value, Tokens(self.tokens.index.gather(1, places.index), places.valid))
+        return Projected(key, value, Tokens(self.tokens.index.gather(1, places.index), places.valid, wanted.shape[1]))
 
     def rows(self, index: Tensor) -> "Projected":
         """Those of other batch rows."""

@@ -8,64 +8,13 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from flexkit.attention.joint import selected_cells
-from flexkit.lazy import lazy
-from flexkit.patching.memory import HighResMemory, ImageSpan
+from flexkit.patching.groups import ImageGroup, within
+from flexkit.patching.memory import HighResMemory
+from flexkit.patching.sight import SeenImages
 from flexkit.selection import AttentionMapSelector
 from flexkit.selection.resample import resample_nearest
-from flexkit.zoom import Pair
 
-__all__ = ["ImageGroup", "Selection", "bias_of_tokens", "group_images", "of_shared_row", "select_tokens"]
-
-
-@dataclass(frozen=True)
-class ImageGroup:
-    """Images of a batch that have one grid, so that their maps can be stacked."""
-
-    images: tuple[ImageSpan, ...]
-
-    @property
-    def grid(self) -> Pair:
-        """Low-res grid of each image."""
-        return self.images[0].grid
-
-    @property
-    def zoom(self) -> Pair:
-        """Zoom of each image."""
-        return self.images[0].zoom
-
-    @property
-    def level(self) -> int:
-        """Level of the pyramid of zooms."""
-        return self.images[0].level
-
-    @lazy
-    def rows(self) -> Tensor:
-        """``(images,)``: batch row of each image."""
-        return torch.tensor([span.row for span in self.images], device=self.columns.device)
-
-    @lazy
-    def columns(self) -> Tensor:
-        """``(images, cells)``: positions of the low-res tokens in the sequence."""
-        return torch.stack([span.columns for span in self.images])
-
-    @lazy
-    def margins(self) -> Tensor:
-        """``(images, 2)``: padded cells on each side."""
-        return torch.stack([span.margins for span in self.images])
-
-    @lazy
-    def tokens(self) -> Tensor:
-        """``(images, tokens)``: indices of the high-res tokens in the memory."""
-        starts = torch.tensor([span.start for span in self.images], device=self.columns.device)
-        return starts[:, None] + torch.arange(self.images[0].tokens, device=self.columns.device)
-
-
-def group_images(images: Iterable[ImageSpan]) -> tuple[ImageGroup, ...]:
-    """Group images by grid and zoom: on every level of a pyramid the same groups, in the same order."""
-    groups: dict[tuple[Pair, Pair], list[ImageSpan]] = {}
-    for span in images:
-        groups.setdefault((span.grid, span.zoom), []).append(span)
-    return tuple(ImageGroup(tuple(spans)) for spans in groups.values())
+__all__ = ["Selection", "bias_of_tokens", "of_shared_row", "select_tokens"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +43,9 @@ class Selection:
 
     def tokens(self, memory: HighResMemory) -> Tensor:
         """``(batch, queries, tokens)``, bool: the selected tokens of the memory."""
+        first = self.groups[0]
+        if first.is_batch(memory.batch) and first.images[0].tokens == memory.tokens:
+            return self.masks[0].flatten(2)
         queries = self.masks[0].shape[1]
         selected = self.masks[0].new_zeros(memory.batch, memory.tokens, queries)
         for group, mask in zip(self.groups, self.masks, strict=True):
@@ -108,15 +60,10 @@ class Selection:
         first = self.at(0)  # what lies below was selected in the cells of some earlier layer
         for group, mask in zip(first.groups, first.masks, strict=True):
             cells = selected_cells(mask, group.zoom, dilation=dilation)
-            columns, inside = _within(group.columns - offset, length)
+            columns, inside = within(group.columns - offset, length)
             columns = columns.masked_fill(~inside, length)
             hidden[group.rows[:, None], columns] = rearrange(cells, "i q r c -> i (r c) q")
         return hidden[:, :length].transpose(1, 2)
-
-
-def _within(columns: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Indices that may be used on ``length`` keys, and which of them were inside."""
-    return columns.clamp(0, length - 1), (columns >= 0) & (columns < length)
 
 
 def bias_of_tokens(bias: Tensor, groups: tuple[ImageGroup, ...], memory: HighResMemory, offset: int | Tensor) -> Tensor:
@@ -141,7 +88,7 @@ def bias_of_tokens(bias: Tensor, groups: tuple[ImageGroup, ...], memory: HighRes
     batch, heads, queries, _ = bias.shape
     whole = bias.new_zeros(batch, memory.tokens, heads, queries)
     for group in groups:
-        columns, inside = _within(group.columns - offset, bias.shape[-1])
+        columns, inside = within(group.columns - offset, bias.shape[-1])
         cells = bias[group.rows[:, None], :, :, columns] * inside[..., None, None]
         rows, (zoom_rows, zoom_columns) = group.grid[0], group.zoom
         whole[group.rows[:, None], group.tokens] = repeat(
@@ -153,17 +100,12 @@ def bias_of_tokens(bias: Tensor, groups: tuple[ImageGroup, ...], memory: HighRes
 @torch.no_grad()
 def select_tokens(
     selector: AttentionMapSelector,
-    groups: tuple[ImageGroup, ...],
+    images: Iterable[SeenImages],
     attention: Tensor,
-    offset: int | Tensor,
-    visible: Tensor,
-    positions: Tensor,
     before: Selection | None,
     *,
     layer: int,
     shared_from: Tensor | None = None,
-    sparse: bool = False,
-    beside: bool = False,
 ) -> Selection:
     """Select by the maps of one layer.
 
@@ -175,50 +117,35 @@ def select_tokens(
     ----------
     selector : AttentionMapSelector
         The selector.
-    groups : tuple of ImageGroup
-        The images.
+    images : iterable of SeenImages
+        The images, as the rows see them in this layer.
     attention : torch.Tensor
         ``(batch, heads, queries, keys)``: softmax attention over the base keys.
-    offset : int or torch.Tensor
-        Position in the sequence of the first key.
-    visible : torch.Tensor
-        ``(batch, queries, keys)``, bool: the keys that a querying row sees.
-    positions : torch.Tensor
-        ``(batch, queries)``: positions of the querying rows in the sequence.
     before : Selection, optional
         The selection of the layer before.
     layer : int
         The layer that will read, for schedules.
     shared_from : torch.Tensor, optional
         ``(batch,)``: the querying row whose selection all rows of a sample share.
-    sparse : bool
-        Whether the layer hides keys by choice: those have attention 0, and the map of what is behind a row counts.
-    beside : bool
-        Whether the images stand beside the sequence: the keys that a row does not see in one that it does see are
-        padding, and nothing is selected there.
     """
-    masks, maps = [], []
-    for index, group in enumerate(groups):
-        columns, inside = _within(group.columns - offset, attention.shape[-1])
-        rows = group.rows[:, None]
-        scores = selector.scores(
-            rearrange(attention[rows, :, :, columns], "i n h q -> i h q n"), group.grid, group.margins
-        )
+    groups, masks, maps = [], [], []
+    for index, seen in enumerate(images):
+        group = seen.group
+        own = attention if group.is_batch(len(attention)) else attention[group.rows]
+        looked = own.gather(-1, seen.columns[:, None, None].expand(-1, *own.shape[1:3], -1))
+        scores = selector.scores(looked, group.grid, group.margins)
         mask = selector.select(scores, group.zoom, layer=layer)
-        behind = positions[group.rows] >= group.columns.amax(-1, keepdim=True)
-        seen = visible[rows, :, columns]
-        if beside:
-            cells = rearrange(seen, "i (r c) q -> i q r c", r=group.grid[0])
-            mask = mask & resample_nearest(cells, (mask.shape[-2], mask.shape[-1]))
-        complete = (behind if sparse else seen.any(1) if beside else seen.all(1)) & inside.all(-1)[:, None]
-        if selector.uses_scores:
+        if seen.cells is not None:
+            mask = mask & resample_nearest(seen.cells, (mask.shape[-2], mask.shape[-1]))
+        if not selector.uses_scores:
+            mask = mask & (seen.whole | seen.behind)[:, :, None, None]
+        elif not seen.always_whole:
             older = before.masks[index] if before is not None else torch.zeros_like(mask)
-            mask = torch.where(complete[:, :, None, None], mask, older)
-        else:
-            mask = mask & (complete | behind)[:, :, None, None]
+            mask = torch.where(seen.whole[:, :, None, None], mask, older)
+        groups.append(group)
         masks.append(of_shared_row(mask, group, shared_from))
         maps.append(scores)
-    return Selection(groups, tuple(masks), tuple(maps))
+    return Selection(tuple(groups), tuple(masks), tuple(maps))
 
 
 def of_shared_row(mask: Tensor, group: ImageGroup, shared_from: Tensor | None) -> Tensor:

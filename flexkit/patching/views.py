@@ -44,8 +44,8 @@ class View:
     inputs: dict[str, Tensor]
     """Without the prefix of their names; empty where tiles are read."""
     grids: list[Pair]
-    margins: Tensor
-    """``(images, 2)``: padded cells on each side."""
+    margins: Sequence[Tensor | None]
+    """For each image ``(2,)``: padded cells on each side; None where there are none."""
     tiles: Sequence[Sequence[ReadTiles]] | None = None
     """For each image and level what reads its tiles; None where views are encoded as a whole."""
 
@@ -127,12 +127,13 @@ def _of_tiles(model: Any, patch: Patch, inputs: Mapping[str, Any]) -> View:
     return View({}, grids, _margins(inputs.get("hd_image_sizes"), grids), tiles)
 
 
-def _margins(image_sizes: Tensor | None, grids: Sequence[Pair]) -> Tensor:
+def _margins(image_sizes: Tensor | None, grids: Sequence[Pair]) -> list[Tensor | None]:
     if image_sizes is None:
-        return torch.zeros(len(grids), 2, dtype=torch.long)
+        return [None] * len(grids)
     if image_sizes.shape != (len(grids), 2):
         raise HighResInputError(
             f"hd_image_sizes has shape {tuple(image_sizes.shape)}; expected ({len(grids)}, 2): the (height, width) "
             "of each original image."
         )
-    return torch.cat([margin_cells(size[None].cpu(), grid) for size, grid in zip(image_sizes, grids, strict=True)])
+    margins = [margin_cells(size[None].cpu(), grid)[0] for size, grid in zip(image_sizes, grids, strict=True)]
+    return [each if each.any() else None for each in margins]

@@ -13,7 +13,7 @@ def cells_of(count: int | float, cells: int) -> int:
 def descending(scores: Tensor) -> Tensor:
     """Indices along the last axis, best score first, NaN last, ties in their given order."""
     # Ascending, as that puts positive NaN last; without negative zeros, as radix sorts tell them apart.
-    keys = torch.where(scores.isnan(), torch.nan, 0.0 - scores)
+    keys = (0.0 - scores).masked_fill(scores.isnan(), torch.nan)
     return torch.argsort(keys, dim=-1, stable=True)
 
 
@@ -24,5 +24,4 @@ def mask_of(order: Tensor, kept: Tensor) -> Tensor:
 
 def first_of(order: Tensor, count: int) -> Tensor:
     """Mask along the last axis of the first ``count`` indices in ``order``."""
-    positions = torch.arange(order.shape[-1], device=order.device)
-    return mask_of(order, (positions < count).expand(order.shape).contiguous())
+    return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., :count], True)

@@ -28,6 +28,9 @@ def resample_nearest(grid: Tensor, size: tuple[int, int]) -> Tensor:
     [[1, 1, 1, 0, 0]]
     """
     rows, columns = grid.shape[-2:]
+    if size[0] % rows == 0 and size[1] % columns == 0:  # a faster way to the same
+        blocks = grid[..., :, None, :, None].expand(*grid.shape[:-1], size[0] // rows, columns, size[1] // columns)
+        return blocks.reshape(*grid.shape[:-2], *size)
     row_of = torch.arange(size[0], device=grid.device) * rows // size[0]
     column_of = torch.arange(size[1], device=grid.device) * columns // size[1]
     return grid.index_select(-2, row_of).index_select(-1, column_of)
