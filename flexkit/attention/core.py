@@ -185,7 +185,7 @@ def merge_high_res(
     selected = selected[:, None]
     # To the high-res tokens, all base keys together are one key more.
     both = torch.cat([logits.masked_fill(~selected, -torch.inf), _finite(base_normaliser)], dim=-1)
-    weights, share = torch.softmax(both, dim=-1).split([logits.shape[-1], 1], dim=-1)
+    weights, share = torch.split(torch.softmax(both, dim=-1), [logits.shape[-1], 1], dim=-1)
     base_part = base.masked_fill(base_normaliser == -torch.inf, 0.0).to(share.dtype) * share
     joint = base_part + _weighted(weights, value, dropout)
     return torch.where(selected.any(-1, keepdim=True), joint.to(base.dtype), base)

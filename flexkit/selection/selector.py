@@ -142,7 +142,7 @@ class AttentionMapSelector(nn.Module):
                 "columns of the low-res image tokens only"
             )
         maps = self._reduce_heads(at_least_float32(attention))
-        maps = maps.unflatten(-1, (rows, columns))
+        maps = maps.reshape(*maps.shape[:2], rows, columns)
         if margins is None:
             return maps
         valid = valid_cells(margins, (rows, columns))
