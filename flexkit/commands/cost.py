@@ -5,6 +5,7 @@ import json
 
 import flexkit
 from flexkit.commands.options import Subparsers, add_debug, share, whole
+from flexkit.commands.waiting import waiting
 
 __all__ = ["add_cost"]
 
@@ -35,16 +36,17 @@ def add_cost(commands: Subparsers) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    costs = flexkit.cost(
-        options.model,
-        options.image_size,
-        prompt=options.prompt,
-        new_tokens=options.new_tokens,
-        selected=options.selected,
-        tiles=options.tiles,
-        low_res_size=options.low_res_size,
-        config=flexkit.FlexConfig(start_layer=options.start_layer),
-    )
+    with waiting(f"counting {options.model}"):
+        costs = flexkit.cost(
+            options.model,
+            options.image_size,
+            prompt=options.prompt,
+            new_tokens=options.new_tokens,
+            selected=options.selected,
+            tiles=options.tiles,
+            low_res_size=options.low_res_size,
+            config=flexkit.FlexConfig(start_layer=options.start_layer),
+        )
     if options.json:
         print(json.dumps({name: cost.to_dict() for name, cost in costs.items()}, indent=2))
         return

@@ -11,7 +11,9 @@ __all__ = ["add_demo"]
 def add_demo(commands: Subparsers) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
-        "demo", help="ask a small model about a picture, see where it looks and what that costs"
+        "demo",
+        help="ask a small model about a picture, see where it looks and what that costs",
+        epilog='examples: flexkit demo; flexkit demo --image photo.jpg --question "In which row is it?"',
     )
     parser.add_argument("--image", type=Path, metavar="PATH", help="a picture (default: one is drawn)")
     parser.add_argument("--question", metavar="TEXT", help="what to ask about it")

@@ -14,7 +14,11 @@ __all__ = ["add_eval"]
 
 def add_eval(commands: Subparsers) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("eval", help="score the small model on fresh scenes, by every way of looking")
+    parser = commands.add_parser(
+        "eval",
+        help="score the small model on fresh scenes, by every way of looking",
+        epilog="examples: flexkit eval visual-search --questions 200; flexkit eval visual-search --json",
+    )
     parser.add_argument("benchmark", choices=BENCHMARKS)
     parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, metavar="S", help="of the scenes")
     parser.add_argument(

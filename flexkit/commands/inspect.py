@@ -4,6 +4,7 @@ import argparse
 import json
 
 from flexkit.commands.options import Subparsers, add_debug
+from flexkit.commands.waiting import waiting
 
 __all__ = ["add_inspect"]
 
@@ -25,7 +26,8 @@ def add_inspect(commands: Subparsers) -> None:
 def _run(options: argparse.Namespace) -> None:
     from flexkit.accounting.inspection import inspect_model
 
-    found = inspect_model(options.model)
+    with waiting(f"looking at {options.model}"):
+        found = inspect_model(options.model)
     if options.json:
         print(json.dumps(found.to_dict(), indent=2))
         return

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from flexkit.commands.options import Subparsers, add_debug, whole
+from flexkit.commands.waiting import waiting
 
 __all__ = ["add_trace"]
 
@@ -35,4 +36,6 @@ def add_trace(commands: Subparsers) -> None:
 def _run(options: argparse.Namespace) -> None:
     from flexkit.demo.looking import look
 
-    look(options.image, options.question, options.output, options.model, options.added, options.new_tokens)
+    with waiting("looking"):
+        answer = look(options.image, options.question, options.output, options.model, options.added, options.new_tokens)
+    print(f"{answer}\n\nWhere it looked: {options.output}")

@@ -12,7 +12,9 @@ __all__ = ["add_train"]
 def add_train(commands: Subparsers) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
-        "train", help="train the small model from nothing; a run that was cut off goes on where it was"
+        "train",
+        help="train the small model from nothing; a run that was cut off goes on where it was",
+        epilog="examples: flexkit train visual-search --output trained; flexkit train visual-search --stage added",
     )
     parser.add_argument("benchmark", choices=BENCHMARKS)
     parser.add_argument(

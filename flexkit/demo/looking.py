@@ -19,8 +19,8 @@ __all__ = ["look"]
 @torch.no_grad()
 def look(
     image: Path, question: str, output: Path, name: str | None = None, added: str | None = None, new_tokens: int = 32
-) -> None:
-    """Answer, and print the answer and where the page is.
+) -> str:
+    """Answer, and write a page of where the model looked.
 
     Parameters
     ----------
@@ -36,6 +36,11 @@ def look(
         Where its trained projections are; by default it reads without any.
     new_tokens : int
         At most.
+
+    Returns
+    -------
+    str
+        The answer.
 
     Raises
     ------
@@ -55,7 +60,7 @@ def look(
         flexkit.selection_page(trace, processor.shown(picture), output, words=words, question=question)
     except OSError as error:
         raise ConfigError(f"{str(output)!r} cannot be written: {error}") from error
-    print(f"{processor.decode(tokens, skip_special_tokens=True).strip()}\n\nWhere it looked: {output}")
+    return str(processor.decode(tokens, skip_special_tokens=True).strip())
 
 
 def _loaded(name: str, added: str | None) -> tuple[Any, Any]:
