@@ -23,7 +23,7 @@ OLDEST_TESTS := $(addprefix tests/,checkpoints families patching processing trai
 NEWEST_ONLY := $(addprefix patching/test_,config errors gate laws_everything laws_finite laws_selection) \
                $(addprefix training/test_,example processes trainer) $(addprefix ways/test_,compile context_compile)
 
-.PHONY: help venv test test-oldest coverage matrix demo docs lint types format clean
+.PHONY: help venv test test-oldest coverage matrix demo docs browser lint types format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make matrix              write docs/support.csv, the table of supported models, from what the tests find"
 	@echo "make demo                see it look closer             (IMAGE=photo.jpg QUESTION='What is it?')"
 	@echo "make docs                build docs/_build/html and run the examples in it"
+	@echo "make browser             build them and look at them, and at the trace page, in Chromium, if there is one"
 	@echo "make lint types          check style and types"
 	@echo "make format              rewrite the code in the project's style"
 	@echo "make venv                only set up .venv              (PYTHON=python3.12 for another Python)"
@@ -79,6 +80,10 @@ docs: $(STAMP)
 	$(PY) -m sphinx -EWn --keep-going -q -b html docs docs/_build/html
 	$(PY) -m sphinx -EWn --keep-going -q -b doctest docs docs/_build/doctest
 
+# Leaves screenshots in docs/_build/screenshots.
+browser: docs
+	@$(MAKE) test ARGS="tests/browser $(ARGS)"
+
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -91,6 +96,6 @@ format: $(STAMP)
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) build dist docs/_build docs/api/generated .coverage .coverage.* htmlcov
+	rm -rf $(VENV) build dist docs/_build docs/gallery .coverage .coverage.* htmlcov
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

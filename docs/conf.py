@@ -5,6 +5,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
+from documented import check_coverage  # noqa: E402
 from inventories import write_inventories  # noqa: E402
 
 project = "flexkit"
@@ -20,6 +21,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build"]
 default_role = "code"
@@ -51,6 +53,19 @@ _ = torch.manual_seed(0)
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples/gallery",
+    "gallery_dirs": "gallery",
+    "image_scrapers": ("figures",),
+    "reset_modules": (),
+    "abort_on_example_error": True,
+    "min_reported_time": 60,
+    "show_memory": False,
+    "show_signature": False,
+    "download_all_examples": False,
+    "write_computation_times": False,
+}
+
 html_theme = "furo"
 html_title = f"flexkit {release}"
 
@@ -67,3 +82,4 @@ def resolve_short_name(app, env, node, contnode):
 
 def setup(app):
     app.connect("missing-reference", resolve_short_name, priority=600)
+    app.connect("env-check-consistency", check_coverage)

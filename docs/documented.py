@@ -1,0 +1,34 @@
+"""Whether every public name has a place in the API pages: a warning for each that has none, which fails the build."""
+
+import inspect
+from collections.abc import Iterator
+from types import FunctionType
+from typing import Any
+
+from sphinx.util import logging
+
+import flexkit
+
+logger = logging.getLogger(__name__)
+METHODS = FunctionType, property, classmethod, staticmethod
+
+
+def public_names() -> Iterator[str]:
+    """The names of the package, and the public methods of its classes."""
+    for name in flexkit.__all__:
+        thing = getattr(flexkit, name)
+        if name.startswith("__") or inspect.ismodule(thing):
+            continue
+        yield name
+        if inspect.isclass(thing):
+            own = (key for key, value in vars(thing).items() if isinstance(value, METHODS))
+            yield from (f"{name}.{key}" for key in own if not key.startswith("_") and key != "forward")
+
+
+def check_coverage(app: Any, env: Any) -> None:
+    """Warn of public names that no page documents."""
+    paths = [path.split(".") for path in env.domains.python_domain.objects]
+    documented = {".".join(path[-length:]) for path in paths for length in (1, 2)}
+    for name in public_names():
+        if name not in documented:
+            logger.warning("flexkit.%s is public, and no page documents it", name)

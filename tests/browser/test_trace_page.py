@@ -1,0 +1,67 @@
+"""The page that ``flexkit trace`` writes, opened from disk: sliders, words and the switch change what is shown."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexkit.__main__ import main
+from flexkit.visual_search import draw_scene
+from tests.browser.conftest import WIDTHS, Open
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trace")
+    draw_scene(3, 400).image.save(folder / "scene.png")
+    arguments = ["trace", str(folder / "scene.png"), "Which digit is on the object that is pink?"]
+    assert not main([*arguments, "--new-tokens", "3", "--output", str(folder / "trace.html")])
+    return folder / "trace.html"
+
+
+def shown(page: Any) -> str:
+    """The pixels of the overlay."""
+    pixels: str = page.evaluate("document.querySelector('canvas').toDataURL()")
+    return pixels
+
+
+def slide(page: Any, name: str, value: int) -> None:
+    """Move a slider by its keys, as a hand does."""
+    slider = page.locator(f"#{name}")
+    slider.press("Home")
+    for _ in range(value):
+        slider.press("ArrowRight")
+
+
+def test_sliders_change_the_overlay(page_file: Path, visit: Open) -> None:
+    page = visit(page_file.as_uri())
+    page.wait_for_selector("body[data-ready]")
+    assert "pink" in page.locator("h1").inner_text()
+    layers = int(page.locator("#layer").get_attribute("max")) + 1
+    words = int(page.locator("#word").get_attribute("max")) + 1
+    assert layers >= 3 and words >= 2
+    seen = {}
+    for word in range(words):
+        for layer in range(layers):
+            slide(page, "word", word)
+            slide(page, "layer", layer)
+            pressed = page.locator(".words button").nth(word).get_attribute("aria-pressed")
+            assert pressed == "true"
+            seen[word, layer] = shown(page)
+    assert len(set(seen.values())) == words * layers
+    page.locator("#heat").click()
+    assert shown(page) not in seen.values()
+    page.locator(".words button").first.click()
+    page.locator("#heat").click()
+    assert shown(page) == seen[0, layers - 1]
+
+
+@pytest.mark.parametrize("window", WIDTHS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_fits_its_window(page_file: Path, visit: Open, window: str, scheme: str, screenshots: Path) -> None:
+    page = visit(page_file.as_uri(), window, color_scheme=scheme)
+    page.wait_for_selector("body[data-ready]")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    canvas = page.locator("canvas").bounding_box()
+    assert canvas["width"] > 0.6 * min(WIDTHS[window][0], 500)
+    page.screenshot(path=screenshots / f"trace-{window}-{scheme}.png", full_page=True)
