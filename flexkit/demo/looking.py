@@ -9,9 +9,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import flexkit
 from flexkit.demo.picture import read_picture
 from flexkit.demo.question import check_question
-from flexkit.errors import ConfigError, FlexkitError
+from flexkit.errors import FlexkitError
 from flexkit.visual_search import load_model
 from flexkit.visual_search.model import IMAGE_TOKEN
+from flexkit.writing import writing
 
 __all__ = ["look"]
 
@@ -56,10 +57,8 @@ def look(
     if not model.config.is_encoder_decoder:
         tokens = tokens[inputs["input_ids"].shape[1] :]
     words = [processor.decode(token) for token in tokens]
-    try:
+    with writing(output):
         flexkit.selection_page(trace, processor.shown(picture), output, words=words, question=question)
-    except OSError as error:
-        raise ConfigError(f"{str(output)!r} cannot be written: {error}") from error
     return str(processor.decode(tokens, skip_special_tokens=True).strip())
 
 

@@ -14,9 +14,9 @@ from flexkit.demo.picture import read_picture
 from flexkit.demo.question import check_question
 from flexkit.demo.report import INTRODUCTION, answer_report, cost_report, looking_report
 from flexkit.demo.task import Task, draw_task
-from flexkit.errors import ConfigError
 from flexkit.visual_search import load_model
 from flexkit.visual_search.ways import Way
+from flexkit.writing import writing
 
 __all__ = ["FIGURE", "run"]
 
@@ -60,7 +60,7 @@ def run(
         If the question cannot be asked, or the folder cannot be written.
     """
     task = _task(image, question, seed)
-    with _writing(output):
+    with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     print(INTRODUCTION)
     source = "drawn" if image is None else str(image)
@@ -74,7 +74,7 @@ def run(
         print(f"{answer_report(answers, task.answer, _unknown(base, task.question))}\n")
         told = f"Answered: {answer.text}" + (f" (true: {task.answer})" if task.answer else "")
         figure = draw_figure(task.image, answer, heading=(f"Asked: {task.question}", told), box=task.box)
-        with _writing(output):
+        with writing(output):
             figure.save(output / FIGURE)
         print(looking_report(answer, output / FIGURE), flush=True)
         everything = Asked.of(replace(base, in_sequence=True), task.image, task.question)
@@ -107,11 +107,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"the folder {str(folder)!r} cannot be written: {error}") from error

@@ -29,7 +29,8 @@ from flexkit.visual_search.grounding import GroundedCollator, GroundedTrainer
 from flexkit.visual_search.model import build_model, build_processor
 from flexkit.visual_search.processes import processes
 from flexkit.visual_search.recipe import CONFIG, STAGES, Stage
-from flexkit.visual_search.weights import load_model
+from flexkit.visual_search.weights import load_model, trained
+from flexkit.writing import writing
 
 __all__ = ["train"]
 
@@ -92,7 +93,16 @@ def train(
         Processes that draw scenes; 0 draws in between.
     quiet : bool
         Without progress bars.
+
+    Raises
+    ------
+    ConfigError
+        If the folder cannot be written.
+    CheckpointError
+        If stages that the wanted ones build on are not in it.
     """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for name, stage in stages.items():
         run = _Run(folder, name, stage, 10 * seed + list(STAGES).index(name), layers, config, workers, quiet)
         if not run.log.exists():
@@ -179,7 +189,7 @@ def _tower(run: _Run) -> None:
 
 
 def _base(run: _Run) -> None:
-    config = LlavaConfig.from_pretrained(run.folder / "tower")
+    config = LlavaConfig.from_pretrained(trained(run.folder, "tower"))
     config.text_config.num_hidden_layers = run.layers
     set_seed(run.seed)  # for the layers that the tower's model lacks
     model, processor = _load(run, "tower", config=config)
@@ -228,9 +238,10 @@ _WITH_WEIGHTS = {"attn_implementation": "eager"}
 
 def _load(run: _Run, stage: str, **settings: Any) -> tuple[Any, Any]:
     """A model and its processor, all but its tower to be trained."""
-    model = LlavaForConditionalGeneration.from_pretrained(run.folder / stage, dtype="float32", **settings)
+    folder = trained(run.folder, stage)
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype="float32", **settings)
     model.model.vision_tower.requires_grad_(False)
-    return model, LlavaProcessor.from_pretrained(run.folder / stage)
+    return model, LlavaProcessor.from_pretrained(folder)
 
 
 _TRAINERS = {

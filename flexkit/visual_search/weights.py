@@ -10,8 +10,9 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from transformers.utils import logging
 
 import flexkit
+from flexkit.errors import CheckpointError
 
-__all__ = ["READERS", "WEIGHTS", "load_model"]
+__all__ = ["READERS", "WEIGHTS", "load_model", "trained"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folders of models and of what patching added to them, as :mod:`flexkit.visual_search.training` writes them."""
@@ -42,6 +43,11 @@ def load_model(
     processor : FlexProcessor or transformers.ProcessorMixin
         Of both views if the model is patched.
 
+    Raises
+    ------
+    CheckpointError
+        If the folder does not hold that stage and the base.
+
     Examples
     --------
     >>> from flexkit.visual_search import draw_scene, load_model
@@ -51,7 +57,7 @@ def load_model(
     >>> processor.decode(model.generate(**inputs, max_new_tokens=2)[0, -2:], skip_special_tokens=True)
     '9'
     """
-    own, base = weights / stage, weights / "base"
+    base, own = (trained(weights, name) for name in ("base", stage))
     whole = own if (own / "config.json").exists() else base
     with _without_progress_bar():
         model = LlavaForConditionalGeneration.from_pretrained(whole, dtype=torch.float32)
@@ -60,6 +66,29 @@ def load_model(
         return model, processor
     model = flexkit.load_flex(model, own, policy=policy)
     return model, flexkit.FlexProcessor(processor, model)
+
+
+def trained(weights: Path, stage: str) -> Path:
+    """The folder of a stage.
+
+    Parameters
+    ----------
+    weights : pathlib.Path
+        Where training wrote its stages.
+    stage : str
+        Its name.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not there.
+    """
+    folder = weights / stage
+    if not any((folder / name).exists() for name in ("config.json", "flexkit.json")):
+        raise CheckpointError(
+            f"there is no trained {stage!r} in {str(weights)!r}: train that stage first, or give another folder."
+        )
+    return folder
 
 
 @contextmanager

@@ -78,6 +78,9 @@ WRONG = {
     "image token": (["demo", "--question", "a <image>?"], "<image>"),
     "bytes": (["demo", "--question", "\udcff"], "UTF-8"),
     "output": (["demo", "--output", "text"], "'text' cannot be written"),
+    "no weights": (["eval", "visual-search", "--weights", "none", "--json"], "no trained 'base' in 'none'"),
+    "no place to train": (["train", "visual-search", "--output", "text"], "'text' cannot be written"),
+    "a stage too early": (["train", "visual-search", "--stage", "added"], "no trained 'base' in 'visual-search'"),
 }
 
 
