@@ -16,6 +16,7 @@ from transformers import GenerationMixin, LlamaConfig, LlamaModel, PreTrainedCon
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import flexkit
+from flexkit.encoding import split_tiles
 
 PICTURE = 90
 """The id of image tokens."""
@@ -91,7 +92,7 @@ class SketchGeometry(flexkit.Geometry):
     def grids(self, model: Any, inputs: Mapping[str, Tensor], zoom: tuple[int, int]) -> list[tuple[int, int]]:
         side = CELLS * PATCH
         if inputs["sketch"].shape[-2:] != (zoom[0] * side, zoom[1] * side):
-            raise flexkit.errors.HighResInputError(f"hd_sketch is to be {zoom} times {side} pixels a side.")
+            raise flexkit.HighResInputError(f"hd_sketch is to have {zoom[0] * side} x {zoom[1] * side} pixels.")
         return [(CELLS, CELLS)] * len(inputs["sketch"])
 
     def encode(
@@ -111,6 +112,21 @@ class SketchGeometry(flexkit.Geometry):
         return input_ids == PICTURE
 
 
+# --- If its tower took one size -------------------------------------------------------------------------------------
+
+
+class TiledSketchGeometry(SketchGeometry):
+    def cut(self, inputs: Mapping[str, Tensor], zoom: tuple[int, int]) -> list[tuple[Tensor, ...]]:
+        return [(split_tiles(view[None], zoom)[0],) for view in inputs["sketch"]]
+
+    def tile_grid(self, model: Any) -> tuple[int, int]:
+        return CELLS, CELLS
+
+    def encode_tiles(self, model: Any, tiles: Sequence[Tensor]) -> Tensor:
+        with torch.no_grad():
+            return model.look(tiles[0])
+
+
 # --- Use ------------------------------------------------------------------------------------------------------------
 
 
@@ -119,7 +135,8 @@ def prompts(rows: int = 2) -> dict[str, Tensor]:
     ids = torch.randint(3, 80, (rows, 16))
     ids[:, 2 : 2 + CELLS**2 + 1] = PICTURE
     pictures = torch.randn(rows, 3, 2 * CELLS * PATCH, 2 * CELLS * PATCH)
-    return {"input_ids": ids, "sketch": nn.functional.avg_pool2d(pictures, 2), "hd_sketch": pictures}
+    low_res = nn.functional.avg_pool2d(pictures, 2)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "sketch": low_res, "hd_sketch": pictures}
 
 
 def main() -> None:
@@ -129,11 +146,10 @@ def main() -> None:
     flexkit.register_geometry("sketch", SketchGeometry())
     flexkit.patch_model(model, flexkit.FlexConfig(policy=flexkit.TopK(3)), trained=True)
     with flexkit.trace(model) as trace:
-        model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        model.generate(**inputs, max_new_tokens=4, do_sample=False, suppress_tokens=[PICTURE], pad_token_id=0)
     for step in range(len(trace)):
-        print(
-            f"token {step}: row 0 reads {int(trace.mask(step, trace.layers[-1])[0].sum())} of {(2 * CELLS) ** 2} tokens"
-        )
+        mask = trace.mask(step, trace.layers[-2])  # by which the last layer reads
+        print(f"token {step}: row 0 reads {int(mask[0].sum())} of {mask[0].numel()} tokens")
 
 
 if __name__ == "__main__":

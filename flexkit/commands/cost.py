@@ -9,6 +9,10 @@ from flexkit.commands.waiting import waiting
 
 __all__ = ["add_cost"]
 
+_LEGEND = """
+low_res: the base model. flexkit: all tiles are encoded; flexkit_on_demand, as patched models do it: those that are
+looked at. flexkit_full: keys and values of all tokens. recompute: anew at every step, as published. all_in_sequence:
+all tokens in the prompt. read: high-res tokens, by each layer. K, V: kept from token to token, high-res ones too."""
 _PIXELS = whole(1, 10**6)
 _TOKENS = whole(0, 10**6)
 
@@ -56,3 +60,4 @@ def _run(options: argparse.Namespace) -> None:
             f"  {name:<18}{cost.tflops:>10.2f}{cost.vision_flops / 1e12:>18.2f}{cost.image_tokens:>14}"
             f"{cost.read_tokens:>8}{cost.kv_bytes / 2**20:>10.0f}"
         )
+    print(_LEGEND)

@@ -15,7 +15,7 @@ def add_trace(commands: Subparsers) -> None:
         "trace",
         help="ask a model about a picture, and write a page that shows where it looked for each word",
         epilog='examples: flexkit trace photo.jpg "What does the sign say?" --model llava-hf/llava-1.5-7b-hf; '
-        'flexkit trace scene.png "Which digit is on the object that is red?"',
+        'flexkit trace scene.png "Which digit is on the object that is yellow?"',
     )
     parser.add_argument("image", type=Path, help="a picture")
     parser.add_argument("question", help="about the picture")

@@ -22,7 +22,7 @@ def check_question(question: str) -> None:
         If it is empty, too long or no valid text, or names the token that stands for the image.
     """
     if not question.strip():
-        raise ConfigError("the question is empty; ask something about the picture, or leave it out.")
+        raise ConfigError("the question is empty; ask something about the picture.")
     if len(question) > _LONGEST:
         raise ConfigError(f"the question has {len(question)} characters; the demo takes up to {_LONGEST}.")
     if IMAGE_TOKEN in question:

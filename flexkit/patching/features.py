@@ -28,7 +28,7 @@ Encode = Callable[[Sequence[Tensor]], Tensor]
 
 def no_tiles(tiles: Sequence[Tensor]) -> Tensor:
     """Of a geometry that encodes views as a whole."""
-    raise RuntimeError("there are no tiles to encode.")
+    raise NotImplementedError("a geometry whose `cut` gives tiles needs `encode_tiles` too.")
 
 
 class Features(ABC):

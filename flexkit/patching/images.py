@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flexkit.encoding import pyramid
-from flexkit.errors import HighResInputError
+from flexkit.errors import HighResInputError, UnsupportedModelError
 from flexkit.patching.features import Encoded, ReadTiles, Tiled, TiledImage
 from flexkit.patching.memory import HighResMemory, ImageSpan
 from flexkit.patching.state import Patch
@@ -55,7 +55,7 @@ def read_images(
     """
     geometry, zoom = patch.geometry, patch.config.zoom_pair
     view = checked_view(model, patch, inputs, low_res)
-    layouts = [geometry.layout(model, grid) for grid in view.grids]
+    layouts = [_layout(model, patch, grid) for grid in view.grids]
     spans = _spans(image_tokens[::repeats], view.grids, layouts, zoom, view.margins, past, geometry.overview_only)
     batch = len(image_tokens) // repeats
     if view.tiles is None:
@@ -63,6 +63,17 @@ def read_images(
     else:
         memory = _in_tiles(model, patch, view.tiles, spans, batch)
     return memory if repeats == 1 else memory.repeat_interleave(repeats)
+
+
+def _layout(model: Any, patch: Patch, grid: Pair) -> Tensor:
+    """Which image tokens of an image are cells, found to be as many as the grid has."""
+    layout, cells = patch.geometry.layout(model, grid), grid[0] * grid[1]
+    if layout.dtype != torch.bool or int(layout.sum()) != cells:
+        raise UnsupportedModelError(
+            f"{type(patch.geometry).__name__}.layout marks {int(layout.sum())} of {len(layout)} tokens as cells "
+            f"({layout.dtype}); a grid of {grid} has {cells}, marked by a torch.bool tensor."
+        )
+    return layout
 
 
 def _whole(model: Any, patch: Patch, view: View, spans: Sequence[ImageSpan], batch: int) -> HighResMemory:

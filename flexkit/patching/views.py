@@ -95,6 +95,12 @@ def _of_tensors(model: Any, patch: Patch, inputs: Mapping[str, Any]) -> View:
     grids = geometry.grids(model, views, zoom)
     margins = _margins(None if "image_sizes" in views else inputs.get("hd_image_sizes"), grids)
     tiles = geometry.cut(views, zoom) if patch.config.tiles == "on_demand" else None
+    for own in tiles or ():
+        if any(len(each) != zoom[0] * zoom[1] for each in own):
+            raise HighResInputError(
+                f"{type(geometry).__name__}.cut gave {[len(each) for each in own]} tiles of an image for "
+                f"{geometry.inputs}; a zoom of {zoom} has {zoom[0] * zoom[1]}."
+            )
     return View(views, grids, margins, None if tiles is None else [[partial(_taken, own)] for own in tiles])
 
 

@@ -56,8 +56,47 @@ def test_a_model_of_your_own(script: ModuleType, sketch: Any) -> None:
 def test_a_view_that_does_not_fit(script: ModuleType, sketch: Any) -> None:
     inputs = inputs_of(script)
     flexkit.patch_model(sketch, flexkit.FlexConfig(policy=flexkit.TopK(3)), trained=True)
-    with pytest.raises(flexkit.HighResInputError, match=r"hd_sketch is to be \(2, 2\) times 12 pixels a side"):
+    with pytest.raises(flexkit.HighResInputError, match="hd_sketch is to have 24 x 24 pixels"):
         sketch(**inputs | {"hd_sketch": inputs["sketch"]})
+
+
+def corner(scores: Tensor) -> Tensor:
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    mask[..., 0, 0] = True
+    return mask
+
+
+def test_a_tower_of_one_size(script: ModuleType, sketch: Any) -> None:
+    inputs, found = inputs_of(script), []
+    for geometry in (script.SketchGeometry(), script.TiledSketchGeometry()):
+        flexkit.register_geometry("sketch", geometry)
+        flexkit.patch_model(sketch, flexkit.FlexConfig(policy=corner), trained=True)
+        with torch.no_grad(), flexkit.trace(sketch) as trace:
+            found.append(sketch(**inputs).logits)
+        flexkit.unpatch_model(sketch)
+    assert trace.steps[0].tiles == 2
+    torch.testing.assert_close(found[1], found[0])
+
+
+MISTAKES = {
+    "layout": (lambda self, model, grid: torch.ones(10).bool(), "layout marks 10 of 10 tokens as cells"),
+    "cut": (
+        lambda self, inputs, zoom: [(view[None],) for view in inputs["sketch"]],
+        r"cut gave \[1\] tiles",
+    ),
+    "encode_tiles": (flexkit.Geometry.encode_tiles, "needs `encode_tiles` too"),
+    "image_tokens": (flexkit.Geometry.image_tokens, "has no image_token_id; .* needs a method image_tokens"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_in_a_geometry_are_named(script: ModuleType, sketch: Any, name: str) -> None:
+    method, told = MISTAKES[name]
+    geometry = type("Mistaken", (script.TiledSketchGeometry,), {name: method})()
+    flexkit.register_geometry("sketch", geometry)
+    flexkit.patch_model(sketch, flexkit.FlexConfig(policy=flexkit.TopK(1)), trained=True)
+    with pytest.raises((flexkit.FlexkitError, NotImplementedError), match=told):
+        sketch(**inputs_of(script))
 
 
 def test_the_script(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,5 +107,9 @@ def test_the_script(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> N
 def test_before_it_is_registered(script: ModuleType) -> None:
     with pytest.raises(flexkit.UnsupportedModelError, match=r"'sketch'.*register_geometry adds one"):
         flexkit.patch_model(script.Sketch(script.SketchConfig()))
-    with pytest.raises(flexkit.ConfigError, match="must be an instance of flexkit"):
+    with pytest.raises(flexkit.ConfigError, match=r"pass SketchGeometry\(\.\.\.\)"):
         flexkit.register_geometry("sketch", script.SketchGeometry)
+    with pytest.raises(flexkit.ConfigError, match="must be an instance of flexkit"):
+        flexkit.register_geometry("sketch", "sketch")  # type: ignore[arg-type]
+    with pytest.raises(flexkit.ConfigError, match="must be a tuple of names"):
+        flexkit.register_geometry("sketch", type("Wrong", (script.SketchGeometry,), {"inputs": "sketch"})())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from flexkit.errors import HighResInputError
+from flexkit.errors import HighResInputError, UnsupportedModelError
 from flexkit.patching.call import FlexCall
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.config_view import CALL
@@ -33,6 +33,7 @@ class Geometry(ABC):
     """The arguments of ``get_image_features``; the high-res view has the same ones, prefixed with ``hd_``."""
 
     default_zoom: ClassVar[int]
+    """The zoom where a config names none."""
 
     overview_only: str = ""
     """What makes prompts carry overviews only, where a processor cuts images into tiles of its own; for errors."""
@@ -134,7 +135,12 @@ class Geometry(ABC):
 
     def image_tokens(self, model: PreTrainedModel, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """``(batch, length)``, bool: the positions that hold image tokens."""
-        token = model.config.image_token_id
+        token = getattr(model.config, "image_token_id", None)
+        if token is None:
+            raise UnsupportedModelError(
+                f"the config of {type(model).__name__} has no image_token_id; {type(self).__name__} needs a method "
+                "image_tokens that says where image tokens stand."
+            )
         if input_ids is not None:
             return input_ids.eq(token)
         if inputs_embeds is None:

@@ -42,8 +42,13 @@ def register_geometry(model_type: str, geometry: Geometry) -> None:
     ConfigError
         If ``geometry`` is no :class:`~flexkit.Geometry` instance.
     """
+    if isinstance(geometry, type):
+        raise ConfigError(f"geometry must be an instance of flexkit.Geometry; pass {geometry.__name__}(...).")
     if not isinstance(geometry, Geometry):
-        raise ConfigError(f"geometry must be an instance of flexkit.patching.geometry.Geometry, got {geometry!r}.")
+        raise ConfigError(f"geometry must be an instance of flexkit.Geometry, got {geometry!r}.")
+    inputs: object = geometry.inputs
+    if isinstance(inputs, str):
+        raise ConfigError(f"{type(geometry).__name__}.inputs must be a tuple of names, got the str {inputs!r}.")
     _registered[model_type] = geometry
 
 
