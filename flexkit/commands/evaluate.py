@@ -17,6 +17,9 @@ def add_eval(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "eval",
         help="score the small model on fresh scenes, by every way of looking",
+        description="Rows of the table: low_res, the base model; flexkit, as it was trained; topk to center, other "
+        "policies; everything selected; oracle, the cells around the digit; all_in_sequence, all high-res tokens in "
+        "the prompt.",
         epilog="examples: flexkit eval visual-search --questions 200; flexkit eval visual-search --json",
     )
     parser.add_argument("benchmark", choices=BENCHMARKS)
