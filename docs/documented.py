@@ -13,6 +13,12 @@ logger = logging.getLogger(__name__)
 METHODS = FunctionType, property, classmethod, staticmethod
 
 
+def public_methods(thing: object) -> list[str]:
+    """The public methods and properties that a class defines itself; of anything else, none."""
+    own = vars(thing) if inspect.isclass(thing) else {}
+    return [key for key, value in own.items() if isinstance(value, METHODS) and not key.startswith("_")]
+
+
 def public_names() -> Iterator[str]:
     """The names of the package, and the public methods of its classes."""
     for name in flexkit.__all__:
@@ -20,9 +26,7 @@ def public_names() -> Iterator[str]:
         if name.startswith("__") or inspect.ismodule(thing):
             continue
         yield name
-        if inspect.isclass(thing):
-            own = (key for key, value in vars(thing).items() if isinstance(value, METHODS))
-            yield from (f"{name}.{key}" for key in own if not key.startswith("_") and key != "forward")
+        yield from (f"{name}.{key}" for key in public_methods(thing))
 
 
 def check_coverage(app: Any, env: Any) -> None:

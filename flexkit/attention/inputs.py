@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flexkit.attention.core import hidden_keys
 from flexkit.errors import ConfigError, FlexkitError, HighResInputError
 from flexkit.zoom import Pair, zoom_pair
 
@@ -89,9 +90,7 @@ def broadcast_mask(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
         )
     mask = mask.reshape(*[1] * (4 - mask.ndim), *mask.shape)
     mask = mask.expand(-1, -1, *shape[2:])
-    if mask.dtype == torch.bool:
-        return mask
-    return mask.masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -torch.inf)
+    return mask if mask.dtype == torch.bool else mask.masked_fill(hidden_keys(mask), -torch.inf)
 
 
 def selection_by_row(selected: Tensor, batch: int, rows: int, tokens: int) -> Tensor:
