@@ -14,7 +14,7 @@ from flexkit.checkpoints.hub import HubOptions, fetched
 from flexkit.checkpoints.tensors import check_tensors, read_tensors
 from flexkit.errors import CheckpointError
 from flexkit.patching import added_parameters
-from flexkit.patching.state import METHODS
+from flexkit.patching.methods import METHODS
 
 __all__ = ["from_pretrained", "load_state_dict", "save_pretrained"]
 

@@ -21,9 +21,9 @@ def divert(layer: DecoderLayer) -> None:
 
 
 def restore(layer: DecoderLayer) -> None:
-    """Give the attention of a layer its own config back."""
+    """Give the attention of a layer its own config back, if it was taken."""
     attention: Any = layer.attention
-    if not layer.has_own_code:
+    if isinstance(getattr(attention, "config", None), ConfigView):
         attention.config = attention.config.viewed
 
 

@@ -69,9 +69,11 @@ def _held(projection: nn.Module) -> nn.Module:
     }
     for module, hook in hooks.items():
         hook.pre_forward(module)
-    copied = copy.deepcopy(projection, {id(hook): None for hook in hooks.values()})
-    for module, hook in hooks.items():
-        hook.post_forward(module, None)
+    try:
+        copied = copy.deepcopy(projection, {id(hook): None for hook in hooks.values()})
+    finally:
+        for module, hook in hooks.items():
+            hook.post_forward(module, None)
     for module in copied.modules():
         if hasattr(module, "_hf_hook"):
             for name in ("_hf_hook", "_old_forward", "forward"):

@@ -13,44 +13,40 @@ from flexkit.errors import ConfigError
 from flexkit.patching.call import FlexCall
 from flexkit.patching.config_view import CALL
 from flexkit.patching.gate import restore, snapshot, uncertain_positions
+from flexkit.patching.methods import METHODS
 from flexkit.patching.state import Patch, get_patch
-from flexkit.patching.views import PREFIX, check_names
+from flexkit.patching.views import PREFIX, check_names, input_names
 
-__all__ = ["FORWARD", "base_forward", "make_forward", "place_images", "take_high_res"]
-
-FORWARD = "flexkit_forward"
-"""Name of the forward that patching sets, by which unpatching knows it."""
+__all__ = ["base_forward", "forward", "place_images", "take_high_res"]
 
 
-def make_forward(signature: inspect.Signature, names: tuple[str, ...]) -> Callable[..., Any]:
-    """A forward with the signature of the model's own, extended by the high-res inputs.
-
-    Parameters
-    ----------
-    signature : inspect.Signature
-        Of the bound forward: without ``self``.
-    names : tuple of str
-        The arguments to add.
-    """
-    own = list(signature.parameters.values())
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind_partial(*args)
-        twice = sorted(bound.arguments.keys() & kwargs)
+def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """``forward`` of a patched model: the model's own, extended by the high-res inputs."""
+    if args:
+        bound = inspect.signature(base_forward(self)).bind_partial(*args).arguments
+        twice = sorted(bound.keys() & kwargs)
         if twice:
             raise TypeError(f"forward() got multiple values for {twice}.")
-        return _forward(self, kwargs | bound.arguments)
+        kwargs = kwargs | bound
+    return _forward(self, kwargs)
 
-    # generate checks its arguments against the signature, and Trainer picks dataset columns by it.
-    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
-    tail = [parameter for parameter in own if parameter.kind is inspect.Parameter.VAR_KEYWORD]
-    owner = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    body = [
-        parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for parameter in own if parameter not in tail
+
+def signature_of(model: nn.Module) -> inspect.Signature:
+    """The signature of a patched model's forward: generate checks its arguments, and Trainer picks columns, by it."""
+    parameters = list(inspect.signature(base_forward(model)).parameters.values())
+    tail = [parameter for parameter in parameters if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+    own = [
+        parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for parameter in parameters
+        if parameter not in tail
     ]
-    forward.__signature__ = inspect.Signature([owner, *body, *added, *tail])  # type: ignore[attr-defined]
-    forward.__name__ = FORWARD
-    return forward
+    names = input_names(get_patch(model))
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
+    return inspect.Signature([*own, *added, *tail])
+
+
+forward.signature_of = signature_of  # type: ignore[attr-defined]
+METHODS["forward"] = forward
 
 
 def place_images(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,21 +1,25 @@
 """What ``generate`` asks of a patched model, beside its forward."""
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from flexkit.patching.forward import take_high_res
+from flexkit.patching.methods import METHODS, of_class
 from flexkit.patching.queries import asks_last
-from flexkit.patching.state import METHODS, get_patch, is_patched
+from flexkit.patching.state import get_patch, is_patched
 from flexkit.patching.views import PREFIX
 
-__all__ = ["EXPAND", "candidate_generator", "expand_inputs", "of_class"]
+__all__ = ["EXPAND", "candidate_generator", "expand_inputs", "generate"]
 
 EXPAND = "_expand_inputs_for_generation"
 CANDIDATES = "_get_candidate_generator"
+
+
+def generate(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """``generate`` of a patched model: its own, but a call that keeps the patch from being taken away meanwhile."""
+    return get_patch(self).own_method(self, "generate")(*args, **kwargs)
 
 
 def expand_inputs(self: nn.Module, expand_size: int = 1, **kwargs: Any) -> Any:
@@ -47,10 +51,4 @@ def candidate_generator(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return of_class(self, CANDIDATES)(*args, **kwargs)
 
 
-def of_class(self: nn.Module, name: str) -> Callable[..., Any]:
-    """A method of a model's class, static or not, whatever is set on the model."""
-    method: Callable[..., Any] = inspect.getattr_static(type(self), name).__get__(self, type(self))
-    return method
-
-
-METHODS.update({EXPAND: expand_inputs, CANDIDATES: candidate_generator})
+METHODS.update({"generate": generate, EXPAND: expand_inputs, CANDIDATES: candidate_generator})

@@ -1,12 +1,10 @@
 """Patching a model in place, and undoing it."""
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import MethodType
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -16,11 +14,11 @@ from flexkit.errors import ConfigError, PatchError, UnsupportedModelError
 from flexkit.patching.attention import divert, restore
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.decoder import DecoderLayer
-from flexkit.patching.forward import FORWARD, make_forward, place_images
+from flexkit.patching.forward import place_images
 from flexkit.patching.geometry import Geometry, find_geometry
+from flexkit.patching.methods import METHODS, Method
 from flexkit.patching.projection import add_projections, own_projections, remove_projections
-from flexkit.patching.state import ATTRIBUTE, METHODS, Patch, added_parameters, get_patch, is_patched, patched_model
-from flexkit.patching.views import input_names
+from flexkit.patching.state import ATTRIBUTE, LOCK, Patch, added_parameters, get_patch, is_patched, patched_model
 from flexkit.selection import Policy, Schedule
 
 __all__ = [
@@ -66,9 +64,11 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
     UnsupportedModelError
         If the model lacks what patching needs; the message names it.
     PatchError
-        If the model is patched already.
+        If the model is patched already, or shares its language model with one that is.
     ConfigError
         If the settings do not fit the model.
+
+    If patching fails, whatever the reason, the model is what it was.
 
     Warns
     -----
@@ -91,8 +91,7 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
             f"{type(model).__name__} is no transformers model; "
             f"{mend if held else 'build with flexkit.HierarchicalSelfAttention instead'}."
         )
-    if is_patched(model):
-        raise PatchError(f"this {type(model).__name__} is patched already; call flexkit.unpatch_model(model) first.")
+    _check(model)
     geometry = find_geometry(model)
     decoder = geometry.decoder(model)
     layers = geometry.layers(model)
@@ -101,28 +100,13 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
         raise ConfigError(f"{type(model).__name__} encodes a high-res view as a whole, not in tiles: set levels to 1.")
     reading = [layer for layer in layers if layer.index >= config.start_layer]  # type: ignore[operator]
     first = layers.index(reading[0]) - (config.select_from == "previous" and reading[0] is not layers[0])
-    patch = Patch(
-        config=config,
-        geometry=geometry,
-        decoder=decoder,
-        layers={layer.index: layer for layer in layers[first:]},
-        earlier=[],
-        hooks=[
-            decoder.register_forward_pre_hook(place_images, with_kwargs=True),
-            *geometry.hooks(model, layers[first:]),
-        ],
-    )
-    forward = make_forward(inspect.signature(model.forward), input_names(patch))
-    for layer in patch.layers.values():
-        divert(layer)
-    for layer in reading:
-        add_projections(layer.attention, layer.source, model.dtype)
-    methods = {"forward": forward, **METHODS}
-    ours: list[tuple[nn.Module, str, Callable[..., Any]]] = [(model, *item) for item in methods.items()]
-    for module, name, function in (*ours, *geometry.methods(model)):
-        patch.earlier.append((module, name, vars(module).get(name)))
-        vars(module)[name] = MethodType(function, module)
-    vars(model)[ATTRIBUTE] = patch
+    patched = {layer.index: layer for layer in layers[first:]}
+    patch = Patch(model, find_geometry, config, decoder, patched, earlier=[], hooks=[])
+    try:
+        _put_on(patch)
+    except BaseException:
+        _take_off(patch)
+        raise
     if config.select_from == "previous" and not trained:
         warnings.warn(
             "the added projections are untrained copies, read one layer late: they displace what the low-res view "
@@ -150,23 +134,22 @@ def unpatch_model(model: Model) -> Model:
     Raises
     ------
     PatchError
-        If the model is not patched, or its forward was wrapped since.
+        If the model is not patched, its forward was wrapped since, or a call of it is running.
     """
     patch, patched = get_patch(model), patched_model(model)
     forward = vars(patched).get("forward")
-    if getattr(forward, "__name__", None) != FORWARD:
-        raise PatchError("the forward of this model was replaced after patching; undo that first, then unpatch.")
-    for layer in patch.layers.values():
-        restore(layer)
-        remove_projections(layer.attention)
-    for hook in patch.hooks:
-        hook.remove()
-    for module, name, earlier in reversed(patch.earlier):
-        if earlier is None:
-            del vars(module)[name]
-        else:
-            vars(module)[name] = earlier
-    del vars(patched)[ATTRIBUTE]
+    if forward is not None and not (isinstance(forward, Method) and forward.belongs_to(patched)):
+        raise PatchError(
+            f"the forward of this {type(patched).__name__} was replaced after patching, or it is a shallow copy of a "
+            "patched model; undo that first, then unpatch."
+        )
+    with LOCK:
+        if patch.running:
+            raise PatchError(
+                f"{patch.running} calls of this {type(patched).__name__} are running, in other threads or around this "
+                "one; unpatch it when they have ended."
+            )
+        _take_off(patch)
     return model
 
 
@@ -186,12 +169,8 @@ def disabled(model: nn.Module) -> Iterator[None]:
     PatchError
         If the model is not patched.
     """
-    patch = get_patch(model)
-    patch.disabled += 1
-    try:
+    with get_patch(model).counted("disabled"):
         yield
-    finally:
-        patch.disabled -= 1
 
 
 def flex_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -236,6 +215,63 @@ def set_policy(model: nn.Module, policy: Policy | Schedule | Callable[[Tensor], 
     """
     patch = get_patch(model)
     patch.config = patch.config.replace(policy=policy)
+
+
+def _check(model: PreTrainedModel) -> None:
+    """Raise an error for a model that has been patched, itself or in part, and for one without its head."""
+    name = type(model).__name__
+    if ATTRIBUTE in vars(model):
+        raise PatchError(f"this {name} is patched already; call flexkit.unpatch_model(model) first.")
+    if is_patched(model):
+        raise PatchError(
+            f"layers of this {name} belong to another model that is patched already; unpatch that first, or give this "
+            "one layers of its own (copy.deepcopy)."
+        )
+    if not model.can_generate():
+        raise UnsupportedModelError(
+            f"{name} has no head that generates; patch the whole model of which it is the inner part, such as "
+            f"{type(model).__name__.removesuffix('Model')}ForConditionalGeneration."
+        )
+    # Each process would select by the maps of its own heads, and copies of projections would compute with the weights
+    # of others.
+    is_sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+    if is_sharded or (getattr(model, "tp_size", None) or 1) > 1:
+        raise UnsupportedModelError(
+            f"the weights of this {name} are shared out among processes: flexkit does not read under tensor "
+            "parallelism (load it without tp_plan), and is to be patched before FSDP shards it."
+        )
+
+
+def _put_on(patch: Patch) -> None:
+    """Change the model as its patch says; where that fails half-way, :func:`_take_off` undoes what was done."""
+    model: nn.Module = patch.model
+    vars(model)[ATTRIBUTE] = patch
+    for layer in patch.reading.values():
+        add_projections(layer.attention, layer.source, model.dtype)
+    for layer in patch.layers.values():
+        divert(layer)
+    patch.hooks.append(patch.decoder.register_forward_pre_hook(place_images, with_kwargs=True))
+    patch.hooks.extend(patch.geometry.hooks(model, list(patch.layers.values())))
+    own = {(module, name): function for module, name, function in patch.geometry.methods(model)}
+    for (module, name), function in ({(model, name): function for name, function in METHODS.items()} | own).items():
+        patch.earlier.append((module, name, vars(module).get(name)))
+        vars(module)[name] = Method(name, function, module, patch)
+
+
+def _take_off(patch: Patch) -> None:
+    """Make the model what it was before, however much of the patch is on it."""
+    while patch.earlier:
+        module, name, earlier = patch.earlier[-1]
+        vars(module).pop(name, None)
+        if earlier is not None:
+            vars(module)[name] = earlier
+        patch.earlier.pop()
+    for hook in patch.hooks:
+        hook.remove()
+    for layer in patch.layers.values():
+        restore(layer)
+        remove_projections(layer.attention)
+    vars(patch.model).pop(ATTRIBUTE, None)
 
 
 def _resolved(config: FlexConfig, geometry: Geometry, layers: list[DecoderLayer]) -> FlexConfig:

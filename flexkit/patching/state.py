@@ -1,8 +1,10 @@
 """What patching leaves on a model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -19,20 +21,22 @@ if TYPE_CHECKING:
     from flexkit.patching.call import FlexCall
     from flexkit.patching.geometry.base import Geometry
 
-__all__ = ["ATTRIBUTE", "METHODS", "Patch", "added_parameters", "get_patch", "is_patched", "patched_model"]
+__all__ = ["ATTRIBUTE", "LOCK", "Patch", "added_parameters", "get_patch", "is_patched", "patched_model"]
 
 ATTRIBUTE = "_flexkit_patch"
-METHODS: dict[str, Callable[..., Any]] = {}
-"""Functions that stand for methods of a model while it is patched, by name; the modules that define them add them."""
+LOCK = Lock()
+"""Held while it changes who uses a patch, and while one is taken away."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Patch:
     """One patched model; nothing in here belongs to a single call."""
 
+    model: nn.Module
+    find_geometry: Callable[[Any], "Geometry"]
+    """What finds the geometry of a model, of a copy too."""
     config: FlexConfig
     """The settings, with what followed the model filled in."""
-    geometry: "Geometry"
     decoder: nn.Module
     layers: dict[int, DecoderLayer]
     """The layers whose attention is patched: those that read, and those whose map is read."""
@@ -43,6 +47,33 @@ class Patch:
     """How many ``disabled`` blocks are open."""
     recorders: list[Callable[["FlexCall"], None]] = field(default_factory=list)
     """Called with every finished call that read high-res tokens."""
+    running: int = 0
+    """How many calls of the model's methods have not ended."""
+
+    def __repr__(self) -> str:
+        policy, layers = self.config.policy, list(self.reading)
+        return f"<patch of {type(self.model).__name__}: layers {layers[0]} to {layers[-1]} read, by {policy!r}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Blocks that are open and calls that run are the original's. A geometry may be made of lambdas.
+        own = {name: value for name, value in vars(self).items() if name != "geometry"}
+        return own | {"disabled": 0, "recorders": [], "running": 0}
+
+    @lazy
+    def geometry(self) -> "Geometry":
+        """How the family of the model lays out its image tokens."""
+        return self.find_geometry(self.model)
+
+    @contextmanager
+    def counted(self, name: str) -> Iterator[None]:
+        """Count a block in the attribute of this name while it runs, whatever other threads do."""
+        with LOCK:
+            setattr(self, name, getattr(self, name) + 1)
+        try:
+            yield
+        finally:
+            with LOCK:
+                setattr(self, name, getattr(self, name) - 1)
 
     def own_method(self, model: nn.Module, name: str) -> Callable[..., Any]:
         """A method as the model had it before it was patched."""
@@ -96,14 +127,14 @@ class Patch:
 
 
 def is_patched(model: nn.Module) -> bool:
-    """Whether ``model``, or a model that it wraps (PEFT, DistributedDataParallel), is patched.
+    """Whether a model is patched, or wraps one that is (PEFT, DistributedDataParallel), or is a part of one that is.
 
     Parameters
     ----------
     model : torch.nn.Module
         Any module.
     """
-    return inside(model, ATTRIBUTE) is not None
+    return inside(model, ATTRIBUTE) is not None or any(_is_added(path) for path, _ in model.named_modules())
 
 
 def get_patch(model: nn.Module) -> Patch:
@@ -132,9 +163,12 @@ def patched_model(model: nn.Module) -> nn.Module:
         If there is none.
     """
     patched = inside(model, ATTRIBUTE)
-    if patched is None:
-        raise PatchError(f"this {type(model).__name__} is not patched; call flexkit.patch_model(model) first.")
-    return patched
+    if patched is not None:
+        return patched
+    name = type(model).__name__
+    if is_patched(model):
+        raise PatchError(f"this {name} is part of a patched model; pass the one that flexkit.patch_model was given.")
+    raise PatchError(f"this {name} is not patched; call flexkit.patch_model(model) first.")
 
 
 def added_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -150,6 +184,10 @@ def added_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {
         f"{path}.{name}": parameter
         for path, module in patched_model(model).named_modules(remove_duplicate=False)
-        if path.rpartition(".")[-1] in ADDED
+        if _is_added(path)
         for name, parameter in inner(module).named_parameters()
     }
+
+
+def _is_added(path: str) -> bool:
+    return path.rpartition(".")[-1] in ADDED

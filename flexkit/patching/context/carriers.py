@@ -73,9 +73,9 @@ class Carrier(ABC):
         with carried(call):
             return forward(**inputs)
 
-    def hooks(self, model: nn.Module, sites: Sequence[Site]) -> list[RemovableHandle]:
-        """What hands the call on while a model is patched."""
-        return []
+    def hooks(self, model: nn.Module, sites: Sequence[Site]) -> Iterator[RemovableHandle]:
+        """What hands the call on while a model is patched; each is registered when it is asked for."""
+        yield from ()
 
 
 def _by_keyword(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], source: str) -> FlexCall | None:
@@ -118,9 +118,9 @@ class Door(Carrier):
     def __init__(self, module: str) -> None:
         self._module = module
 
-    def hooks(self, model: nn.Module, sites: Sequence[Site]) -> list[RemovableHandle]:
+    def hooks(self, model: nn.Module, sites: Sequence[Site]) -> Iterator[RemovableHandle]:
         door = model.get_submodule(self._module)
-        return [door.register_forward_pre_hook(partial(_hand_over, find=_by_hand), with_kwargs=True)]
+        yield door.register_forward_pre_hook(partial(_hand_over, find=_by_hand), with_kwargs=True)
 
 
 class Tag(Carrier):
@@ -134,19 +134,14 @@ class Tag(Carrier):
     def __init__(self, decoder: str) -> None:
         self._decoder = decoder
 
-    def hooks(self, model: nn.Module, sites: Sequence[Site]) -> list[RemovableHandle]:
+    def hooks(self, model: nn.Module, sites: Sequence[Site]) -> Iterator[RemovableHandle]:
         decoder = model.get_submodule(self._decoder)
-        readers = [site for site in sites if not site.has_own_code]
-        return [
-            decoder.register_forward_pre_hook(_tag, with_kwargs=True),
-            decoder.register_forward_hook(_finish, with_kwargs=True),
-            *(
-                site.attention.register_forward_pre_hook(
-                    partial(_hand_over, find=_by_tag, source=site.reads), with_kwargs=True
-                )
-                for site in readers
-            ),
-        ]
+        yield decoder.register_forward_pre_hook(_tag, with_kwargs=True)
+        yield decoder.register_forward_hook(_finish, with_kwargs=True)
+        for site in sites:
+            if not site.has_own_code:
+                hook = partial(_hand_over, find=_by_tag, source=site.reads)
+                yield site.attention.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _hand_over(

@@ -6,7 +6,8 @@ from flexkit.patching.call import FlexCall
 from flexkit.patching.context.carriers import carried, held_in
 from flexkit.patching.context.readers import Reading
 from flexkit.patching.forward import take_high_res
-from flexkit.patching.generation import EXPAND, of_class
+from flexkit.patching.generation import EXPAND
+from flexkit.patching.methods import of_class
 from flexkit.patching.state import get_patch
 from flexkit.patching.views import check_names
 

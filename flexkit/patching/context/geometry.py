@@ -102,11 +102,11 @@ class Context(Geometry):
     def check_config(self, config: FlexConfig) -> None:
         self._reader.check_config(config)
 
-    def hooks(self, model: PreTrainedModel, layers: Sequence[DecoderLayer]) -> list[RemovableHandle]:
+    def hooks(self, model: PreTrainedModel, layers: Sequence[DecoderLayer]) -> Iterator[RemovableHandle]:
         sites = [site for site in layers if isinstance(site, Site)]
-        first = model.get_submodule(self._first(model))
-        own = [read_beside(site, self._carrier.find) for site in sites if site.has_own_code]
-        return [watch(first, self._source), *own, *self._carrier.hooks(model, sites)]
+        yield watch(model.get_submodule(self._first(model)), self._source)
+        yield from (read_beside(site, self._carrier.find) for site in sites if site.has_own_code)
+        yield from self._carrier.hooks(model, sites)
 
     def methods(self, model: PreTrainedModel) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
         yield model, "generate", generate

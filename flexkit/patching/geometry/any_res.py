@@ -1,7 +1,6 @@
 """Towers that cut an image into an overview and tiles of its own, and count both by the image's size."""
 
 import copy
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,17 +20,13 @@ class AnyRes(FixedGrid):
     """
 
     def methods(self, model: PreTrainedModel) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
-        owner = model.model
-        yield owner, "get_image_features", _of_overviews_too(type(owner).get_image_features)
+        yield model.model, "get_image_features", get_image_features
 
 
-def _of_overviews_too(get_image_features: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(get_image_features)  # generate picks arguments by the signature
-    def wrapper(self: Any, pixel_values: Tensor, *args: Any, **options: Any) -> Any:
-        if pixel_values.ndim == 5 and pixel_values.shape[1] == 1:
-            self, config = copy.copy(self), copy.copy(self.config)
-            config.image_grid_pinpoints = [[0, 0]]  # the model counts an overview, and the tiles that fit in here
-            self.config = config
-        return get_image_features(self, pixel_values, *args, **options)
-
-    return wrapper
+def get_image_features(self: Any, pixel_values: Tensor, *args: Any, **options: Any) -> Any:
+    """``get_image_features`` of a patched model, which takes overviews too."""
+    if pixel_values.ndim == 5 and pixel_values.shape[1] == 1:
+        self, config = copy.copy(self), copy.copy(self.config)
+        config.image_grid_pinpoints = [[0, 0]]  # the model counts an overview, and the tiles that fit in here
+        self.config = config
+    return type(self).get_image_features(self, pixel_values, *args, **options)

@@ -115,9 +115,12 @@ class Geometry(ABC):
         """Raise :class:`~flexkit.errors.ConfigError` if a setting means nothing to models of this kind."""
         return
 
-    def hooks(self, model: PreTrainedModel, layers: Sequence[DecoderLayer]) -> list[RemovableHandle]:
-        """Hooks that a model carries while these layers of it are patched, besides those of every patched model."""
-        return []
+    def hooks(self, model: PreTrainedModel, layers: Sequence[DecoderLayer]) -> Iterable[RemovableHandle]:
+        """Hooks that a model carries while these layers of it are patched, besides those of every patched model.
+
+        Each is registered when it is asked for, so that those that are there can be removed if a later one fails.
+        """
+        return ()
 
     def prepare(
         self, model: nn.Module, patch: Patch, high_res: dict[str, Any], inputs: dict[str, Any]
