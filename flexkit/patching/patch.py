@@ -244,7 +244,7 @@ def _check(model: PreTrainedModel) -> None:
 
 def _put_on(patch: Patch) -> None:
     """Change the model as its patch says; where that fails half-way, :func:`_take_off` undoes what was done."""
-    model: nn.Module = patch.model
+    model = patch.model
     vars(model)[ATTRIBUTE] = patch
     for layer in patch.reading.values():
         add_projections(layer.attention, layer.source, model.dtype)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from flexkit.errors import PatchError
 from flexkit.lazy import lazy
@@ -32,7 +33,7 @@ LOCK = Lock()
 class Patch:
     """One patched model; nothing in here belongs to a single call."""
 
-    model: nn.Module
+    model: PreTrainedModel
     find_geometry: Callable[[Any], "Geometry"]
     """What finds the geometry of a model, of a copy too."""
     config: FlexConfig

@@ -1,4 +1,4 @@
-"""Patching that fails, whatever fails in it, leaves the model that came in; and what is patched cannot be patched again."""
+"""Patching that fails, whatever fails in it, leaves the model that came in; what is patched is not patched again."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from tests.zoo import ZOO, Row, low_res
 CONFIG = flexkit.FlexConfig(**SETTINGS)
 
 
-class Broken(Exception):
+class BrokenError(Exception):
     """What no code of flexkit raises."""
 
 
@@ -32,7 +32,7 @@ def breaking(owner: Any, name: str, after: int) -> Iterator[list[None]]:
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         if len(calls) == after:
-            raise Broken
+            raise BrokenError
         calls.append(None)
         return function(*args, **kwargs)
 
@@ -58,7 +58,7 @@ def test_whatever_step_fails(name: str, step: str) -> None:
         try:
             with breaking(*STEPS[step], after):
                 flexkit.patch_model(model, CONFIG, trained=True)
-        except Broken:
+        except BrokenError:
             assert anatomy(model) == before
             assert not flexkit.is_patched(model)
         else:
@@ -140,7 +140,7 @@ def test_not_while_a_call_runs() -> None:
     )
     thread.start()
     assert running.wait(60)
-    with pytest.raises(flexkit.PatchError, match="1 call.*running.*unpatch it when"):
+    with pytest.raises(flexkit.PatchError, match=r"1 call.*running.*unpatch it when"):
         flexkit.unpatch_model(model)
     refused.set()
     thread.join()
@@ -189,7 +189,7 @@ def test_weights_that_are_shared_out(one_process: Any) -> None:
     projection = model.model.language_model.layers[0].self_attn.k_proj
     projection.weight = nn.Parameter(distribute_tensor(projection.weight.data, one_process, [Replicate()]))
     before = anatomy(model)
-    with pytest.raises(flexkit.UnsupportedModelError, match="tensor parallelism.*tp_plan.*before FSDP"):
+    with pytest.raises(flexkit.UnsupportedModelError, match=r"tensor parallelism.*tp_plan.*before FSDP"):
         flexkit.patch_model(model, CONFIG)
     assert anatomy(model) == before
 
