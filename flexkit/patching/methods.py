@@ -45,9 +45,10 @@ class Method:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"is_shared": False}  # what is made of it by deepcopy or pickle shares nothing
 
-    def belongs_to(self, module: nn.Module) -> bool:
-        """Whether it is a method of this module, and the module no shallow copy."""
-        return self.__self__ is module and not self.is_shared
+    def check(self) -> None:
+        """Raise :class:`~flexkit.errors.PatchError` in a shallow copy."""
+        if self.is_shared:
+            refuse_sharing(self.__self__)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -57,8 +58,7 @@ class Method:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return self.__func__(self.__self__, *args, **kwargs)
-        if self.is_shared:
-            refuse_sharing(self.__self__)
+        self.check()
         with self.patch.counted("running"):
             return self.__func__(self.__self__, *args, **kwargs)
 

@@ -91,8 +91,8 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
             f"{type(model).__name__} is no transformers model; "
             f"{mend if held else 'build with flexkit.HierarchicalSelfAttention instead'}."
         )
-    _check(model)
     geometry = find_geometry(model)
+    _check(model)
     decoder = geometry.decoder(model)
     layers = geometry.layers(model)
     config = _resolved(config or FlexConfig(), geometry, layers)
@@ -138,11 +138,10 @@ def unpatch_model(model: Model) -> Model:
     """
     patch, patched = get_patch(model), patched_model(model)
     forward = vars(patched).get("forward")
-    if forward is not None and not (isinstance(forward, Method) and forward.belongs_to(patched)):
-        raise PatchError(
-            f"the forward of this {type(patched).__name__} was replaced after patching, or it is a shallow copy of a "
-            "patched model; undo that first, then unpatch."
-        )
+    if isinstance(forward, Method):
+        forward.check()
+    elif forward is not None:
+        raise PatchError("the forward of this model was replaced after patching; undo that first, then unpatch.")
     with LOCK:
         if patch.running:
             raise PatchError(
