@@ -1,16 +1,21 @@
 """Pictures that are read region by region, in the size that is wanted, without ever being decoded as a whole."""
 
 from abc import ABC, abstractmethod
+from functools import cached_property
+from math import gcd
 from os import PathLike
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image
 
-from flexkit.errors import ConfigError
+from flexkit.errors import ConfigError, HighResInputError
 from flexkit.zoom import Pair
 
-__all__ = ["ArraySource", "Box", "PictureSource", "TileSource", "at_most", "open_tiff"]
+__all__ = ["ArraySource", "Box", "PictureSource", "TileSource", "loaded", "open_tiff"]
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels of the picture; not necessarily whole ones."""
@@ -19,14 +24,21 @@ _REACH = 3
 """Of the widest filter of PIL, Lanczos, in pixels of what is read or of what is made, whichever are larger."""
 _GAP = 3
 """Regions that are shrunk by more than twice this are first averaged to so many times the size that is wanted."""
-_STRIP = 2**24
-"""How many pixels are held at a time of a region that is averaged."""
+_STRIP = 2**25
+"""How many pixels are held at a time; regions of more are averaged."""
+_MOST = 10
+"""How many times the region is resized, where that begins and ends it between pixels of PIL's."""
+_ON = 1e-6
+"""Regions that begin so close to the edge of a pixel begin there."""
+_PIL = tuple(map(int, PIL.__version__.split(".")[:2]))
+_LOADING = Lock()
 
 
-def at_most(size: Pair, longest: int) -> Pair:
-    """A size of the same shape whose longer side is no longer than asked for."""
-    shrink = max(1.0, max(size) / longest)
-    return max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))
+def loaded(image: Image.Image) -> Image.Image:
+    """The image, decoded by one thread alone: PIL decodes wrongly in several at once."""
+    with _LOADING:
+        image.load()
+    return image
 
 
 class TileSource(ABC):
@@ -65,6 +77,10 @@ class TileSource(ABC):
     def read(self, box: Box, size: Pair, resample: int = Image.Resampling.BICUBIC) -> Image.Image:
         """A region in another size: what is cut out of the whole picture resized by the same factor.
 
+        It is that to the bit where the region begins and ends between pixels of the resized picture, and is no smaller
+        than a tenth of it in height and width. Elsewhere two grey levels may be between them: PIL takes edges in 32
+        bits, and either of its two passes may then round the other way.
+
         Parameters
         ----------
         box : tuple of float
@@ -72,7 +88,8 @@ class TileSource(ABC):
         size : tuple of int
             Height and width to resize to.
         resample : int
-            A filter of PIL. What is shrunk by more than six is averaged first, strip by strip.
+            A filter of PIL. Regions of more than 2²⁵ pixels that are shrunk by more than six are averaged first,
+            strip by strip, which is not the same to the bit either.
 
         Returns
         -------
@@ -82,23 +99,28 @@ class TileSource(ABC):
         Raises
         ------
         ConfigError
-            If the box is empty, or not inside the picture.
+            If the box is empty, or not inside the picture; if the size is not two positive ints, or the filter none
+            of PIL's; or if :meth:`region` of a source of your own gives something else than it should.
         """
-        left, top, right, bottom = box
+        rows, columns = _checked_size(size)
+        left, top, right, bottom = self._checked_box(box)
         height, width = self.size
-        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-            raise ConfigError(f"box {box} is no region of a picture of {height} x {width} pixels.")
-        shrinks = (right - left) / size[1], (bottom - top) / size[0]
-        # Filters reach over the edge of the region, and further the more they shrink.
-        across, down = (_REACH * max(1.0, shrink) + 2 for shrink in shrinks)
-        x, y = max(0, int(left - across)), max(0, int(top - down))
-        ends = min(width, int(right + across) + 1), min(height, int(bottom + down) + 1)
-        factor = int(min(shrinks) / _GAP) if min(shrinks) >= 2 * _GAP else 1
-        pixels = self.region(y, x, ends[1], ends[0]) if factor == 1 else self._averaged(y, x, ends[1], ends[0], factor)
-        inside = (left - x) / factor, (top - y) / factor, (right - x) / factor, (bottom - y) / factor
-        limits = pixels.shape[1], pixels.shape[0]
-        fitting = tuple(min(edge, limits[axis % 2]) for axis, edge in enumerate(inside))
-        return Image.fromarray(pixels).resize((size[1], size[0]), resample, box=fitting)
+        across, down = _Axis(0, (left, right), width, columns), _Axis(1, (top, bottom), height, rows)
+        (x, end), (y, below) = across.reach, down.reach
+        shrink = min(across.shrink, down.shrink)
+        large = (end - x) * (below - y) > _STRIP and shrink >= 2 * _GAP
+        factor = int(shrink / _GAP) if large else 1
+        pixels = self._averaged(y, x, below, end, factor) if large else self._pixels(y, x, below, end)
+        axes = (down, across) if _rows_first((height, width), (down.wanted, across.wanted)) else (across, down)
+        picture = Image.fromarray(pixels)
+        try:
+            for axis in axes:
+                picture = axis.resized(picture, factor, resample)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"a region of {box} cannot be resized to {size} by filter {resample!r}: {error}"
+            ) from error
+        return picture
 
     def overview(self, longest: int) -> Image.Image:
         """The whole picture, its longer side no longer than asked for.
@@ -114,13 +136,34 @@ class TileSource(ABC):
             In RGB.
         """
         height, width = self.size
-        return self.read((0, 0, width, height), at_most(self.size, longest))
+        shrink = max(1.0, max(height, width) / longest)
+        return self.read((0, 0, width, height), (max(1, round(height / shrink)), max(1, round(width / shrink))))
 
     def _averaged(self, top: int, left: int, bottom: int, right: int, factor: int) -> np.ndarray:
         """A region of which squares of pixels have become one; those at its end may be smaller."""
         rows = max(1, _STRIP // ((right - left) * factor)) * factor
-        strips = (self.region(row, left, min(bottom, row + rows), right) for row in range(top, bottom, rows))
+        strips = (self._pixels(row, left, min(bottom, row + rows), right) for row in range(top, bottom, rows))
         return np.concatenate([np.asarray(Image.fromarray(strip).reduce(factor)) for strip in strips])
+
+    def _pixels(self, top: int, left: int, bottom: int, right: int) -> np.ndarray:
+        pixels = self.region(top, left, bottom, right)
+        shape = (bottom - top, right - left, 3)
+        if not isinstance(pixels, np.ndarray) or pixels.shape != shape or pixels.dtype != np.uint8:
+            raise ConfigError(
+                f"{type(self).__name__}.region gave {getattr(pixels, 'dtype', type(pixels).__name__)} of shape "
+                f"{getattr(pixels, 'shape', None)} where a numpy array of uint8 and {shape} is expected."
+            )
+        return np.ascontiguousarray(pixels)
+
+    def _checked_box(self, box: Box) -> Box:
+        try:
+            left, top, right, bottom = map(float, box)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ConfigError(f"box {box!r} is not four numbers: left, top, right and bottom.") from error
+        height, width = self.size
+        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+            raise ConfigError(f"box {box} is no region of a picture of {height} x {width} pixels.")
+        return left, top, right, bottom
 
 
 class PictureSource(TileSource):
@@ -130,9 +173,18 @@ class PictureSource(TileSource):
     ----------
     image : PIL.Image.Image
         In any mode.
+
+    Raises
+    ------
+    ConfigError
+        If it is no PIL image, or has no pixels.
     """
 
     def __init__(self, image: Image.Image) -> None:
+        if not isinstance(image, Image.Image):
+            raise ConfigError(f"a PictureSource is made of a PIL image, got a {type(image).__name__}.")
+        if 0 in image.size:
+            raise ConfigError(f"the image has no pixels: its size is {image.size}.")
         self.image = image
 
     @property
@@ -140,10 +192,19 @@ class PictureSource(TileSource):
         return self.image.height, self.image.width
 
     def overview(self, longest: int) -> Image.Image:
-        return self.image  # as it is: the image processor shrinks it as any other
+        return self._decoded  # as it is: the image processor shrinks it as any other
 
     def region(self, top: int, left: int, bottom: int, right: int) -> np.ndarray:
-        return np.asarray(self.image.crop((left, top, right, bottom)).convert("RGB"))
+        return np.asarray(self._decoded.crop((left, top, right, bottom)).convert("RGB"))
+
+    @cached_property
+    def _decoded(self) -> Image.Image:
+        try:
+            return loaded(self.image)
+        except Exception as error:  # whatever a decoder of PIL meets in a damaged file
+            raise HighResInputError(
+                f"the image cannot be read: {error} Check the file that it was opened from."
+            ) from error
 
 
 class ArraySource(TileSource):
@@ -157,14 +218,15 @@ class ArraySource(TileSource):
     Raises
     ------
     ConfigError
-        If it is of another shape or dtype.
+        If it is of another shape or dtype, or has no pixels.
     """
 
     def __init__(self, array: Any) -> None:
-        if getattr(array, "ndim", 0) != 3 or array.shape[-1] != 3 or array.dtype != np.uint8:
+        shape = getattr(array, "shape", ())
+        if len(shape) != 3 or shape[-1] != 3 or 0 in shape or getattr(array, "dtype", None) != np.uint8:
             raise ConfigError(
                 f"an array of pictures is uint8 of shape (height, width, 3), got {getattr(array, 'dtype', None)} of "
-                f"shape {getattr(array, 'shape', None)}."
+                f"shape {shape}."
             )
         self.array = array
 
@@ -173,7 +235,12 @@ class ArraySource(TileSource):
         return int(self.array.shape[0]), int(self.array.shape[1])
 
     def region(self, top: int, left: int, bottom: int, right: int) -> np.ndarray:
-        return np.ascontiguousarray(self.array[top:bottom, left:right])
+        try:
+            return np.asarray(self.array[top:bottom, left:right])
+        except Exception as error:  # whatever a decoder or a disk meets on the way
+            raise HighResInputError(
+                f"rows {top} to {bottom} and columns {left} to {right} of the array cannot be read: {error}"
+            ) from error
 
 
 def open_tiff(path: str | PathLike[str]) -> ArraySource:
@@ -187,16 +254,102 @@ def open_tiff(path: str | PathLike[str]) -> ArraySource:
     Returns
     -------
     ArraySource
-        Which keeps the file open.
+        Which keeps the file open. What is damaged further in is met when it is read, by a
+        :class:`flexkit.HighResInputError`.
 
     Raises
     ------
+    HighResInputError
+        If there is no such file, or it cannot be read as a TIFF.
     ConfigError
-        If it is no RGB picture of 8 bits a channel.
+        If it is no RGB picture of 8 bits a channel, or tifffile or zarr is missing.
     """
-    import tifffile
-    import zarr
+    try:
+        import tifffile
+        import zarr
+    except ImportError as error:
+        raise ConfigError(f"TIFFs are read by tifffile and zarr: pip install 'flexkit-vlm[tiff]' ({error}).") from error
+    try:
+        if not Path(path).is_file():  # a pipe would be waited for
+            raise FileNotFoundError("there is no such file.")
+        store = zarr.open(tifffile.imread(path, aszarr=True), mode="r")
+        # A pyramid of sizes is a group, whose first array is the full one.
+        array = store["0"] if isinstance(store, zarr.Group) else store
+    except Exception as error:  # whatever the two meet in a damaged file
+        raise HighResInputError(f"{path} cannot be read as a TIFF: {error}") from error
+    return ArraySource(array)
 
-    store = zarr.open(tifffile.imread(path, aszarr=True), mode="r")
-    # A pyramid of sizes is a group, whose first array is the full one.
-    return ArraySource(store["0"] if isinstance(store, zarr.Group) else store)
+
+class _Axis:
+    """What a region is along one axis, and what is made of it.
+
+    Parameters
+    ----------
+    axis : int
+        0 for what lies beside each other, 1 for what lies below.
+    region : tuple of float
+        Where the region starts and ends.
+    given : int
+        Pixels of the whole picture.
+    made : int
+        Pixels that the region is resized to.
+    """
+
+    def __init__(self, axis: int, region: tuple[float, float], given: int, made: int) -> None:
+        self.axis, self.region, self.given, self.made = axis, region, given, made
+        self.shrink = (region[1] - region[0]) / made
+        self.wanted = round(given / self.shrink)  # of the whole picture
+        # Filters reach over the edge of the region, and further the more they shrink.
+        beyond = _REACH * max(1.0, self.shrink) + 2
+        self.reach = max(0, int(region[0] - beyond)), min(given, int(region[1] + beyond) + 1)
+
+    def resized(self, picture: Image.Image, factor: int, resample: int) -> Image.Image:
+        """The region, of a picture of what it reaches that has been averaged by a factor."""
+        low, edges, made, cut = self.reach[0], self.region, self.made, 0
+        block = self._block() if factor == 1 else None
+        if block:
+            first, last = (pixel * self.given // self.wanted for pixel in block)
+            low, high = min(low, first), max(self.reach[1], last)
+            wide = Image.new("RGB", self._with(picture.size, high - low))
+            wide.paste(picture, self._with((0, 0), self.reach[0] - low))
+            picture, edges = wide, (first, last)
+            made, cut = block[1] - block[0], round(self.region[0] / self.shrink) - block[0]
+        start, end = (min((edge - low) / factor, picture.size[self.axis]) for edge in edges)
+        box = *self._with((0, 0), start), *self._with(picture.size, end)
+        whole = picture.resize(self._with(picture.size, made), resample, box)
+        return whole.crop((*self._with((0, 0), cut), *self._with(whole.size, cut + self.made)))
+
+    def _block(self) -> Pair | None:
+        """The pixels around the region, of the resized picture, that begin and end where pixels of the picture do.
+
+        PIL takes edges in 32 bits, which whole numbers fit in.
+        """
+        begin = self.region[0] / self.shrink
+        if max(abs(begin - round(begin)), abs(self.given / self.shrink - self.wanted)) > _ON:
+            return None
+        step = self.wanted // gcd(self.given, self.wanted)
+        first, last = round(begin) // step * step, -(-(round(begin) + self.made) // step) * step
+        return (first, last) if last - first <= _MOST * self.made else None
+
+    def _with(self, pair: tuple[Any, Any], value: Any) -> tuple[Any, Any]:
+        """A pair of which the value along this axis is another."""
+        return (pair[0], value) if self.axis else (value, pair[1])
+
+
+def _checked_size(size: Pair) -> Pair:
+    try:
+        rows, columns = size
+        whole = rows == int(rows) > 0 and columns == int(columns) > 0
+    except (TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
+        raise ConfigError(f"a size to resize to is a height and a width, positive ints, got {size!r}.")
+    return int(rows), int(columns)
+
+
+def _rows_first(given: Pair, wanted: Pair) -> bool:
+    """Whether PIL makes fewer rows before it makes fewer columns: it rounds and clips between the two."""
+    (height, width), (rows, columns) = given, wanted
+    if _PIL >= (13, 0):
+        return rows < height and height - rows > 2 * (width - columns)
+    return _PIL >= (12, 2) and rows < height > 100 * width

@@ -17,7 +17,7 @@ from flexkit.processing.overviews import check_options, without_tiles
 from flexkit.processing.sources import with_overviews
 from flexkit.processing.tap import tap
 from flexkit.processing.views import choose_view, has_one_size
-from flexkit.processing.views.source import SourceView
+from flexkit.processing.views.source import SourceView, check_arithmetic
 from flexkit.zoom import Pair, zoom_pair
 
 __all__ = ["FlexProcessor"]
@@ -204,6 +204,7 @@ class FlexProcessor:
         if not has_one_size(image_processor):
             return source.overview(max(source.size)).convert("RGB")
         options = {**options, **without_tiles(image_processor, options)}
+        check_arithmetic(image_processor, options, ("pixel_values",))
         return SourceView(source, image_processor, options, self.zooms).whole()
 
     def _call(self, method: str, args: Any, kwargs: Any) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers.image_utils import make_flat_list_of_images
 
+from flexkit.encoding import PictureSource
 from flexkit.processing.outputs import appended, named
 from flexkit.processing.overviews import counting_overviews, keep_overviews, to_one_tile, without_tiles
 from flexkit.processing.reading import read_images, read_pixels
@@ -56,7 +57,12 @@ def tap(processor: Any, zooms: tuple[Pair, ...]) -> tuple[Any, dict[str, Any]]:
         sources = [source_of(image) for image in flat]
         if len(zooms) > 1 or any(sources):
             tiled = choose_tiled_view(image_processor)
-            whole = [source or as_source(image) for source, image in zip(sources, pixels, strict=True)]
+            # What PIL has decoded as a whole is read as it would be without tiles.
+            in_memory = [source is None or isinstance(source, PictureSource) for source in sources]
+            whole = [
+                as_source(image) if decoded else source
+                for source, image, decoded in zip(sources, pixels, in_memory, strict=True)
+            ]
             views = tiled(image_processor, whole, low_res, options, zooms) if pixels else {}
         else:
             views = view(image_processor, pixels, low_res, options, zooms[0]) if pixels else {}

@@ -15,7 +15,7 @@ from flexkit.processing.overviews import to_square
 from flexkit.processing.resizing import resized
 from flexkit.zoom import Pair
 
-__all__ = ["PICTURES", "fixed_view", "original_sizes", "overview"]
+__all__ = ["PICTURES", "fixed_view", "original_sizes", "overview", "scaled_sizes", "shrunk"]
 
 _LENGTHS = ("size", "crop_size", "high_res_size", "max_image_size", "tile_size", "min_size", "maximum_pad_value")
 """Settings of image processors that count pixels of what they make."""
@@ -46,7 +46,7 @@ def fixed_view(
     """
     settings = ChainMap(options, vars(image_processor))
     times = max(zoom)
-    scaled = {name: _times(settings[name], times) for name in _LENGTHS if settings.get(name)}
+    scaled = scaled_sizes(settings, times)
     views: dict[str, list[Tensor]] = {name: [] for name in PICTURES if name in low_res}
     for image in images:
         if settings.get("do_resize") is False:
@@ -54,12 +54,17 @@ def fixed_view(
             image = resized(image, (times * height, times * width), settings)
         made = processed(image_processor, to_square(image_processor, image, times), options, **scaled)
         for name, pictures in views.items():
-            pictures.append(_shrunk(overview(image_processor, made[name]), zoom))
+            pictures.append(shrunk(overview(image_processor, made[name]), zoom))
     for name, pictures in views.items():
         _check_sizes(image_processor, low_res[name], pictures, zoom)
     high_res = {f"hd_{PICTURES[name]}": like(pictures, low_res[name]) for name, pictures in views.items()}
     first = next(low_res[name] for name in views)
     return high_res | original_sizes(image_processor, settings, [image.shape[-2:] for image in images], first)
+
+
+def scaled_sizes(settings: Mapping[str, Any], times: int) -> dict[str, Any]:
+    """The settings of an image processor that count pixels of what it makes, so many times as large."""
+    return {name: _times(settings[name], times) for name in _LENGTHS if settings.get(name)}
 
 
 def _times(length: Any, times: int) -> Any:
@@ -97,7 +102,7 @@ def overview(image_processor: Any, entries: Any) -> Tensor:
     return pictures[0]
 
 
-def _shrunk(picture: Tensor, zoom: Pair) -> Tensor:
+def shrunk(picture: Tensor, zoom: Pair) -> Tensor:
     """A picture whose longer zoom went into both axes, in its own zoom."""
     rows, columns = zoom
     if rows == columns:

@@ -1,4 +1,4 @@
-"""Tiles of a picture that is read region by region, each made as the image processor makes its low-res view."""
+"""Tiles of a picture that is read region by region: those that its whole high-res view would be cut into."""
 
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
@@ -8,25 +8,30 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.image_processing_backends import TorchvisionBackend
 
-from flexkit.encoding import TileSource, TileView
-from flexkit.encoding.sources import at_most
+from flexkit.encoding import ArraySource, TileSource, TileView
+from flexkit.errors import UnsupportedModelError
+from flexkit.processing.canvas import Framed, Resized, canvas_of, extent_of
 from flexkit.processing.outputs import processed
-from flexkit.processing.shown import find_shown, probes
-from flexkit.processing.views.fixed import PICTURES, overview
+from flexkit.processing.overviews import to_square
+from flexkit.processing.views.fixed import overview, scaled_sizes, shrunk
 from flexkit.zoom import Pair
 
-__all__ = ["SourceView"]
+__all__ = ["SourceView", "check_arithmetic"]
 
-_LONGEST = 2048
-"""Longer side in pixels of the pictures by which is found what is shown."""
+_PROBES = ((5, 9), (9, 5))
+_REACH = 2
+"""Of the filter by which a view is shrunk along the axis of the smaller zoom, in pixels of what is made."""
+_TOLERANCE = 0.01
+"""Share of the range of colours by which torchvision's resizing differs from PIL's, on the mean, and more."""
 
 
 class SourceView(TileView):
     """The tiles of one picture.
 
-    Every tile passes the image processor as if it were an image of its own, in the size in which that leaves it as it
-    is.
+    They are what the image processor makes of the whole picture with every size scaled by the zoom, cut; but for two
+    grey levels here and there, see :meth:`flexkit.TileSource.read`.
 
     Parameters
     ----------
@@ -38,41 +43,111 @@ class SourceView(TileView):
         The keyword arguments of the low-res call.
     zooms : tuple of tuple of int
         Of each level.
+    names : tuple of str
+        The outputs of the image processor that are pictures.
     """
 
     def __init__(
-        self, source: TileSource, image_processor: Any, options: Mapping[str, Any], zooms: tuple[Pair, ...]
+        self,
+        source: TileSource,
+        image_processor: Any,
+        options: Mapping[str, Any],
+        zooms: tuple[Pair, ...],
+        names: tuple[str, ...] = ("pixel_values",),
     ) -> None:
         self.source = source
         self.zooms = zooms
         self._image_processor = image_processor
-        self._options = options
-        made = [self._made(probe) for probe in probes(at_most(source.size, _LONGEST))]
-        self._size = max((picture.shape[-2], picture.shape[-1]) for picture in made[0])
-        self._shown = find_shown([pictures[0] for pictures in made])
+        self._settings = ChainMap(dict(options), vars(image_processor))
+        self._names = names
 
     def read(self, level: int, tiles: Sequence[int]) -> tuple[Tensor, ...]:
         columns = self.zooms[level][1]
-        made = [self._made(self._tile(level, *divmod(tile, columns))) for tile in tiles]
-        return tuple(torch.stack(pictures) for pictures in zip(*made, strict=True))
-
-    def _made(self, picture: np.ndarray) -> list[Tensor]:
-        """What the image processor makes of ``(3, height, width)``, in every size."""
-        made = processed(self._image_processor, picture, self._options)
-        return [overview(self._image_processor, made[name]) for name in PICTURES if name in made]
+        places = [divmod(tile, columns) for tile in tiles]
+        return tuple(torch.stack([self._tile(name, level, *place) for place in places]) for name in self._names)
 
     def whole(self) -> Image.Image:
         """All that is shown of the picture, in its own pixels."""
-        return self._shown.read(self.source, (0.0, 0.0, 1.0, 1.0), self._shown.size_of(self.source), self._filter)
+        canvas = self._canvas(self._names[0], max(self.zooms[0]))
+        left, top, right, bottom = map(round, extent_of(canvas, self.source))
+        size = max(1, bottom - top), max(1, right - left)
+        colour = canvas.colour if isinstance(canvas, Framed) else (0, 0, 0)
+        return Image.fromarray(Framed(self.source, -top, -left, size, colour).region(0, 0, *size))
 
-    def _tile(self, level: int, row: int, column: int) -> np.ndarray:
-        """``(3, height, width)``, uint8."""
-        rows, columns = self.zooms[level]
-        part = column / columns, row / rows, (column + 1) / columns, (row + 1) / rows
-        tile = self._shown.read(self.source, part, self._size, self._filter)
-        return np.asarray(tile).transpose(2, 0, 1)
+    def _canvas(self, name: str, times: int) -> TileSource:
+        settings, source = self._settings, self.source
+        if settings.get("do_resize") is False:
+            height, width = source.size
+            source = Resized(source, (times * height, times * width), Image.Resampling.BICUBIC)
+        return canvas_of(self._image_processor, source, settings.new_child(scaled_sizes(settings, times)), name)
 
-    @property
-    def _filter(self) -> int:
-        resample = ChainMap(dict(self._options), vars(self._image_processor)).get("resample")
-        return resample if isinstance(resample, int) else Image.Resampling.BICUBIC
+    def _tile(self, name: str, level: int, row: int, column: int) -> Tensor:
+        zoom = self.zooms[level]
+        times = max(zoom)
+        canvas = self._canvas(name, times)
+        spans, cuts = [], []
+        for length, side, index in zip(canvas.size, zoom, (row, column), strict=True):
+            made = length // times  # of a tile
+            start, end = index * made, (index + 1) * made
+            if side != times:  # a little more, from where the coarser pixels begin with finer ones
+                start = max(0, start - _REACH) // side * side
+                end = min(side * made, -(-(end + _REACH) // side) * side)
+            spans.append((start * times // side, end * times // side))
+            cuts.append(slice(index * made - start, (index + 1) * made - start))
+        (top, bottom), (left, right) = spans
+        pixels = canvas.region(top, left, bottom, right)
+        return shrunk(_coloured(self._image_processor, pixels, self._settings, name), zoom)[:, cuts[0], cuts[1]]
+
+
+def check_arithmetic(image_processor: Any, options: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Check on pictures of a few pixels that an image processor does what is expected of its kind.
+
+    Parameters
+    ----------
+    image_processor : transformers.BaseImageProcessor
+        One that makes pictures of one size.
+    options : mapping
+        The keyword arguments of the low-res call.
+    names : sequence of str
+        Its outputs that are pictures.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it does something else.
+    """
+    for seed, size in enumerate(_PROBES):
+        probe = np.random.default_rng(seed).integers(0, 256, (3, *size), dtype=np.uint8)
+        made = processed(image_processor, to_square(image_processor, probe), options)
+        view = SourceView(ArraySource(probe.transpose(1, 2, 0)), image_processor, options, ((1, 1),), tuple(names))
+        for name, (expected,) in zip(names, view.read(0, [0]), strict=True):
+            own = overview(image_processor, made[name]).double()
+            if own.shape != expected.shape or (own - expected).abs().mean() > _TOLERANCE * (own.max() - own.min()):
+                raise UnsupportedModelError(
+                    f"{type(image_processor).__name__} does something else with pictures than to resize, pad and crop "
+                    "them as its settings say, so that no tiles can be read one by one. Give a PIL image instead of a "
+                    "flexkit.TileSource, and set levels to 1."
+                )
+
+
+def _coloured(image_processor: Any, pixels: np.ndarray, settings: Mapping[str, Any], name: str) -> Tensor:
+    """Pixels, ``(height, width, 3)``, with their colours scaled, channels first."""
+    planes = pixels.transpose(2, 0, 1)
+    prefix = "high_res_" if name == "high_res_pixel_values" else ""
+    rescales, normalizes, factor = (settings.get(key) for key in ("do_rescale", "do_normalize", "rescale_factor"))
+    mean, std = settings.get(f"{prefix}image_mean"), settings.get(f"{prefix}image_std")
+    if isinstance(image_processor, TorchvisionBackend):
+        batch = torch.from_numpy(np.ascontiguousarray(planes))[None]
+        scaled: Tensor = image_processor.rescale_and_normalize(
+            batch,
+            rescales,
+            factor,
+            normalizes,
+            *(tuple(each) if isinstance(each, list) else each for each in (mean, std)),
+        )
+        return scaled[0]
+    if rescales:
+        planes = image_processor.rescale(planes, factor, input_data_format="channels_first")
+    if normalizes:
+        planes = image_processor.normalize(planes, mean, std, input_data_format="channels_first")
+    return torch.from_numpy(np.ascontiguousarray(planes))

@@ -6,7 +6,7 @@ from typing import Any
 
 from flexkit.encoding import TileSource
 from flexkit.processing.views.fixed import PICTURES, original_sizes
-from flexkit.processing.views.source import SourceView
+from flexkit.processing.views.source import SourceView, check_arithmetic
 from flexkit.zoom import Pair
 
 __all__ = ["tiled_view"]
@@ -39,9 +39,16 @@ def tiled_view(
     dict
         ``hd_tiles``, one :class:`~flexkit.TileView` for each image; ``hd_image_sizes`` as in
         :func:`~flexkit.processing.views.fixed.fixed_view`.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the image processor does more than to resize, pad and crop.
     """
-    views = [SourceView(source, image_processor, options, zooms) for source in sources]
+    names = tuple(name for name in PICTURES if name in low_res)
+    check_arithmetic(image_processor, options, names)
+    views = [SourceView(source, image_processor, options, zooms, names) for source in sources]
     settings = ChainMap(dict(options), vars(image_processor))
-    first = next(low_res[name] for name in PICTURES if name in low_res)
+    first = low_res[names[0]]
     sizes = original_sizes(image_processor, settings, [source.size for source in sources], first)
     return {"hd_tiles": views, **sizes}
