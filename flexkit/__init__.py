@@ -38,7 +38,7 @@ from flexkit.patching import (
     unpatch_model,
 )
 from flexkit.probing import LayerProbe, probe_start_layer
-from flexkit.processing import FlexProcessor
+from flexkit.processing import FlexProcessor, SmallImageWarning
 from flexkit.selection import (
     AttentionMapSelector,
     Border,
@@ -92,6 +92,7 @@ __all__ = [
     "Pooled",
     "Random",
     "Schedule",
+    "SmallImageWarning",
     "Threshold",
     "TileSource",
     "TileView",

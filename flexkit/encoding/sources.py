@@ -26,8 +26,8 @@ _GAP = 3
 """Regions that are shrunk by more than twice this are first averaged to so many times the size that is wanted."""
 _STRIP = 2**25
 """How many pixels are held at a time; regions of more are averaged."""
-_MOST = 10
-"""How many times the region is resized, where that begins and ends it between pixels of PIL's."""
+_MOST, _SMALL = 10, 2**22
+"""Times a region, and pixels whatever the region, that are resized beside it so that edges are whole numbers."""
 _ON = 1e-6
 """Regions that begin so close to the edge of a pixel begin there."""
 _PIL = tuple(map(int, PIL.__version__.split(".")[:2]))
@@ -77,9 +77,10 @@ class TileSource(ABC):
     def read(self, box: Box, size: Pair, resample: int = Image.Resampling.BICUBIC) -> Image.Image:
         """A region in another size: what is cut out of the whole picture resized by the same factor.
 
-        It is that to the bit where the region begins and ends between pixels of the resized picture, and is no smaller
-        than a tenth of it in height and width. Elsewhere two grey levels may be between them: PIL takes edges in 32
-        bits, and either of its two passes may then round the other way.
+        It is that to the bit where the region begins and ends between pixels of the resized picture, and is a tenth of
+        it or more in height and width, or what lies beside it is of 4 megapixels at most. Elsewhere two grey levels may
+        be between them, in few places: PIL takes edges in 32 bits, and either of its two passes may then round the
+        other way.
 
         Parameters
         ----------
@@ -272,12 +273,29 @@ def open_tiff(path: str | PathLike[str]) -> ArraySource:
     try:
         if not Path(path).is_file():  # a pipe would be waited for
             raise FileNotFoundError("there is no such file.")
-        store = zarr.open(tifffile.imread(path, aszarr=True), mode="r")
+        file = tifffile.TiffFile(path)
+        page = file.series[0].keyframe
+        store = zarr.open(file.series[0].aszarr(), mode="r")
         # A pyramid of sizes is a group, whose first array is the full one.
         array = store["0"] if isinstance(store, zarr.Group) else store
     except Exception as error:  # whatever the two meet in a damaged file
         raise HighResInputError(f"{path} cannot be read as a TIFF: {error}") from error
-    return ArraySource(array)
+    source = _Tiff(array, path)
+    # What is compressed as JPEG becomes RGB when it is decoded.
+    if page.photometric.name != "RGB" and not (page.photometric.name == "YCBCR" and "JP" in page.compression.name):
+        raise ConfigError(f"{path} holds colours as {page.photometric.name}; convert it to RGB.")
+    return source
+
+
+class _Tiff(ArraySource):
+    """An array in a file, which copies in other processes open again."""
+
+    def __init__(self, array: Any, path: str | PathLike[str]) -> None:
+        super().__init__(array)
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_tiff, (self._path,)
 
 
 class _Axis:
@@ -306,8 +324,9 @@ class _Axis:
     def resized(self, picture: Image.Image, factor: int, resample: int) -> Image.Image:
         """The region, of a picture of what it reaches that has been averaged by a factor."""
         low, edges, made, cut = self.reach[0], self.region, self.made, 0
-        block = self._block() if factor == 1 else None
+        block = self._block(picture.size[1 - self.axis]) if factor == 1 else None
         if block:
+            # PIL takes edges in 32 bits, which whole numbers fit in: black pixels go where it need not look.
             first, last = (pixel * self.given // self.wanted for pixel in block)
             low, high = min(low, first), max(self.reach[1], last)
             wide = Image.new("RGB", self._with(picture.size, high - low))
@@ -319,17 +338,18 @@ class _Axis:
         whole = picture.resize(self._with(picture.size, made), resample, box)
         return whole.crop((*self._with((0, 0), cut), *self._with(whole.size, cut + self.made)))
 
-    def _block(self) -> Pair | None:
+    def _block(self, across: int) -> Pair | None:
         """The pixels around the region, of the resized picture, that begin and end where pixels of the picture do.
 
-        PIL takes edges in 32 bits, which whole numbers fit in.
+        None if there are none, or too many in a picture of so many pixels across.
         """
         begin = self.region[0] / self.shrink
         if max(abs(begin - round(begin)), abs(self.given / self.shrink - self.wanted)) > _ON:
             return None
         step = self.wanted // gcd(self.given, self.wanted)
         first, last = round(begin) // step * step, -(-(round(begin) + self.made) // step) * step
-        return (first, last) if last - first <= _MOST * self.made else None
+        few = last - first <= _MOST * self.made or (last - first) * max(1.0, self.shrink) * across <= _SMALL
+        return (first, last) if few else None
 
     def _with(self, pair: tuple[Any, Any], value: Any) -> tuple[Any, Any]:
         """A pair of which the value along this axis is another."""

@@ -1,5 +1,6 @@
 """Inputs for both views of an image."""
 
 from flexkit.processing.processor import FlexProcessor
+from flexkit.processing.resizing import SmallImageWarning
 
-__all__ = ["FlexProcessor"]
+__all__ = ["FlexProcessor", "SmallImageWarning"]

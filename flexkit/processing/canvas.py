@@ -111,17 +111,19 @@ def canvas_of(
     return place(image_processor, source, settings, name)
 
 
-def extent_of(canvas: TileSource, source: TileSource) -> Box:
-    """Where the edges of a canvas lie: left, top, right and bottom in pixels of the picture that is on it."""
+def extent_of(canvas: TileSource, source: TileSource) -> tuple[Box, Colour]:
+    """Where the edges of a canvas lie in pixels of the picture that is on it, and the colour of what is beside that."""
+    colour = _BLACK
     left, top, right, bottom = 0.0, 0.0, float(canvas.size[1]), float(canvas.size[0])
     while isinstance(canvas, Framed | Resized) and canvas is not source:
         if isinstance(canvas, Framed):
             left, right, top, bottom = left - canvas.left, right - canvas.left, top - canvas.top, bottom - canvas.top
+            colour = canvas.colour
         else:
             down, across = (own / made for own, made in zip(canvas.source.size, canvas.size, strict=True))
             left, right, top, bottom = left * across, right * across, top * down, bottom * down
         canvas = canvas.source
-    return left, top, right, bottom
+    return (left, top, right, bottom), colour
 
 
 def _plain(image_processor: Any, source: TileSource, settings: Mapping[str, Any], name: str) -> TileSource:
@@ -146,7 +148,7 @@ def _stretched(image_processor: Any, source: TileSource, settings: Mapping[str, 
 
 
 def _longest(image_processor: Any, source: TileSource, settings: Mapping[str, Any], name: str) -> TileSource:
-    """DeepSeek-VL, Janus: the longer edge fits, and the rest is padded; the hybrid makes its smaller one of its larger."""
+    """DeepSeek-VL, Janus: the longer edge fits, and the rest is padded; the hybrid's second is made of its first."""
     if name != "high_res_pixel_values" and hasattr(image_processor, "high_res_size"):
         source = _longest(image_processor, source, settings, "high_res_pixel_values")
     prefix = "high_res_" if name == "high_res_pixel_values" else ""
@@ -294,8 +296,8 @@ def _centred(source: TileSource, size: Pair, behind: bool, colour: Colour = _BLA
 
 def _unknown(image_processor: Any, source: TileSource, settings: Mapping[str, Any], name: str) -> TileSource:
     raise UnsupportedModelError(
-        f"{type(image_processor).__name__} looks at a picture to decide what to show of it: no tiles can be read one by "
-        "one. Give a PIL image instead of a flexkit.TileSource, and set levels to 1."
+        f"{type(image_processor).__name__} looks at a picture to decide what to show of it: no tiles can be read one "
+        "by one. Give a PIL image instead of a flexkit.TileSource, and set levels to 1."
     )
 
 

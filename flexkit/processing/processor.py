@@ -11,7 +11,7 @@ from torch import nn
 from transformers import BatchFeature
 
 from flexkit.encoding import PictureSource, TileSource, pyramid
-from flexkit.errors import PatchError, UnsupportedModelError
+from flexkit.errors import ConfigError, PatchError, UnsupportedModelError
 from flexkit.patching import get_patch
 from flexkit.processing.overviews import check_options, without_tiles
 from flexkit.processing.sources import with_overviews
@@ -58,6 +58,8 @@ class FlexProcessor:
     ``do_image_splitting=False`` and the like are set for every call, and the prompt holds the image tokens of one
     overview for each image.
 
+    An image that is smaller than its high-res view is enlarged, which a :class:`flexkit.SmallImageWarning` says.
+
     Parameters
     ----------
     processor : transformers.ProcessorMixin
@@ -75,7 +77,7 @@ class FlexProcessor:
     UnsupportedModelError
         If the processor has no image processor, or one of a kind of which flexkit cannot make a second view.
     ConfigError
-        If a zoom is given that is not one or two positive ints.
+        If a zoom is given that is not one or two positive ints, or the processor is a FlexProcessor itself.
 
     Examples
     --------
@@ -93,6 +95,11 @@ class FlexProcessor:
     _levels: int
 
     def __init__(self, processor: Any, model: nn.Module | int | Pair, levels: int = 1) -> None:
+        if isinstance(processor, FlexProcessor):
+            raise ConfigError(
+                "the processor is a FlexProcessor already, which would make a high-res view of a high-res view: give "
+                "the one that it wraps, its .processor."
+            )
         self.processor = processor
         if getattr(processor, "image_processor", None) is None:
             makes = "it takes videos" if getattr(processor, "video_processor", None) else "it takes no images"

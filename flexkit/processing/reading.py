@@ -7,6 +7,7 @@ import torch
 from PIL.Image import Image
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 
+from flexkit.encoding.sources import loaded
 from flexkit.errors import HighResInputError
 
 __all__ = ["read_images", "read_pixels"]
@@ -39,7 +40,7 @@ def read_images(images: Any, image_processor: Any, place: str = "") -> Any:
     try:
         image = image_processor.fetch_images(images)
         if isinstance(image, Image):
-            image.load()
+            loaded(image)
     except Exception as error:
         given = f"{images[:60]!r}" if isinstance(images, str) else f"a {type(images).__name__}"
         raise HighResInputError(

@@ -1,7 +1,8 @@
 """Pictures resized as the image processor would resize them, and told where they lie on what it makes of them."""
 
 import copy
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,24 @@ from transformers.image_utils import to_numpy_array
 from flexkit.processing.outputs import processed
 from flexkit.zoom import Pair
 
-__all__ = ["extent", "resized"]
+__all__ = ["SmallImageWarning", "extent", "resized", "tell_enlarged"]
+
+
+class SmallImageWarning(UserWarning):
+    """An image has fewer pixels than its high-res view: it is enlarged, and the view shows no more than is in it."""
+
+
+def tell_enlarged(given: Sequence[int], made: Sequence[int]) -> None:
+    """Warn if an image, its height and width given last, is smaller than the high-res view that is made of it."""
+    (height, width), (rows, columns) = given[-2:], made[-2:]
+    if height < rows and width < columns:
+        warnings.warn(
+            f"an image of {height} x {width} pixels is enlarged to a high-res view of {rows} x {columns}, which shows no "
+            "more than is in it. Give the image in its original size; where there is no larger one, the low-res view "
+            "alone may be enough: use the plain processor, or a smaller zoom.",
+            SmallImageWarning,
+            stacklevel=2,
+        )
 
 
 def resized(image: Any, size: Pair, settings: Mapping[str, Any], canvas: Pair | None = None) -> Any:

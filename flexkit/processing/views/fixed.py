@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from flexkit.errors import UnsupportedModelError
 from flexkit.processing.outputs import like, processed
 from flexkit.processing.overviews import to_square
-from flexkit.processing.resizing import resized
+from flexkit.processing.resizing import resized, tell_enlarged
 from flexkit.zoom import Pair
 
 __all__ = ["PICTURES", "fixed_view", "original_sizes", "overview", "scaled_sizes", "shrunk"]
@@ -49,12 +49,14 @@ def fixed_view(
     scaled = scaled_sizes(settings, times)
     views: dict[str, list[Tensor]] = {name: [] for name in PICTURES if name in low_res}
     for image in images:
+        given = image.shape
         if settings.get("do_resize") is False:
             height, width = image.shape[-2:]
             image = resized(image, (times * height, times * width), settings)
         made = processed(image_processor, to_square(image_processor, image, times), options, **scaled)
         for name, pictures in views.items():
             pictures.append(shrunk(overview(image_processor, made[name]), zoom))
+            tell_enlarged(given, pictures[-1].shape)
     for name, pictures in views.items():
         _check_sizes(image_processor, low_res[name], pictures, zoom)
     high_res = {f"hd_{PICTURES[name]}": like(pictures, low_res[name]) for name, pictures in views.items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flexkit.errors import UnsupportedModelError
 from flexkit.processing.outputs import joined, like, processed
-from flexkit.processing.resizing import extent, resized
+from flexkit.processing.resizing import extent, resized, tell_enlarged
 from flexkit.zoom import Pair
 
 __all__ = ["SIZES", "grid_view"]
@@ -63,6 +63,7 @@ def _view(image_processor: Any, image: Any, options: dict[str, Any], zoom: Pair,
     side = _side(name, alone["pixel_values"], settings)
     canvas = zoom[0] * rows * side, zoom[1] * columns * side
     size = canvas if shown is None else (zoom[0] * shown[0], zoom[1] * shown[1])
+    tell_enlarged(image.shape, size)
     enlarged = resized(image, size, settings, canvas)
     return processed(image_processor, enlarged, options, **_as_it_is(canvas, settings))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from flexkit.processing.outputs import joined, like, processed
+from flexkit.processing.resizing import tell_enlarged
 from flexkit.zoom import Pair
 
 __all__ = ["numbered_view"]
@@ -36,6 +37,7 @@ def numbered_view(
         header = {"header_text": headers[index]} if isinstance(headers, list) else {}
         picture = _cut_up(image_processor, image, options | header)
         rows, columns = (times * int(count) for times, count in zip(zoom, torch.as_tensor(low).amax(0), strict=False))
+        tell_enlarged(image.shape, (rows * side["height"], columns * side["width"]))
         views.append(_patches(picture, (rows, columns), (side["height"], side["width"])))
     return {"hd_flattened_patches": like(joined(views), low_res["flattened_patches"])}
 

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from flexkit.processing.outputs import joined, like, processed
-from flexkit.processing.resizing import extent, resized
+from flexkit.processing.resizing import extent, resized, tell_enlarged
 from flexkit.zoom import Pair
 
 __all__ = ["shaped_view"]
@@ -41,7 +41,9 @@ def _view(image_processor: Any, image: Any, options: dict[str, Any], zoom: Pair)
     rows, columns = zoom
     size = shown or (height, width)
     settings = ChainMap(options, vars(image_processor))
-    enlarged = resized(image, (rows * size[0], columns * size[1]), settings, (rows * height, columns * width))
+    size = rows * size[0], columns * size[1]
+    tell_enlarged(image.shape, size)
+    enlarged = resized(image, size, settings, (rows * height, columns * width))
     tiles = rearrange(enlarged, "c (r h) (q w) -> (r q) c h w", h=height, w=width)
     made = [processed(image_processor, tile, options)["pixel_values"].flatten(0, -4) for tile in tiles]
     return rearrange(torch.cat(made), "(r q) c h w -> c (r h) (q w)", r=rows)

@@ -66,12 +66,19 @@ class SourceView(TileView):
         places = [divmod(tile, columns) for tile in tiles]
         return tuple(torch.stack([self._tile(name, level, *place) for place in places]) for name in self._names)
 
+    @property
+    def size(self) -> Pair:
+        """Height and width of the high-res view of the first level."""
+        rows, columns = self._canvas(self._names[0], max(self.zooms[0])).size
+        times = max(self.zooms[0])
+        return rows // times * self.zooms[0][0], columns // times * self.zooms[0][1]
+
     def whole(self) -> Image.Image:
         """All that is shown of the picture, in its own pixels."""
         canvas = self._canvas(self._names[0], max(self.zooms[0]))
-        left, top, right, bottom = map(round, extent_of(canvas, self.source))
+        box, colour = extent_of(canvas, self.source)
+        left, top, right, bottom = map(round, box)
         size = max(1, bottom - top), max(1, right - left)
-        colour = canvas.colour if isinstance(canvas, Framed) else (0, 0, 0)
         return Image.fromarray(Framed(self.source, -top, -left, size, colour).region(0, 0, *size))
 
     def _canvas(self, name: str, times: int) -> TileSource:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexkit.encoding import TileSource
+from flexkit.processing.resizing import tell_enlarged
 from flexkit.processing.views.fixed import PICTURES, original_sizes
 from flexkit.processing.views.source import SourceView, check_arithmetic
 from flexkit.zoom import Pair
@@ -48,6 +49,8 @@ def tiled_view(
     names = tuple(name for name in PICTURES if name in low_res)
     check_arithmetic(image_processor, options, names)
     views = [SourceView(source, image_processor, options, zooms, names) for source in sources]
+    for view in views:
+        tell_enlarged(view.source.size, view.size)
     settings = ChainMap(dict(options), vars(image_processor))
     first = low_res[names[0]]
     sizes = original_sizes(image_processor, settings, [source.size for source in sources], first)
