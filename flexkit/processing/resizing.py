@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,19 +17,30 @@ from flexkit.zoom import Pair
 
 __all__ = ["SmallImageWarning", "extent", "resized", "tell_enlarged"]
 
+_TOLD: weakref.WeakSet[Any] = weakref.WeakSet()
+
 
 class SmallImageWarning(UserWarning):
     """An image has fewer pixels than its high-res view: it is enlarged, and the view shows no more than is in it."""
 
 
-def tell_enlarged(given: Sequence[int], made: Sequence[int]) -> None:
-    """Warn if an image, its height and width given last, is smaller than the high-res view that is made of it."""
+def tell_enlarged(image_processor: Any, given: Sequence[int], made: Sequence[int]) -> None:
+    """Warn of the first image that is smaller than its high-res view.
+
+    Parameters
+    ----------
+    image_processor : transformers.BaseImageProcessor
+        The image processor, of which no other image is told.
+    given, made : sequence of int
+        Shapes of the image and of the view, height and width last.
+    """
     (height, width), (rows, columns) = given[-2:], made[-2:]
-    if height < rows and width < columns:
+    if height < rows and width < columns and image_processor not in _TOLD:
+        _TOLD.add(image_processor)
         warnings.warn(
             f"an image of {height} x {width} pixels is enlarged to a high-res view of {rows} x {columns}, which shows no "
-            "more than is in it. Give the image in its original size; where there is no larger one, the low-res view "
-            "alone may be enough: use the plain processor, or a smaller zoom.",
+            "more than is in it. Give images in their original size; where there is no larger one, the low-res view "
+            "alone may be enough: use the plain processor, or a smaller zoom. Others like it are not told.",
             SmallImageWarning,
             stacklevel=2,
         )

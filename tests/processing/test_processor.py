@@ -1,6 +1,7 @@
 import copy
 import gc
 import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import CLIPImageProcessorPil
 
+from flexkit import PictureSource
 from flexkit.errors import ConfigError, PatchError, UnsupportedModelError
-from flexkit.processing import FlexProcessor
+from flexkit.processing import FlexProcessor, SmallImageWarning
 from tests.processing.pictures import PROCESSORS, image_prompt, picture
 from tests.tiny_processors import tiny_llava_processor, tiny_tokenizer
 
@@ -243,4 +245,28 @@ def test_processors_without_a_second_view() -> None:
     processor = tiny_llava_processor()
     processor.image_processor = Embedding()
     with pytest.raises(UnsupportedModelError, match="makes image_embeds, mask"):
+        FlexProcessor(processor, 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_that_is_enlarged_is_told_once(name: str) -> None:
+    processor = FlexProcessor(PROCESSORS[name](), 2)
+    call = {"text": image_prompt(name), "return_tensors": "pt"}
+    with warnings.catch_warnings(action="error"):
+        processor(images=picture(300, 400), **call)
+    with pytest.warns(SmallImageWarning, match=r"40 x 40 pixels is enlarged.*original size") as told:
+        for side in (40, 40, 30):
+            processor(images=picture(side, side), **call)
+    assert len([each for each in told if each.category is SmallImageWarning]) == 1
+
+
+def test_tiles_of_an_image_that_is_enlarged_are_told_too() -> None:
+    processor = FlexProcessor(PROCESSORS["llava"](), 2)
+    with pytest.warns(SmallImageWarning, match=r"40 x 30 pixels is enlarged to a high-res view of 56 x 56"):
+        processor(images=PictureSource(picture(40, 30)), text="<image>", return_tensors="pt")
+
+
+def test_a_processor_of_a_processor_is_refused() -> None:
+    processor = FlexProcessor(PROCESSORS["llava"](), 2)
+    with pytest.raises(ConfigError, match=r"high-res view of a high-res view: give.*\.processor"):
         FlexProcessor(processor, 2)

@@ -56,7 +56,7 @@ def fixed_view(
         made = processed(image_processor, to_square(image_processor, image, times), options, **scaled)
         for name, pictures in views.items():
             pictures.append(shrunk(overview(image_processor, made[name]), zoom))
-            tell_enlarged(given, pictures[-1].shape)
+            tell_enlarged(image_processor, given, pictures[-1].shape)
     for name, pictures in views.items():
         _check_sizes(image_processor, low_res[name], pictures, zoom)
     high_res = {f"hd_{PICTURES[name]}": like(pictures, low_res[name]) for name, pictures in views.items()}

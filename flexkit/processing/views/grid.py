@@ -63,7 +63,7 @@ def _view(image_processor: Any, image: Any, options: dict[str, Any], zoom: Pair,
     side = _side(name, alone["pixel_values"], settings)
     canvas = zoom[0] * rows * side, zoom[1] * columns * side
     size = canvas if shown is None else (zoom[0] * shown[0], zoom[1] * shown[1])
-    tell_enlarged(image.shape, size)
+    tell_enlarged(image_processor, image.shape, size)
     enlarged = resized(image, size, settings, canvas)
     return processed(image_processor, enlarged, options, **_as_it_is(canvas, settings))
 

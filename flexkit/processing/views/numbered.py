@@ -37,7 +37,7 @@ def numbered_view(
         header = {"header_text": headers[index]} if isinstance(headers, list) else {}
         picture = _cut_up(image_processor, image, options | header)
         rows, columns = (times * int(count) for times, count in zip(zoom, torch.as_tensor(low).amax(0), strict=False))
-        tell_enlarged(image.shape, (rows * side["height"], columns * side["width"]))
+        tell_enlarged(image_processor, image.shape, (rows * side["height"], columns * side["width"]))
         views.append(_patches(picture, (rows, columns), (side["height"], side["width"])))
     return {"hd_flattened_patches": like(joined(views), low_res["flattened_patches"])}
 

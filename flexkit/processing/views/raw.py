@@ -35,7 +35,7 @@ def fuyu_view(
         _, shown = extent(image_processor, image, options)
         height, width = shown or image.shape[-2:]
         size = zoom[0] * math.ceil(height / side) * side, zoom[1] * math.ceil(width / side) * side
-        tell_enlarged(image.shape, (zoom[0] * height, zoom[1] * width))
+        tell_enlarged(image_processor, image.shape, (zoom[0] * height, zoom[1] * width))
         enlarged = resized(image, (zoom[0] * height, zoom[1] * width), settings, size)
         made = processed(image_processor, enlarged, options, do_resize=False, do_pad=False)
         views.append(_patches(made["images"][0], side))
@@ -57,7 +57,7 @@ def inkling_view(
         _, shown = extent(image_processor, image, options)
         height, width = shown or image.shape[-2:]
         size = zoom[0] * math.ceil(height / side) * side, zoom[1] * (width // side + 1) * side
-        tell_enlarged(image.shape, (zoom[0] * height, zoom[1] * width))
+        tell_enlarged(image_processor, image.shape, (zoom[0] * height, zoom[1] * width))
         # One pixel less, for which the image processor would add a column.
         enlarged = resized(image, (zoom[0] * height, zoom[1] * width), settings, (size[0], size[1] - 1))
         made = processed(image_processor, enlarged, options, rescale_image_frac=None)

@@ -42,7 +42,7 @@ def _view(image_processor: Any, image: Any, options: dict[str, Any], zoom: Pair)
     size = shown or (height, width)
     settings = ChainMap(options, vars(image_processor))
     size = rows * size[0], columns * size[1]
-    tell_enlarged(image.shape, size)
+    tell_enlarged(image_processor, image.shape, size)
     enlarged = resized(image, size, settings, (rows * height, columns * width))
     tiles = rearrange(enlarged, "c (r h) (q w) -> (r q) c h w", h=height, w=width)
     made = [processed(image_processor, tile, options)["pixel_values"].flatten(0, -4) for tile in tiles]

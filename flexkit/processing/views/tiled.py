@@ -50,7 +50,7 @@ def tiled_view(
     check_arithmetic(image_processor, options, names)
     views = [SourceView(source, image_processor, options, zooms, names) for source in sources]
     for view in views:
-        tell_enlarged(view.source.size, view.size)
+        tell_enlarged(image_processor, view.source.size, view.size)
     settings = ChainMap(dict(options), vars(image_processor))
     first = low_res[names[0]]
     sizes = original_sizes(image_processor, settings, [source.size for source in sources], first)
