@@ -275,6 +275,7 @@ def open_tiff(path: str | PathLike[str]) -> ArraySource:
             raise FileNotFoundError("there is no such file.")
         file = tifffile.TiffFile(path)
         page = file.series[0].keyframe
+        colours, compression = (getattr(tag, "name", str(tag)) for tag in (page.photometric, page.compression))
         store = zarr.open(file.series[0].aszarr(), mode="r")
         # A pyramid of sizes is a group, whose first array is the full one.
         array = store["0"] if isinstance(store, zarr.Group) else store
@@ -282,8 +283,8 @@ def open_tiff(path: str | PathLike[str]) -> ArraySource:
         raise HighResInputError(f"{path} cannot be read as a TIFF: {error}") from error
     source = _Tiff(array, path)
     # What is compressed as JPEG becomes RGB when it is decoded.
-    if page.photometric.name != "RGB" and not (page.photometric.name == "YCBCR" and "JP" in page.compression.name):
-        raise ConfigError(f"{path} holds colours as {page.photometric.name}; convert it to RGB.")
+    if colours != "RGB" and not (colours == "YCBCR" and "JP" in compression):
+        raise ConfigError(f"{path} holds colours as {colours}; convert it to RGB.")
     return source
 
 
