@@ -223,7 +223,7 @@ class ArraySource(TileSource):
     """
 
     def __init__(self, array: Any) -> None:
-        shape = getattr(array, "shape", ())
+        shape: tuple[int, ...] = getattr(array, "shape", ())
         if len(shape) != 3 or shape[-1] != 3 or 0 in shape or getattr(array, "dtype", None) != np.uint8:
             raise ConfigError(
                 f"an array of pictures is uint8 of shape (height, width, 3), got {getattr(array, 'dtype', None)} of "

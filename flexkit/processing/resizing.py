@@ -38,8 +38,8 @@ def tell_enlarged(image_processor: Any, given: Sequence[int], made: Sequence[int
     if height < rows and width < columns and image_processor not in _TOLD:
         _TOLD.add(image_processor)
         warnings.warn(
-            f"an image of {height} x {width} pixels is enlarged to a high-res view of {rows} x {columns}, which shows no "
-            "more than is in it. Give images in their original size; where there is no larger one, the low-res view "
+            f"an image of {height} x {width} pixels is enlarged to a high-res view of {rows} x {columns}, which shows "
+            "no more than is in it. Give images in their original size; where there is no larger one, the low-res view "
             "alone may be enough: use the plain processor, or a smaller zoom. Others like it are not told.",
             SmallImageWarning,
             stacklevel=2,

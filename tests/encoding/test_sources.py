@@ -269,7 +269,7 @@ def test_damage_is_met_when_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "picture.tif"
     path.write_bytes(path.read_bytes()[:-40_000])
     source = open_tiff(path)
-    with pytest.raises(HighResInputError, match="rows .* cannot be read"):
+    with pytest.raises(HighResInputError, match=r"rows .* cannot be read"):
         source.read((0, 0, 200, 200), (10, 10))
     file = io.BytesIO()
     Image.fromarray(picture(200, 200)).save(file, "PNG")
