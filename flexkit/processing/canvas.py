@@ -18,7 +18,7 @@ from flexkit.zoom import Pair
 __all__ = ["Framed", "Resized", "canvas_of", "extent_of"]
 
 Colour = tuple[int, ...]
-_BLACK = (0, 0, 0)
+_BLACK: Colour = (0, 0, 0)
 _LARGEST = 4096
 """Longest edge that Idefics 3 resizes to, whatever it is told."""
 
