@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessorPil
 import flexkit
 from flexkit import ArraySource, FlexProcessor, HighResInputError, PictureSource, UnsupportedModelError
 from flexkit.encoding import split_tiles
-from flexkit.processing.views import choose_view
+from flexkit.processing.views import choose_tiled_view, choose_view
 from flexkit.processing.views.fixed import fixed_view
 from tests.processing.pictures import PROCESSORS, image_prompt, noise, picture
 from tests.processors import PROCESSORS as TINY
@@ -246,6 +246,18 @@ def test_what_is_shown_of_a_picture(
 def test_towers_of_any_size_read_no_tiles() -> None:
     with pytest.raises(UnsupportedModelError, match="no tiles to read one by one"):
         inputs_of(PROCESSORS["qwen"](), "qwen", PictureSource(smooth(90, 60)))
+
+
+@pytest.mark.parametrize(
+    ("mark", "problem"), [("overlap_margins", "without smoothing"), ("crop_margin", "looks at a picture")]
+)
+def test_pictures_of_which_tiles_would_look_different_are_refused(mark: str, problem: str) -> None:
+    processor = PROCESSORS["llava"]()
+    setattr(processor.image_processor, mark, None)
+    with pytest.raises(UnsupportedModelError, match=problem):
+        choose_tiled_view(processor.image_processor)(
+            processor.image_processor, [PictureSource(smooth(90, 60))], {"pixel_values": torch.zeros(1)}, {}, ((2, 2),)
+        )
 
 
 def test_tiles_of_floats_are_refused() -> None:

@@ -72,6 +72,11 @@ def choose_tiled_view(image_processor: Any) -> Callable[..., dict[str, Any]]:
     UnsupportedModelError
         If the tiles of an image do not each pass the image processor as an image does.
     """
+    if hasattr(image_processor, "overlap_margins"):  # Molmo 2
+        raise UnsupportedModelError(
+            f"{type(image_processor).__name__} shrinks pictures without smoothing them, which no tiles read one by one "
+            "would look like. Give a PIL image instead of a flexkit.TileSource, and set levels to 1."
+        )
     if not has_one_size(image_processor):
         raise UnsupportedModelError(
             f"{type(image_processor).__name__} makes images of any size, which its model encodes as a whole: there are "
