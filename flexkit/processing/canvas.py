@@ -53,7 +53,7 @@ class Framed(TileSource):
         canvas[:] = self.colour
         if rows[0] < rows[1] and columns[0] < columns[1]:
             y, x = rows[0] + self.top - top, columns[0] + self.left - left
-            inside = self.source.region(rows[0], columns[0], rows[1], columns[1])
+            inside = self.source._pixels(rows[0], columns[0], rows[1], columns[1])
             canvas[y : y + rows[1] - rows[0], x : x + columns[1] - columns[0]] = inside
         return canvas
 
@@ -216,9 +216,9 @@ def _twice(image_processor: Any, source: TileSource, settings: Mapping[str, Any]
 def _even(size: Pair, edge: int) -> dict[str, int]:
     height, width = _by_longest(size, edge)
     if size[1] >= size[0]:
-        height += height % 2
+        height = max(height + height % 2, 1)
     else:
-        width += width % 2
+        width = max(width + width % 2, 1)
     if max(height, width) > _LARGEST:
         height, width = _by_longest((height, width), _LARGEST)
     return {"height": max(height, 1), "width": max(width, 1)}
@@ -226,7 +226,7 @@ def _even(size: Pair, edge: int) -> dict[str, int]:
 
 def _by_longest(size: Pair, edge: int) -> Pair:
     ratio = size[1] / size[0]
-    return (max(int(edge / ratio), 1), edge) if size[1] >= size[0] else (edge, max(int(edge * ratio), 1))
+    return (int(edge / ratio), edge) if size[1] >= size[0] else (edge, int(edge * ratio))
 
 
 def _vanilla(image_processor: Any, source: TileSource, settings: Mapping[str, Any], name: str) -> TileSource:

@@ -1,6 +1,7 @@
 import copy
 import gc
 import pickle
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 from transformers import CLIPImageProcessorPil
 
@@ -183,6 +185,24 @@ def test_calls_from_threads_do_not_meet() -> None:
     for inputs, image in zip(threaded, images, strict=True):
         alone = process(image)
         assert all(torch.equal(inputs[name], alone[name]) for name in alone)
+
+
+def test_one_image_that_is_not_loaded_yet_is_read_by_threads(tmp_path: Path) -> None:
+    picture(700, 600).save(tmp_path / "picture.png")
+    processor = FlexProcessor(PROCESSORS["llava"](), 2)
+    for _ in range(3):
+        image, start = Image.open(tmp_path / "picture.png"), threading.Barrier(6)
+
+        def read(shown: bool, image: Image.Image = image, start: threading.Barrier = start) -> torch.Tensor:
+            start.wait()
+            if shown:
+                return torch.as_tensor(np.asarray(processor.shown(image)))
+            return processor(images=image, text="<image>", return_tensors="pt")["hd_pixel_values"]
+
+        with ThreadPoolExecutor(6) as pool:
+            read_by = [future.result() for future in [pool.submit(read, index % 2 == 0) for index in range(6)]]
+        assert all(torch.equal(each, read_by[index % 2]) for index, each in enumerate(read_by))
+        assert np.array_equal(read_by[0], np.asarray(processor.shown(picture(700, 600))))
 
 
 def test_zoom_comes_from_the_model_at_every_call() -> None:

@@ -139,7 +139,9 @@ def test_every_family_reads_tiles_as_it_cuts_them(name: str) -> None:
     def views(image: Any) -> Any:
         return processor(images=[[image]] if tiny.nested else [image], **call, return_tensors="pt")
 
-    for size in ((160, 192), (97, 31), (20, 190)):
+    # Of pictures so thin some make nothing, and one mistakes their height for a number of channels.
+    thin = () if any(part in name for part in ("ocr2", "donut", "video_llava")) else ((1, 200), (250, 1))
+    for size in ((160, 192), (97, 31), (20, 190), *thin):
         image = picture(*size)
         whole, tiled = views(image), views(PictureSource(image))
         (view,) = tiled["hd_tiles"]
