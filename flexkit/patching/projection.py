@@ -58,7 +58,8 @@ class _Zeros(nn.Module):
         self.width = width
 
     def forward(self, states: Tensor) -> Tensor:
-        return states.new_zeros(1).expand(*states.shape[:-1], self.width)
+        # In memory of their own, as a projection's: not every kernel takes an expanded tensor.
+        return states.new_zeros(*states.shape[:-1], self.width)
 
 
 class _NoIndexer(nn.Module):

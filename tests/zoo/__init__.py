@@ -6,7 +6,7 @@ from tests.zoo.anyres import ANYRES
 from tests.zoo.cross import CROSS
 from tests.zoo.discrete import DISCRETE
 from tests.zoo.encoder_decoder import ENCODER_DECODER
-from tests.zoo.family import END, IMAGE, PAD, START, VIDEO, VOCABULARY, Family, Grid
+from tests.zoo.family import END, IMAGE, PAD, START, VIDEO, VOCABULARY, Family, Grid, cast
 from tests.zoo.few import FEW
 from tests.zoo.glm import GLM
 from tests.zoo.granite import GRANITE
@@ -44,6 +44,7 @@ __all__ = [
     "Family",
     "Grid",
     "Row",
+    "cast",
     "low_res",
     "prompt",
 ]

@@ -57,6 +57,20 @@ def _stacked(tensors: Sequence[Tensor], filler: int) -> Tensor:
     return torch.cat([pad(tensor, sides, value=filler) for tensor, sides in zip(tensors, pads, strict=True)])
 
 
+def cast(model: tf.PreTrainedModel, dtype: torch.dtype) -> None:
+    """Let a model compute in ``dtype``, but for what transformers keeps in float32 then."""
+    exact = {*(model._keep_in_fp32_modules_strict or ())}
+    if dtype == torch.float16:
+        exact |= {*(model._keep_in_fp32_modules or ())}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point():
+            is_exact = isinstance(tensor, torch.nn.Parameter) and any(part in name for part in exact)
+            tensor.data = tensor.data.to(torch.float32 if is_exact else dtype)
+    for part in (model.config, *(getattr(model.config, name, None) for name in model.config.sub_configs)):
+        if part is not None:
+            part.dtype = dtype  # some towers look there for the dtype of pictures
+
+
 @dataclass(frozen=True)
 class Family:
     """One kind of model.
@@ -96,10 +110,8 @@ class Family:
     def model(self, seed: int = 0) -> tf.PreTrainedModel:
         """A model in eval mode, float64: exact enough to compare different orders of summation."""
         torch.manual_seed(seed)
-        model = self.model_class(self.config()).double().eval()
-        for name, parameter in model.named_parameters():
-            if any(part in name for part in model._keep_in_fp32_modules_strict or ()):
-                parameter.data = parameter.data.float()
+        model = self.model_class(self.config()).eval()
+        cast(model, torch.float64)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim > 1:  # the default initialisation hardly attends to anything

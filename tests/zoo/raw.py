@@ -107,7 +107,6 @@ def _nemotron_h_omni() -> tf.PreTrainedConfig:
             "image_size": 16,
             "max_img_size": 32,
             "video_temporal_patch_size": 2,
-            "dtype": "float64",
         },
         projector_hidden_size=24,
         vision_hidden_size=VISION["hidden_size"],
