@@ -4,10 +4,11 @@ import inspect
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
+from threading import local
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -31,28 +32,35 @@ class Carried(Protocol):
         """Of the model that it is for."""
 
 
-_held: ContextVar[Carried | None] = ContextVar("flexkit_held", default=None)
+class _Thread(local):
+    """What a thread carries: an attribute and no ContextVar, so that a graph of torch.compile is guarded by it."""
+
+    def __init__(self) -> None:
+        self.held: Carried | None = None
+
+
+_thread = _Thread()
 
 
 @contextmanager
 def carried(value: Carried) -> Iterator[None]:
     """Hold a call, or what a call can be made of, while the block runs; other threads do not see it."""
-    token = _held.set(value)
+    earlier, _thread.held = _thread.held, value
     try:
         yield
     finally:
-        _held.reset(token)
+        _thread.held = earlier
 
 
 def held(patch: Patch) -> Carried | None:
     """What is carried now for a patched model: an assistant of its generation may be another."""
-    value = _held.get()
+    value = _thread.held
     return value if value is not None and value.patch is patch else None
 
 
 def held_in(module: nn.Module) -> Carried | None:
     """What is carried now for the model that a module is a part of."""
-    value = _held.get()
+    value = _thread.held
     if value is None or {site.attention for site in value.patch.layers.values()}.isdisjoint(module.modules()):
         return None
     return value
@@ -88,6 +96,8 @@ def _by_hand(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
 
 
 def _by_tag(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], source: str) -> FlexCall | None:
+    if torch.compiler.is_compiling() and _thread.held is None and not module.training:
+        return None  # no graph sees memory; there is a call in it that this thread does not hold in a recompute only
     states: Tensor | None = argument(module, args, kwargs, source)
     return None if states is None else getattr(states.untyped_storage(), CALL, None)
 

@@ -6,8 +6,8 @@ exactly what low-res keys are made of, with all that lies between tower and atte
 """
 
 from collections.abc import Mapping
-from contextvars import ContextVar
 from functools import partial
+from threading import local
 from typing import Any
 
 import torch
@@ -20,7 +20,15 @@ from flexkit.patching.forward import base_forward
 
 __all__ = ["show", "watch"]
 
-_showing: ContextVar[bool] = ContextVar("flexkit_showing", default=False)
+
+class _Thread(local):
+    """What a thread does; see the carriers."""
+
+    def __init__(self) -> None:
+        self.shows = False
+
+
+_thread = _Thread()
 
 
 class _Shown(Exception):  # noqa: N818 - not an error: it ends the run of a model that is shown a tile
@@ -42,16 +50,16 @@ def show(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     HighResInputError
         If no attention reads an image then.
     """
-    token = _showing.set(True)
+    _thread.shows = True
     try:
         base_forward(model)(**inputs)
     except _Shown as shown:
         return shown.states
     finally:
-        _showing.reset(token)
+        _thread.shows = False
     raise HighResInputError(f"{type(model).__name__} looked at no image for these inputs; pass those of its images.")
 
 
 def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, source: str) -> None:
-    if not torch.compiler.is_compiling() and _showing.get():
+    if _thread.shows:
         raise _Shown(argument(module, args, kwargs, source))
