@@ -97,7 +97,9 @@ def _gated(base: Callable[..., Any], call: FlexCall, gate: float, kwargs: dict[s
     cache = kwargs.get("past_key_values")
     saved = snapshot(cache)
     probe = call.querying(QueryRows(call.rows.mask & False))
-    output = base(probe, kwargs)
+    embeds = kwargs.get("inputs_embeds")
+    # GIT adds positions to what it is given.
+    output = base(probe, kwargs if embeds is None else kwargs | {"inputs_embeds": embeds.clone()})
     uncertain = uncertain_positions(_logits(output), kwargs.get("logits_to_keep", 0), call.length, gate)
     mask = call.rows.mask & uncertain
     if not bool(mask.any()):

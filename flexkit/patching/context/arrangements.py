@@ -128,7 +128,10 @@ class AtTokens(Arrangement):
     def places(self, config: Any, inputs: Mapping[str, Any], prefix: int, cells: int) -> Places:
         ids: Tensor | None = inputs.get("input_ids")
         if ids is None:
-            raise HighResInputError("a high-res view needs the prompt's input_ids, which say where its images stand.")
+            raise HighResInputError(
+                "a high-res view needs the prompt's input_ids, which say where its images stand; pass them in place of "
+                "inputs_embeds."
+            )
         places = Places(len(ids), [], [])
         for row, tokens in enumerate(ids == self._token(config)):
             left = tokens.nonzero().flatten() - (ids.shape[1] if self._from_end else 0)

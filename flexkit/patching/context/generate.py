@@ -39,7 +39,9 @@ def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def expand_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
     """``_expand_inputs_for_generation`` of what generates: it sees the whole prompt, and no guesses of what follows."""
-    reading, ids = held_in(self), kwargs.get("input_ids")
-    if isinstance(reading, Reading) and ids is not None and ids.shape[1]:
-        reading.prompt = ids.shape[1]
+    reading = held_in(self)
+    if isinstance(reading, Reading):
+        # Embeddings that come with ids are what is run; without, the ids may be empty.
+        given = (kwargs.get(name) for name in (reading.reader.prefix + "inputs_embeds", "input_ids"))
+        reading.prompt = next((each.shape[1] for each in given if each is not None and each.shape[1]), None)
     return of_class(self, EXPAND)(*args, **kwargs)

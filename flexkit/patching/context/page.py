@@ -43,12 +43,13 @@ class Page(Pictures):
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
     ) -> list[Tensor]:
         encoder: Any = model.get_submodule("encoder")
-        ids, boxes = inputs["input_ids"], _boxes(inputs)
-        batch, words = ids.shape
-        mask = inputs.get("attention_mask", torch.ones_like(ids))
+        boxes, text = _boxes(inputs), inputs.get("inputs_embeds")
+        batch, words = boxes.shape[:2]
+        mask = inputs.get("attention_mask", boxes.new_ones(batch, words, dtype=torch.long))
         given = {name: value for name, value in inputs.items() if name not in ("input_ids", "pixel_values")}
-        with torch.no_grad():
-            text = encoder.embed_tokens(ids)
+        if text is None:
+            with torch.no_grad():
+                text = encoder.embed_tokens(inputs["input_ids"])
         rows, columns = grids[0]
         y, x = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(boxes.device).unbind(-1)
         cells = torch.stack([x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], dim=-1)

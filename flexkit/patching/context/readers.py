@@ -26,11 +26,20 @@ _OF_THE_CALL = ("past_key_values", "labels", "use_cache", "encoder_outputs", "lo
 class Reader(ABC):
     """Whose queries attend to the context."""
 
+    prefix: str = ""
+    """What the names of the text's inputs begin with."""
+
     def shown(self, inputs: Mapping[str, Any], images: int) -> dict[str, Any]:
-        """The base model's inputs with which a tile is shown."""
+        """The base model's inputs with which a tile is shown: its forward takes one text, generate two or none."""
         shown = {name: value for name, value in inputs.items() if name not in _OF_THE_CALL}
         if isinstance(shown.get("inputs_embeds"), Tensor):
             shown["inputs_embeds"] = shown["inputs_embeds"].clone()  # GIT adds positions to what it is given
+            if not self.prefix:
+                shown["input_ids"] = None
+        elif not self.prefix and shown.get("input_ids") is None:
+            mask, first = shown.get("attention_mask"), next(each for each in shown.values() if isinstance(each, Tensor))
+            shape = (len(first), 1) if mask is None else mask.shape
+            shown["input_ids"] = torch.ones(shape, dtype=torch.long, device=first.device)
         return shown
 
     def needs_generation(self, inputs: Mapping[str, Any], memory: HighResMemory | None) -> bool:
