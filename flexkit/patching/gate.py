@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 
-from flexkit.patching.memory import MemoryLayer
+from flexkit.patching.memory import cached_memory
 from flexkit.patching.queries import kept_positions
 
 __all__ = ["restore", "snapshot", "uncertain_positions"]
@@ -40,9 +40,13 @@ def snapshot(cache: object) -> list[Any] | None:
         return None
     if isinstance(cache, EncoderDecoderCache):
         return [snapshot(cache.self_attention_cache), snapshot(cache.cross_attention_cache), dict(cache.is_updated)]
-    # Growing layers and ours replace what they hold, so that can be shared; all others may write in place.
-    replacing = (DynamicLayer, MemoryLayer)
-    return [copy.copy(layer) if isinstance(layer, replacing) else copy.deepcopy(layer) for layer in cache.layers]
+    # Growing layers replace what they hold, so that can be shared, as a memory can; all others may write in place.
+    memory = cached_memory(cache)
+    shared = {} if memory is None else {id(memory): memory}
+    return [
+        copy.copy(layer) if isinstance(layer, DynamicLayer) else copy.deepcopy(layer, dict(shared))
+        for layer in cache.layers
+    ]
 
 
 def restore(cache: object, layers: list[Any] | None) -> None:

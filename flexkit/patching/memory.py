@@ -1,12 +1,14 @@
 """The high-res tokens of a batch: what a generation reads from, kept with its KV cache."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from functools import cache
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from flexkit.errors import HighResInputError
 from flexkit.lazy import lazy
@@ -198,103 +200,117 @@ class HighResMemory:
         return replace(self, images=images, seen=length) if images else None
 
 
-class MemoryLayer(CacheLayerMixin):
-    """An extra layer of a KV cache that carries the memory, so that cache surgery on the batch moves both."""
+class MemoryLayer:
+    """What makes a layer of a KV cache carry the memory: all that is done to its keys and values is done to both.
 
-    is_compileable = True
-    is_croppable = True
-    supports_early_init = False
+    A layer becomes one by its class, so that a cache keeps the layers that its model gave it, and copies and pickles
+    of it carry the memory too.
+    """
 
-    def __init__(self, memory: HighResMemory, is_sliding: bool) -> None:
-        super().__init__()
-        self.memory: HighResMemory | None = memory
-        # Masks are sized by the first layer of a kind: this one must never be the only one of its kind.
-        self.is_sliding = is_sliding
-        self.is_initialized = True
+    __slots__ = ()
+    own: ClassVar[Any]
+    """The class that the layer had."""
+    hd_memory: HighResMemory | None
+    hd_length: int
+    """Positions put in by methods of the layer; where it holds others, somebody has laid hands on it."""
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to initialise."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _blank, (self.own,), vars(self)
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """No decoder layer writes here."""
-        raise RuntimeError("the layer that carries high-res tokens takes no keys and values.")
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Size of a mask over no keys."""
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        """No sequence is held here."""
-        return 0
-
-    def get_max_length(self) -> int:
-        """No limit."""
-        return -1
-
-    get_max_cache_shape = get_max_length
+    def update(self, key_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Take keys and values in."""
+        if isinstance(self, DynamicLayer):
+            self.hd_length += key_states.shape[-2]
+        return self.own.update(self, key_states, *args, **kwargs)
 
     def reset(self) -> None:
-        """Forget the images."""
-        self.memory = None
+        """Forget the images, too."""
+        self.own.reset(self)
+        self.hd_memory, self.hd_length = None, 0
 
-    def crop(self, *args: object) -> None:
-        """Which images are left is decided when the cache is used next."""
-
-    def offload(self) -> None:
-        """High-res tokens stay on their device."""
-
-    def prefetch(self) -> None:
-        """High-res tokens stay on their device."""
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Forget images that are no longer there as a whole, too."""
+        before = self.own.get_seq_length(self)
+        self.own.crop(self, *args, **kwargs)
+        self.hd_length -= before - self.own.get_seq_length(self)
+        if self.hd_memory is not None:
+            self.hd_memory = self.hd_memory.within(self.hd_length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams."""
-        self.batch_select_indices(beam_idx)
+        self.own.reorder_cache(self, beam_idx)
+        if self.hd_memory is not None:
+            self.hd_memory = self.hd_memory.select(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the given batch rows."""
-        if self.memory is not None:
-            self.memory = self.memory.select(indices)
+        self.own.batch_select_indices(self, indices)
+        if self.hd_memory is not None:
+            self.hd_memory = self.hd_memory.select(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row."""
-        if self.memory is not None:
-            self.memory = self.memory.repeat_interleave(repeats)
+        self.own.batch_repeat_interleave(self, repeats)
+        if self.hd_memory is not None:
+            self.hd_memory = self.hd_memory.repeat_interleave(repeats)
 
 
-def _own_layers(cache: Any) -> list[CacheLayerMixin]:
-    """The layers that hold a sequence of the decoder's own, if the cache holds an encoder's beside."""
-    layers: list[CacheLayerMixin] = getattr(cache, "self_attention_cache", cache).layers
-    return layers
+@cache
+def _carrying(own: type) -> type:
+    """The class of layers of this class that carry a memory."""
+    # The layer's own class stands first, whose layout it must have, so that the methods are set on the class itself.
+    # transformers would have classes with a type of layer make all layers of that type.
+    known = {"own": own, "_layer_type": None, "__module__": own.__module__, "__qualname__": own.__qualname__}
+    methods = {name: method for name, method in vars(MemoryLayer).items() if inspect.isfunction(method)}
+    return type(own)(own.__name__, (own, MemoryLayer), known | methods)
+
+
+def _blank(own: type) -> Any:
+    kind = _carrying(own)
+    return kind.__new__(kind)
+
+
+def _carrier(cache: object) -> Any:
+    """The layer that carries the memory: the one by which a cache tells how long it is."""
+    if not isinstance(cache, Cache):
+        return None
+    own = getattr(cache, "self_attention_cache", cache)  # the decoder's, where an encoder's stand beside
+    return next((layer for layer in own.layers if isinstance(layer, CacheLayerMixin)), None)
 
 
 def cached_memory(cache: object) -> HighResMemory | None:
     """The high-res memory that a KV cache carries, if any."""
-    if not isinstance(cache, Cache):
-        return None
-    carriers = [layer for layer in _own_layers(cache) if isinstance(layer, MemoryLayer)]
-    return carriers[-1].memory if carriers else None
+    layer = _carrier(cache)
+    return layer.hd_memory if isinstance(layer, MemoryLayer) else None
 
 
 def cached_length(cache: Any) -> int | Tensor:
-    """Positions that a cache holds: a number, but a tensor while compiling a static cache, whose graphs serve all."""
+    """Positions that a cache holds: a number, but a tensor while compiling a static cache, whose graphs serve all.
+
+    Raises
+    ------
+    HighResInputError
+        If positions came or went by other ways than the methods of a cache that carries a memory.
+    """
     length = cache.get_seq_length() if cache is not None else 0
     if isinstance(length, Tensor) and torch.compiler.is_compiling():
         return length.clone()  # the cache counts on in place
-    return int(length)
+    length, layer = int(length), _carrier(cache)
+    if isinstance(layer, MemoryLayer) and isinstance(layer, DynamicLayer) and layer.hd_memory is not None:
+        if layer.hd_memory.in_sequence and length != layer.hd_length:
+            raise HighResInputError(
+                f"the KV cache was given {layer.hd_length} positions and holds {length}, so that its images no longer "
+                "stand where they were; change its length with its own method crop, or run the prompt again."
+            )
+    return length
 
 
 def attach_memory(cache: object, memory: HighResMemory) -> None:
     """Let a KV cache carry ``memory``, in place of what it carried."""
-    if not isinstance(cache, Cache):
+    layer = _carrier(cache)
+    if layer is None:
         return
-    layers = _own_layers(cache)
-    carriers = [layer for layer in layers if isinstance(layer, MemoryLayer)]
-    if carriers:
-        carriers[-1].memory = memory
-    else:
-        layers.append(MemoryLayer(memory, is_sliding=getattr(layers[-1], "is_sliding", False)))
-    if getattr(cache, "offloading", False):
-        # Behind its last layer a cache fetches the first again; behind ours, which stands last, it would not.
-        cache.prefetch(0, cache.only_non_sliding)
+    if not isinstance(layer, MemoryLayer):
+        layer.__class__ = _carrying(type(layer))
+        layer.hd_length = memory.seen
+    layer.hd_memory = memory
