@@ -88,6 +88,8 @@ class HighResMemory:
     """Number of positions that the text model has run."""
     in_sequence: bool = True
     """Whether columns are positions of the decoder's sequence, or keys of a context beside it."""
+    front: int = 0
+    """Positions in front of the prompt that a generation was given."""
 
     @classmethod
     def pack(
