@@ -7,6 +7,7 @@ from flexkit.patching.context.carriers import carried, held_in
 from flexkit.patching.context.readers import Reading
 from flexkit.patching.forward import take_high_res
 from flexkit.patching.generation import EXPAND
+from flexkit.patching.memory import cached_length
 from flexkit.patching.methods import of_class
 from flexkit.patching.state import get_patch
 from flexkit.patching.views import check_names
@@ -44,4 +45,5 @@ def expand_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Embeddings that come with ids are what is run; without, the ids may be empty.
         given = (kwargs.get(name) for name in (reading.reader.prefix + "inputs_embeds", "input_ids"))
         reading.prompt = next((each.shape[1] for each in given if each is not None and each.shape[1]), None)
+        reading.cached = int(cached_length(kwargs.get("past_key_values")))
     return of_class(self, EXPAND)(*args, **kwargs)

@@ -84,6 +84,10 @@ class Reading:
     training: bool
     prompt: int | None = None
     """Length of the prompt; by default that of the first call."""
+    cached: int = 0
+    """Positions that the cache held when the generation began."""
+    front: int | None = None
+    """Positions that were put in front of the prompt since, as the first call shows: no token stands for them."""
 
     def __call__(self, inputs: Mapping[str, Any]) -> FlexCall:
         """The call of one step, with the inputs of the text model."""
@@ -93,12 +97,17 @@ class Reading:
     def named_in(self, inputs: Mapping[str, Any], memory: HighResMemory) -> Tensor | None:
         """The positions that query: the last of the prompt and those behind, however many of them a call has."""
         batch, length = self.reader.shape(inputs, memory)
+        past = cached_length(inputs.get("past_key_values"))
         self.prompt = length if self.prompt is None else self.prompt
-        if self.named is None and asks_last(self.patch.config):
-            past = cached_length(inputs.get("past_key_values"))
-            places = torch.arange(self.prompt, device=memory.device)[: past + length]
-            return (places == self.prompt - 1).expand(batch, -1)
-        return self.named
+        if self.front is None:
+            by_ids = inputs.get(self.reader.prefix + "input_ids") is not None
+            self.front = int(past) - self.cached + (0 if by_ids else max(0, length - self.prompt))
+        if self.named is not None:
+            return pad(self.named, (self.front, 0))
+        if not asks_last(self.patch.config):
+            return None
+        last = self.front + self.prompt - 1
+        return (torch.arange(last + 1, device=memory.device)[: past + length] == last).expand(batch, -1)
 
 
 class Words(Reader):
