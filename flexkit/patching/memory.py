@@ -228,7 +228,9 @@ class MemoryLayer:
     def reset(self) -> None:
         """Forget the images, too."""
         self.own.reset(self)
-        self.hd_memory, self.hd_length = None, 0
+        self.hd_memory = None
+        if isinstance(self, DynamicLayer):
+            self.hd_length = self.own.get_seq_length(self)  # early versions of transformers keep zeros
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         """Forget images that are no longer there as a whole, too."""
@@ -273,11 +275,12 @@ def _blank(own: type) -> Any:
 
 
 def _carrier(cache: object) -> Any:
-    """The layer that carries the memory: the one by which a cache tells how long it is."""
+    """The layer that carries the memory: the first that holds the whole sequence, if any does."""
     if not isinstance(cache, Cache):
         return None
     own = getattr(cache, "self_attention_cache", cache)  # the decoder's, where an encoder's stand beside
-    return next((layer for layer in own.layers if isinstance(layer, CacheLayerMixin)), None)
+    layers: list[Any] = [layer for layer in own.layers if isinstance(layer, CacheLayerMixin)]
+    return next((layer for layer in layers if not getattr(layer, "is_sliding", False)), next(iter(layers), None))
 
 
 def cached_memory(cache: object) -> HighResMemory | None:
@@ -297,14 +300,15 @@ def cached_length(cache: Any) -> int | Tensor:
     length = cache.get_seq_length() if cache is not None else 0
     if isinstance(length, Tensor) and torch.compiler.is_compiling():
         return length.clone()  # the cache counts on in place
-    length, layer = int(length), _carrier(cache)
+    layer = _carrier(cache)
     if isinstance(layer, MemoryLayer) and isinstance(layer, DynamicLayer) and layer.hd_memory is not None:
-        if layer.hd_memory.in_sequence and length != layer.hd_length:
+        held = layer.get_seq_length()
+        if layer.hd_memory.in_sequence and held != layer.hd_length:
             raise HighResInputError(
-                f"the KV cache was given {layer.hd_length} positions and holds {length}, so that its images no longer "
-                "stand where they were; change its length with its own method crop, or run the prompt again."
+                f"the KV cache was given {layer.hd_length} positions and holds {held}: its images may no longer stand "
+                "where they were. Change its length with its own method crop, or run the prompt again."
             )
-    return length
+    return int(length)
 
 
 def attach_memory(cache: object, memory: HighResMemory) -> None:

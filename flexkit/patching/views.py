@@ -123,14 +123,14 @@ def _of_tiles(model: Any, patch: Patch, inputs: Mapping[str, Any]) -> View:
                 f"hd_tiles holds {given}; expected one flexkit.TileView with zooms {zooms} for each image: prepare the "
                 "images with a flexkit.FlexProcessor of this model."
             )
-
-    def read(view: TileView, level: int, index: Tensor) -> list[Tensor]:
-        tiles = view.read(level, index.tolist())
-        return [own.to(model.device, model.dtype) for own in tiles]
-
     grids = [grid] * len(views)
-    tiles = [[partial(read, view, level) for level in range(len(zooms))] for view in views]
+    like = model.device, model.dtype
+    tiles = [[partial(_read, view, level, *like) for level in range(len(zooms))] for view in views]
     return View({}, grids, _margins(inputs.get("hd_image_sizes"), grids), tiles)
+
+
+def _read(view: TileView, level: int, device: torch.device, dtype: torch.dtype, index: Tensor) -> list[Tensor]:
+    return [own.to(device, dtype) for own in view.read(level, index.tolist())]
 
 
 def _margins(image_sizes: Tensor | None, grids: Sequence[Pair]) -> list[Tensor | None]:
