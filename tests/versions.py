@@ -32,3 +32,4 @@ tells_images_apart = since("5.23", "earlier MiniMax M3 mixes the images of a cal
 finds_second_images = since("5.23", "earlier versions of Gemma 3 mask the image of a later turn otherwise")
 counts_positions_once = since("5.23", "earlier versions of GIT place decoded words twice as far behind the cache")
 counts_patches_exactly = since("5.23", "earlier versions of Idefics 2 and Aria count patches in 16-bit floats")
+places_embeddings = since("5.23", "earlier versions of Qwen place a prompt by its ids alone")

@@ -87,6 +87,6 @@ def _in_front(noted: Tensor, found: Tensor, by_ids: bool) -> int:
             return int(front)
     raise HighResInputError(
         f"generate was given a prompt of {noted.shape[1]} positions with {noted.sum(-1).tolist()} image tokens in its "
-        f"rows; the model is given {found.shape[1]} positions with {found.sum(-1).tolist()}, and not that prompt behind "
-        "what was put in front of it. Put as many positions in front of every row, and no image tokens among them."
+        f"rows; the model is given {found.shape[1]} positions with {found.sum(-1).tolist()}, which are not that prompt "
+        "behind something else. Put as many positions in front of every row, and no image tokens among them."
     )

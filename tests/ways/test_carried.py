@@ -145,7 +145,9 @@ def test_what_a_base_model_appends_counts() -> None:
     with flexkit.disabled(model):
         logits_of(model, words, past_key_values=caches[0])
     model.model.language_model(**words, past_key_values=caches[1])
-    logits_of(model, words | {"hd_queries": torch.zeros(1, 1, dtype=torch.bool).expand(1, 21)}, past_key_values=caches[2])
+    logits_of(
+        model, words | {"hd_queries": torch.zeros(1, 1, dtype=torch.bool).expand(1, 21)}, past_key_values=caches[2]
+    )
     first, second, third = (logits_of(model, {"input_ids": torch.tensor([[5]])}, past_key_values=c) for c in caches)
     assert torch.equal(first, second) and torch.equal(first, third)
 
