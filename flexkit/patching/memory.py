@@ -236,9 +236,10 @@ class MemoryLayer:
         """Forget images that are no longer there as a whole, too."""
         before = self.own.get_seq_length(self)
         self.own.crop(self, *args, **kwargs)
-        self.hd_length -= before - self.own.get_seq_length(self)
+        length = self.own.get_seq_length(self)
+        self.hd_length -= before - length
         if self.hd_memory is not None:
-            self.hd_memory = self.hd_memory.within(self.hd_length)
+            self.hd_memory = self.hd_memory.within(length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams."""

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
@@ -16,7 +18,7 @@ from flexkit.errors import HighResInputError
 from flexkit.patching.memory import cached_memory
 from tests.patching.ways import assert_close, generate, logits_of
 from tests.ways.contexts import said
-from tests.ways.questions import patched_model, plain_model, question, six
+from tests.ways.questions import patched_model, question, six
 from tests.zoo import CONTEXT, ZOO, Row, low_res, prompt
 
 TWO = (Row((None,), 7), Row((None,), 4))
@@ -108,6 +110,22 @@ def test_rows_are_chosen_together(name: str, way: str, by: str) -> None:
     for held in [cache] if by == "cache" else cache.layers:
         change(held)
     assert_close(went_on(name, cache, WORD["input_ids"][rows]), expected)
+
+
+@settings(max_examples=10)
+@given(changes=st.lists(st.sampled_from([*SELECTIONS, *COPIES]), min_size=2, max_size=5))
+def test_whatever_is_done_to_a_cache(changes: list[str]) -> None:
+    name, rows = "llava", torch.arange(2)
+    cache = filled(name)
+    expected = went_on(name, copy.deepcopy(cache))
+    for change in changes:
+        if change in COPIES:
+            cache = COPIES[change](cache)
+        elif len(rows) == 2:
+            chosen, do = SELECTIONS[change]
+            do(cache)
+            rows = rows[chosen]
+    assert_close(went_on(name, cache, WORD["input_ids"][rows]), expected[rows])
 
 
 @six
@@ -209,14 +227,13 @@ class Dropping(DynamicLayer):
 
 def test_layers_that_drop_positions_are_noticed() -> None:
     model, inputs = patched_model("llava"), question("llava").inputs
-    for given, way in ((low_res(inputs), "goes on"), (inputs, "is refused")):
-        cache = tf.Cache(layers=[Dropping() for _ in range(4)])
-        logits_of(model, given, past_key_values=cache)
-        if way == "goes on":
-            logits_of(model, {"input_ids": torch.tensor([[5]])}, past_key_values=cache)
-            continue
-        with pytest.raises(HighResInputError, match="was given 19 positions and holds 12"):
-            logits_of(model, {"input_ids": torch.tensor([[5]])}, past_key_values=cache)
+    word = {"input_ids": torch.tensor([[5]])}
+    cache, base = (tf.Cache(layers=[Dropping() for _ in range(4)]) for _ in range(2))
+    logits_of(model, low_res(inputs), past_key_values=base)
+    logits_of(model, word, past_key_values=base)
+    logits_of(model, inputs, past_key_values=cache)
+    with pytest.raises(HighResInputError, match="was given 19 positions and holds 12"):
+        logits_of(model, word, past_key_values=cache)
 
 
 class Typed(DynamicLayer):
@@ -239,9 +256,8 @@ def test_a_layer_that_carries_is_not_registered_for_its_type() -> None:
 def test_a_cache_that_was_reset_is_new() -> None:
     model, asked = patched_model("llava"), question("llava")
     cache = tf.StaticCache(config=model.config.get_text_config(), max_cache_len=64)
-    for given, expected in ((asked.inputs, asked.answer), (low_res(asked.inputs), asked.base)):
-        answer = generate(model, given, past_key_values=cache)
+    for inputs, expected in ((asked.inputs, asked.answer), (low_res(asked.inputs), asked.base)):
+        answer = generate(model, inputs, past_key_values=cache)
         assert torch.equal(answer.sequences, expected.sequences)
         cache.reset()
         assert cached_memory(cache) is None
-    assert not flexkit.is_patched(plain_model("llava"))
