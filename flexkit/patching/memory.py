@@ -209,12 +209,11 @@ class MemoryLayer:
     of it carry the memory too.
     """
 
-    __slots__ = ()
     own: ClassVar[Any]
     """The class that the layer had."""
     hd_memory: HighResMemory | None
     hd_length: int
-    """Positions put in by methods of the layer; where it holds others, somebody has laid hands on it."""
+    """How many positions methods of a growing layer have put in and left there."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _blank, (self.own,), vars(self)
@@ -259,6 +258,17 @@ class MemoryLayer:
         if self.hd_memory is not None:
             self.hd_memory = self.hd_memory.repeat_interleave(repeats)
 
+    def check_length(self) -> None:
+        """Raise :class:`~flexkit.errors.HighResInputError` if positions came or went past these methods."""
+        if self.hd_memory is None or not self.hd_memory.in_sequence or not isinstance(self, DynamicLayer):
+            return
+        held = self.own.get_seq_length(self)
+        if held != self.hd_length:
+            raise HighResInputError(
+                f"the KV cache was given {self.hd_length} positions and holds {held}: its images may no longer stand "
+                "where they were. Change its length with its own method crop, or run the prompt again."
+            )
+
 
 @cache
 def _carrying(own: type) -> type:
@@ -271,7 +281,7 @@ def _carrying(own: type) -> type:
 
 
 def _blank(own: type) -> Any:
-    kind = _carrying(own)
+    kind: Any = _carrying(own)
     return kind.__new__(kind)
 
 
@@ -302,13 +312,8 @@ def cached_length(cache: Any) -> int | Tensor:
     if isinstance(length, Tensor) and torch.compiler.is_compiling():
         return length.clone()  # the cache counts on in place
     layer = _carrier(cache)
-    if isinstance(layer, MemoryLayer) and isinstance(layer, DynamicLayer) and layer.hd_memory is not None:
-        held = layer.get_seq_length()
-        if layer.hd_memory.in_sequence and held != layer.hd_length:
-            raise HighResInputError(
-                f"the KV cache was given {layer.hd_length} positions and holds {held}: its images may no longer stand "
-                "where they were. Change its length with its own method crop, or run the prompt again."
-            )
+    if isinstance(layer, MemoryLayer):
+        layer.check_length()
     return int(length)
 
 
@@ -318,6 +323,7 @@ def attach_memory(cache: object, memory: HighResMemory) -> None:
     if layer is None:
         return
     if not isinstance(layer, MemoryLayer):
-        layer.__class__ = _carrying(type(layer))
+        own: type = type(layer)
+        layer.__class__ = _carrying(own)
         layer.hd_length = memory.seen
     layer.hd_memory = memory
