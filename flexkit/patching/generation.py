@@ -26,7 +26,8 @@ def expand_inputs(self: nn.Module, expand_size: int = 1, **kwargs: Any) -> Any:
     """``_expand_inputs_for_generation`` of a patched model: high-res views are encoded once for all beams of a sample.
 
     The prompt is seen as a whole only here: generating without a cache runs the whole sequence at every step, and a
-    prompt may be run in chunks. So where it ends, and where its images are, is noted.
+    prompt may be run in chunks. So where it ends, and where its images are, is noted, counted from its own start: what
+    is put in front of it, as PEFT's prompts are, is seen when the model is called.
     """
     high_res = take_high_res(kwargs)
     if high_res:
