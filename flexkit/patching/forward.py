@@ -15,7 +15,7 @@ from flexkit.patching.config_view import CALL
 from flexkit.patching.gate import restore, snapshot, uncertain_positions
 from flexkit.patching.methods import METHODS
 from flexkit.patching.state import Patch, get_patch
-from flexkit.patching.views import PREFIX, check_names, input_names
+from flexkit.patching.views import PREFIX, check_inputs, input_names
 
 __all__ = ["base_forward", "forward", "place_images", "take_high_res"]
 
@@ -88,7 +88,7 @@ def _forward(model: nn.Module, kwargs: dict[str, Any]) -> Any:
 
 def _prepare(model: nn.Module, patch: Patch, high_res: dict[str, Any], kwargs: dict[str, Any]) -> FlexCall | None:
     """The call that these inputs describe; None if they ask for the base model."""
-    check_names(model, patch, high_res)
+    check_inputs(model, patch, high_res)
     return patch.geometry.prepare(model, patch, high_res, kwargs)
 
 

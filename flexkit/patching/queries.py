@@ -11,7 +11,7 @@ from flexkit.errors import HighResInputError
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.memory import HighResMemory
 
-__all__ = ["IGNORED", "asks_last", "kept_positions", "query_rows"]
+__all__ = ["IGNORED", "asks_last", "check_positions", "kept_positions", "query_rows"]
 
 IGNORED = -100
 
@@ -46,12 +46,12 @@ def query_rows(
     attended = _attended(inputs.get("attention_mask"), memory, length)
     labels = inputs.get("labels")
     if named is None and isinstance(config.queries, Tensor):
-        named = config.queries.to(attended.device)
+        named = check_positions("queries", config.queries)
     if labels is not None:
         mask = torch.zeros_like(attended)
         mask[:, :-1] = labels[:, 1:] != IGNORED
     elif named is not None:
-        mask = _named(named, memory.batch, past, length, repeats)
+        mask = _named(named.to(attended.device), memory.batch, past, length, repeats)
     elif config.queries == "all":
         mask = attended
     else:
@@ -72,6 +72,18 @@ def kept_positions(logits_to_keep: int | Tensor, length: int) -> Tensor:
     return positions[logits_to_keep.cpu()]
 
 
+def check_positions(name: str, named: object) -> Tensor:
+    """Return positions that are named by a bool tensor; raise :class:`~flexkit.errors.HighResInputError` for others."""
+    if not isinstance(named, Tensor) or named.ndim != 2 or named.is_meta:
+        given = (
+            f"a tensor {tuple(named.shape)} on {named.device}" if isinstance(named, Tensor) else type(named).__name__
+        )
+        raise HighResInputError(f"{name} must be a bool tensor (batch, positions), got {given}.")
+    if named.dtype != torch.bool:
+        raise HighResInputError(f"{name} are {named.dtype} of shape {tuple(named.shape)}; expected torch.bool.")
+    return named
+
+
 def _attended(attention_mask: object, memory: HighResMemory, length: int) -> Tensor:
     """Positions that are not padding; masks other than a padding mask come from generate, which pads on the left."""
     if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
@@ -89,11 +101,9 @@ def _last(attended: Tensor, logits_to_keep: int | Tensor) -> Tensor:
 
 
 def _named(named: Tensor, batch: int, past: int | Tensor, length: int, repeats: int) -> Tensor:
-    if not isinstance(named, Tensor) or named.ndim != 2:
-        raise HighResInputError(f"queries must be a bool tensor (batch, positions), got {named!r}.")
     named = named.repeat_interleave(repeats, dim=0) if len(named) * repeats == batch else named
     too_long = isinstance(past, int) and named.shape[1] > past + length
-    if named.dtype != torch.bool or len(named) != batch or too_long:
+    if len(named) != batch or too_long:
         raise HighResInputError(
             f"queries are {named.dtype} of shape {tuple(named.shape)}; expected torch.bool of shape ({batch}, "
             f"{past + length}) or shorter: one entry a position, from the start of the sequence."

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flexkit.encoding import TileView, pyramid
 from flexkit.errors import HighResInputError
+from flexkit.patching.declared import check_readable
 from flexkit.patching.features import ReadTiles
+from flexkit.patching.queries import check_positions
 from flexkit.patching.state import Patch
 from flexkit.selection import margin_cells
 from flexkit.zoom import Pair
 
-__all__ = ["PREFIX", "View", "check_names", "checked_view", "input_names"]
+__all__ = ["PREFIX", "View", "check_inputs", "checked_view", "input_names"]
 
 PREFIX = "hd_"
 _TILES = "hd_tiles"
@@ -28,13 +29,18 @@ def input_names(patch: Patch) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*names, *_OPTIONAL)))
 
 
-def check_names(model: nn.Module, patch: Patch, inputs: Mapping[str, object]) -> None:
-    """Raise :class:`~flexkit.errors.HighResInputError` for ``hd_*`` inputs that a patched model does not take."""
+def check_inputs(model: nn.Module, patch: Patch, inputs: Mapping[str, Any]) -> None:
+    """Raise :class:`~flexkit.errors.HighResInputError` for ``hd_*`` inputs that no call of a patched model takes."""
     unknown = sorted(set(inputs) - set(input_names(patch)))
     if unknown:
         raise HighResInputError(
             f"{type(model).__name__} takes no {unknown}; its high-res inputs are {list(input_names(patch))}."
         )
+    for name in inputs.keys() & {"hd_queries", "hd_image_tokens"}:
+        check_positions(name, inputs[name])
+    repeats = inputs.get("hd_repeats", 1)
+    if type(repeats) is not int or repeats < 1:
+        raise HighResInputError(f"hd_repeats is {repeats!r}; expected a positive int: rows that continue one sample.")
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,20 @@ def checked_view(model: Any, patch: Patch, inputs: Mapping[str, Any], low_res: M
     HighResInputError
         If they are not what the model takes, or contradict the base model's inputs.
     """
-    view = _of_tiles(model, patch, inputs) if _TILES in inputs else _of_tensors(model, patch, inputs)
+    given = {name: value for name, value in inputs.items() if name != _TILES}
+    wrong = [f"{name} ({type(value).__name__})" for name, value in given.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise HighResInputError(f"high-res inputs must be tensors, not {', '.join(wrong)}; use return_tensors='pt'.")
+    for name, value in given.items():
+        check_readable(name, value)
+    view = _of_tiles(model, patch, inputs) if _TILES in inputs else _of_tensors(model, patch, inputs, low_res)
+    if not view.grids:
+        raise HighResInputError("0 high-res views were given; leave hd_* out of a call without images.")
     patch.geometry.check_low_res(model, low_res, view.grids)
     return view
 
 
-def _of_tensors(model: Any, patch: Patch, inputs: Mapping[str, Any]) -> View:
+def _of_tensors(model: Any, patch: Patch, inputs: Mapping[str, Any], low_res: Mapping[str, object]) -> View:
     geometry, zoom = patch.geometry, patch.config.zoom_pair
     if patch.config.levels > 1:
         raise HighResInputError(
@@ -85,13 +99,7 @@ def _of_tensors(model: Any, patch: Patch, inputs: Mapping[str, Any]) -> View:
     missing = [name for name in required if name not in inputs]
     if missing:
         raise HighResInputError(f"high-res inputs lack {missing}; pass all of {required}.")
-    wrong = [f"{name} ({type(value).__name__})" for name, value in inputs.items() if not isinstance(value, Tensor)]
-    if wrong:
-        raise HighResInputError(f"high-res inputs must be tensors, not {', '.join(wrong)}; use return_tensors='pt'.")
-    views = {name: inputs[PREFIX + name] for name in geometry.inputs}
-    for name, view in views.items():
-        if view.is_floating_point() and not bool(torch.isfinite(view).all()):
-            raise HighResInputError(f"{PREFIX}{name} holds NaN or infinite values.")
+    views = _declared_views(model, patch, inputs, low_res)
     grids = geometry.grids(model, views, zoom)
     margins = _margins(None if "image_sizes" in views else inputs.get("hd_image_sizes"), grids)
     tiles = geometry.cut(views, zoom) if patch.config.tiles == "on_demand" else None
@@ -102,6 +110,25 @@ def _of_tensors(model: Any, patch: Patch, inputs: Mapping[str, Any]) -> View:
                 f"{geometry.inputs}; a zoom of {zoom} has {zoom[0] * zoom[1]}."
             )
     return View(views, grids, margins, None if tiles is None else [[partial(_taken, own)] for own in tiles])
+
+
+def _declared_views(
+    model: Any, patch: Patch, inputs: Mapping[str, Any], low_res: Mapping[str, object]
+) -> dict[str, Tensor]:
+    """The inputs of the geometry, found to be what it declares, without the prefix of their names."""
+    geometry = patch.geometry
+    views: dict[str, Tensor] = {name: inputs[PREFIX + name] for name in geometry.inputs}
+    first = geometry.inputs[0]
+    if views[first].shape[:1] == (0,):
+        raise HighResInputError(f"{PREFIX}{first} holds 0 high-res views; leave hd_* out of a call without images.")
+    declared, known = geometry.declared(model, patch.config.zoom_pair), dict[str, int]()
+    own = {name: low_res.get(name) for name in views}
+    own[first] = next((low_res[name] for name in geometry.pixels if low_res.get(name) is not None), None)
+    for name in geometry.inputs:
+        if name in declared:
+            declared[name].check_axes(PREFIX + name, views[name], known, own[name])
+            views[name] = declared[name].checked(PREFIX + name, views[name], own[name])
+    return views
 
 
 def _taken(tiles: Sequence[Tensor], index: Tensor) -> list[Tensor]:
@@ -115,7 +142,9 @@ def _of_tiles(model: Any, patch: Patch, inputs: Mapping[str, Any]) -> View:
             f"{type(model).__name__} encodes a high-res view as a whole and takes no hd_tiles; pass "
             f"{[PREFIX + name for name in patch.geometry.inputs]}."
         )
-    views, zooms = list(inputs[_TILES]), pyramid(patch.config.zoom_pair, patch.config.levels)
+    views, zooms = inputs[_TILES], pyramid(patch.config.zoom_pair, patch.config.levels)
+    if not isinstance(views, list | tuple):
+        views = [views]
     for view in views:
         if not isinstance(view, TileView) or tuple(view.zooms) != zooms:
             given = f"zooms {tuple(view.zooms)}" if isinstance(view, TileView) else f"a {type(view).__name__}"

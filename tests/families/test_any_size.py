@@ -177,7 +177,7 @@ def test_low_res_of_another_size(name: str, key: str) -> None:
     [
         ("mistral3", "hd_image_sizes", lambda sizes: sizes - 4, r"image of 28 x 44; expected rows divisible by 16"),
         ("mistral3", "hd_pixel_values", lambda pixels: pixels[..., :-1], r"\(1, channels, height, width\) that hold"),
-        ("mistral3", "hd_pixel_values", lambda pixels: pixels[0], r"\(1, channels, height, width\) that hold"),
+        ("mistral3", "hd_pixel_values", lambda pixels: pixels[0], r"expected \(images, 3, height, width\)"),
         ("fuyu", "hd_pixel_values", lambda pixels: pixels[1:], r"asks for 24 patches of 4 pixels a side"),
         ("lfm2_vl", "hd_pixel_attention_mask", lambda mask: mask.tril(-1), r"\[\(8, 12\)\] asks for \[96\] patches"),
         ("lfm2_vl", "hd_pixel_values", lambda pixels: pixels[:, 1:], r"\[\(8, 12\)\] asks for \[96\] patches"),

@@ -201,9 +201,13 @@ def test_views_that_do_not_fit() -> None:
     refused(
         "florence2", r"last two \(2, 2\) times those of pixel_values", hd_pixel_values=lambda pixels: pixels[..., :-1]
     )
-    refused("florence2", "expected 4 axes", hd_pixel_values=lambda pixels: pixels[None])
+    refused("florence2", r"expected \(images, 3, height, width\)", hd_pixel_values=lambda pixels: pixels[None])
     refused("florence2", "shows 2 images .* zoom of 1 images", hd_pixel_values=lambda pixels: pixels[:1])
-    refused("instructblipvideo", "expected 5 axes", hd_pixel_values=lambda pixels: pixels[0])
+    refused(
+        "instructblipvideo",
+        r"expected \(videos, frames, 3, height, width\)",
+        hd_pixel_values=lambda pixels: pixels[0],
+    )
     refused("pix2struct", "one patch in each", hd_flattened_patches=lambda patches: patches[:, 1:])
     other = prompt(CONTEXT["pix2struct"], [Row(((1, 3),))] * 2)["hd_flattened_patches"]
     refused("pix2struct", r"grids \[\(2, 3\), \(2, 3\)\]; .* is a zoom of", hd_flattened_patches=other)

@@ -19,8 +19,8 @@ class Arrangement(ABC):
 
     axes: ClassVar[tuple[int, ...]] = (4,)
     """How many ``pixel_values`` may have."""
-    view_axes: ClassVar[int] = 4
-    """How many the high-res view has."""
+    view_axes: ClassVar[tuple[str, ...]] = ("images",)
+    """What the high-res view has in front of channels, height and width."""
 
     def pictures(self, pixels: Tensor) -> int:
         """How many images ``pixel_values`` show."""
@@ -59,7 +59,7 @@ class Frames(OneARow):
     """A row of the context for every frame of a video, ``(videos, frames, 3, height, width)``."""
 
     axes = (5,)
-    view_axes = 5
+    view_axes = ("videos", "frames")
 
 
 class ByRow(Arrangement):

@@ -10,7 +10,7 @@ from flexkit.patching.generation import EXPAND
 from flexkit.patching.memory import cached_length
 from flexkit.patching.methods import of_class
 from flexkit.patching.state import get_patch
-from flexkit.patching.views import check_names
+from flexkit.patching.views import check_inputs
 
 if TYPE_CHECKING:
     from flexkit.patching.context.geometry import Context
@@ -25,7 +25,7 @@ def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
     high_res = take_high_res(kwargs)
     if patch.disabled or not high_res:
         return base(*args, **kwargs)
-    check_names(self, patch, high_res)
+    check_inputs(self, patch, high_res)
     inputs = {name: value for name, value in kwargs.items() if name in self.forward.__signature__.parameters}
     if args or kwargs.get("inputs") is not None:
         inputs.setdefault(self.main_input_name, args[0] if args else kwargs["inputs"])

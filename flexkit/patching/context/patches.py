@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
 from flexkit.patching.context.geometry import Context, Places
+from flexkit.patching.declared import Declared
+from flexkit.patching.views import PREFIX
 from flexkit.selection import Policy, Threshold
 from flexkit.zoom import Pair
 
@@ -24,21 +27,28 @@ class Patches(Context):
     def default_policy(self) -> Policy:
         return Threshold(48 / 255).dilated(1)
 
-    def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
-        view = inputs["flattened_patches"]
-        sizes = [tuple(size) for size in view[..., :2].amax(1).long().tolist()]
-        counts = (view[..., 0] > 0).sum(-1).tolist()
-        for (rows, columns), patches in zip(sizes, counts, strict=True):
-            if rows % zoom[0] or columns % zoom[1] or rows * columns != patches or not patches:
+    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+        return {"flattened_patches": Declared(("images", "patches", ...))}
+
+    def grids(
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair, prefix: str = PREFIX
+    ) -> list[Pair]:
+        grids = []
+        for image in inputs["flattened_patches"]:
+            places = image[image[:, 0] != 0, :2]
+            rows, columns = (int(last) for last in places.amax(0)) if len(places) else (0, 0)
+            if not len(places) or rows % zoom[0] or columns % zoom[1] or not _is_raster(places, rows, columns):
                 raise HighResInputError(
-                    f"hd_flattened_patches has an image of {patches} patches in {rows} rows and {columns} columns; "
-                    f"expected one patch in each, rows divisible by {zoom[0]} and columns by {zoom[1]}."
+                    f"{prefix}flattened_patches has an image of {len(places)} patches in {rows} rows and {columns} "
+                    f"columns; expected one patch in each, rows divisible by {zoom[0]} and columns by {zoom[1]}."
                 )
-        return [(rows // zoom[0], columns // zoom[1]) for rows, columns in sizes]
+            grids.append((rows // zoom[0], columns // zoom[1]))
+        return grids
 
     def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
         low: Any = inputs["flattened_patches"]
-        held = self.grids(model, {"flattened_patches": low}, (1, 1))
+        self.declared(model, (1, 1))["flattened_patches"].check_axes("flattened_patches", low, {})
+        held = self.grids(model, {"flattened_patches": low}, (1, 1), prefix="")
         if held != list(grids):
             raise HighResInputError(f"flattened_patches shows grids {held}; the high-res view is a zoom of {grids}.")
 
@@ -56,6 +66,15 @@ class Patches(Context):
             shown["attention_mask"] = view[..., 0].ne(0).to(mask.dtype)
         states = self.show(model, inputs, len(view), **shown)
         return [image[_raster(patches)] for image, patches in zip(states, view, strict=True)]
+
+
+def _is_raster(places: Tensor, rows: int, columns: int) -> bool:
+    """Whether these are row and column, from 1, of every cell of a grid, in any order."""
+    whole = places.long()
+    if len(places) != rows * columns or not torch.equal(whole.to(places.dtype), places) or bool((whole < 1).any()):
+        return False
+    order = (whole[:, 0] - 1) * columns + whole[:, 1] - 1
+    return torch.equal(order.sort().values, torch.arange(rows * columns, device=order.device))
 
 
 def _raster(patches: Tensor) -> Tensor:

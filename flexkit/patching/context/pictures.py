@@ -11,6 +11,7 @@ from flexkit.errors import HighResInputError
 from flexkit.patching.context.arrangements import Arrangement, OneARow
 from flexkit.patching.context.geometry import Context, Places
 from flexkit.patching.context.padding import Padding, cut, stitched
+from flexkit.patching.declared import Declared
 from flexkit.zoom import Pair
 
 __all__ = ["Pictures"]
@@ -62,13 +63,17 @@ class Pictures(Context):
         self._padding = padding
         self.overview_only = overview_only
 
+    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+        axes = (*self._arrangement.view_axes, 3, "height", "width")
+        return {"pixel_values": Declared(axes, meaning=f"the last two {zoom} times those of pixel_values")}
+
     def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
         pixels, cell = inputs["pixel_values"], self._cell(model.config)
         sides = tuple(pixels.shape[-2:])
-        if pixels.ndim != self._arrangement.view_axes or sides[0] % zoom[0] or sides[1] % zoom[1]:
+        if sides[0] % zoom[0] or sides[1] % zoom[1]:
             raise HighResInputError(
-                f"hd_pixel_values has shape {tuple(pixels.shape)}; expected {self._arrangement.view_axes} axes, the "
-                f"last two {zoom} times those of pixel_values."
+                f"hd_pixel_values has shape {tuple(pixels.shape)}; expected the last two {zoom} times those of "
+                "pixel_values."
             )
         # A model does not look at the rest of a cell at the edge.
         grid = sides[0] // zoom[0] // cell, sides[1] // zoom[1] // cell

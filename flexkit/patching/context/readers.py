@@ -190,7 +190,7 @@ class Words(Reader):
             named,
             past=past,
             length=front + length,
-            repeats=batch // len(named) if named is not None else 1,
+            repeats=batch // max(1, len(named)) if named is not None else 1,
         )
         return FlexCall.of(patch, memory, rows, past, cache=inputs.get("past_key_values"), training=training)
 

@@ -8,12 +8,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError, UnsupportedModelError
+from flexkit.patching.declared import Declared
 from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.geometry.features import image_features
+from flexkit.patching.views import PREFIX
 from flexkit.selection import Policy, Threshold
 from flexkit.zoom import Pair
 
-__all__ = ["AnySize", "read_sizes"]
+__all__ = ["SIZES", "AnySize", "pairs"]
+
+SIZES = Declared(("images", 2), "sizes", "(rows, columns) each")
 
 
 class AnySize(Geometry):
@@ -38,10 +42,11 @@ class AnySize(Geometry):
         return Threshold(48 / 255).dilated(1)
 
     @abstractmethod
-    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Pair]:
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:
         """``(rows, columns)`` of every image, in pixels or patches.
 
-        Raises :class:`~flexkit.errors.HighResInputError` if the inputs contradict one another.
+        Raises :class:`~flexkit.errors.HighResInputError` if the inputs contradict one another; ``prefix`` stands before
+        their names.
         """
 
     def check_model(self, model: PreTrainedModel) -> None:
@@ -52,13 +57,15 @@ class AnySize(Geometry):
                 f"the config of {type(model).__name__} lacks `{error.name}`, which tells the size of its image tokens."
             ) from error
 
-    def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
+    def grids(
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair, prefix: str = PREFIX
+    ) -> list[Pair]:
         cell = self._cell(model.config)
-        sizes = self.sizes(model, inputs)
+        sizes = self.sizes(model, inputs, prefix)
         for rows, columns in sizes:
             if rows % (cell * zoom[0]) or columns % (cell * zoom[1]):
                 raise HighResInputError(
-                    f"hd_{self.size_input} has an image of {rows} x {columns}; expected rows divisible by "
+                    f"{prefix}{self.size_input} has an image of {rows} x {columns}; expected rows divisible by "
                     f"{cell * zoom[0]} and columns by {cell * zoom[1]}: zoom {zoom} times {cell} for each image token."
                 )
         return [(rows // cell // zoom[0], columns // cell // zoom[1]) for rows, columns in sizes]
@@ -70,24 +77,22 @@ class AnySize(Geometry):
 
     def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
         low_res = {name: value for name in self.inputs if isinstance(value := inputs.get(name), Tensor)}
-        if len(low_res) != len(self.inputs) or len(low_res[self.size_input]) != len(grids):
+        if len(low_res) != len(self.inputs):
             return
-        held = self.grids(model, low_res, (1, 1))
+        known: dict[str, int] = {}
+        for name, declared in self.declared(model, (1, 1)).items():
+            declared.check_axes(name, low_res[name], known)
+            if name == self.size_input:
+                low_res[name] = declared.checked(name, low_res[name])
+        if len(low_res[self.size_input]) != len(grids):
+            return
+        held = self.grids(model, low_res, (1, 1), prefix="")
         if held != list(grids):
             raise HighResInputError(
                 f"{self.size_input} gives low-res grids {held}; hd_{self.size_input} is a zoom of {list(grids)}."
             )
 
 
-def read_sizes(name: str, sizes: Tensor) -> list[Pair]:
-    """``(rows, columns)`` of every image from an input ``(images, 2)``.
-
-    Raises
-    ------
-    HighResInputError
-        If these are no positive integers, two for each image.
-    """
-    wrong = sizes.ndim != 2 or sizes.shape[-1] != 2 or not len(sizes) or sizes.is_floating_point()
-    if wrong or bool((sizes < 1).any()):
-        raise HighResInputError(f"hd_{name} is {sizes.tolist()}; expected positive integers, (rows, columns) each.")
+def pairs(sizes: Tensor) -> list[Pair]:
+    """``(rows, columns)`` of every image from an input ``(images, 2)``."""
     return [(rows, columns) for rows, columns in sizes.tolist()]

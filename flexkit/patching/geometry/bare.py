@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
-from flexkit.patching.geometry.anysize import AnySize, read_sizes
+from flexkit.patching.declared import Declared
+from flexkit.patching.geometry.anysize import SIZES, AnySize, pairs
 from flexkit.patching.geometry.features import image_features
 from flexkit.zoom import Pair
 
@@ -25,13 +26,16 @@ class BarePatches(AnySize):
     inputs = ("pixel_values", "image_sizes")
     size_input = "image_sizes"
 
-    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Pair]:
-        pixels, sizes = inputs["pixel_values"], read_sizes(self.size_input, inputs["image_sizes"])
+    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+        return {"pixel_values": Declared(("patches", ...)), "image_sizes": SIZES}
+
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:
+        pixels, sizes = inputs["pixel_values"], pairs(inputs["image_sizes"])
         expected = sum(self._patches(model, sizes))
         if len(pixels) != expected:
             raise HighResInputError(
-                f"hd_image_sizes {sizes} asks for {expected} patches of {self._cell(model.config)} pixels a side; "
-                f"hd_pixel_values has shape {tuple(pixels.shape)}, expected (patches, ...)."
+                f"{prefix}image_sizes {sizes} asks for {expected} patches of {self._cell(model.config)} pixels a side; "
+                f"{prefix}pixel_values has shape {tuple(pixels.shape)}, expected (patches, ...)."
             )
         return sizes
 
@@ -39,7 +43,7 @@ class BarePatches(AnySize):
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
     ) -> list[Tensor]:
         features = torch.cat(image_features(model, pixel_values=inputs["pixel_values"]))
-        return list(torch.split(features, self._patches(model, self.sizes(model, inputs))))
+        return list(torch.split(features, self._patches(model, pairs(inputs["image_sizes"]))))
 
     def _patches(self, model: PreTrainedModel, sizes: Sequence[Pair]) -> list[int]:
         side = self._cell(model.config)

@@ -13,6 +13,7 @@ from flexkit.errors import HighResInputError, UnsupportedModelError
 from flexkit.patching.call import FlexCall
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.config_view import CALL
+from flexkit.patching.declared import Declared
 from flexkit.patching.decoder import DecoderLayer, find_decoder, find_layers
 from flexkit.patching.features import no_tiles
 from flexkit.patching.in_sequence import prepare
@@ -51,6 +52,10 @@ class Geometry(ABC):
     def check_model(self, model: PreTrainedModel) -> None:
         """Raise :class:`~flexkit.errors.UnsupportedModelError` if the model lacks what this geometry reads."""
         return
+
+    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+        """Axes and numbers of :attr:`inputs`, checked before :meth:`grids` sees them; others may have any."""
+        return {}
 
     @abstractmethod
     def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:

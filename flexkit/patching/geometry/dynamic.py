@@ -1,5 +1,6 @@
 """Patches of all images in one list, with the time, rows and columns of each."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -8,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
+from flexkit.patching.declared import Declared
 from flexkit.patching.geometry.anysize import AnySize
 from flexkit.patching.geometry.features import image_features
 from flexkit.zoom import Pair
@@ -34,22 +36,22 @@ class DynamicGrid(AnySize):
     def __init__(self, cell: Callable[[Any], int] = _merge_size) -> None:
         super().__init__(cell)
 
-    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Pair]:
-        patches, grids = inputs["pixel_values"], inputs["image_grid_thw"]
-        if grids.ndim != 2 or grids.shape[-1] != 3 or grids.is_floating_point() or bool((grids < 1).any()):
+    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+        return {
+            "pixel_values": Declared(("patches", ...)),
+            "image_grid_thw": Declared(("images", 3), "sizes", "(time, rows, columns) each"),
+        }
+
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:
+        patches, grids = inputs["pixel_values"], inputs["image_grid_thw"].tolist()
+        if sum(math.prod(grid) for grid in grids) != len(patches):
             raise HighResInputError(
-                f"hd_image_grid_thw is {grids.tolist()}; expected positive integers, (time, rows, columns) each."
+                f"{prefix}image_grid_thw {grids} does not add up to the patches of {prefix}pixel_values, whose shape "
+                f"is {tuple(patches.shape)}."
             )
-        if patches.ndim < 2 or int(grids.prod(-1).sum()) != len(patches):
-            raise HighResInputError(
-                f"hd_image_grid_thw {grids.tolist()} does not add up to the patches of hd_pixel_values, whose shape is "
-                f"{tuple(patches.shape)}."
-            )
-        if bool((grids[:, 0] > 1).any()):
-            raise HighResInputError(
-                f"hd_image_grid_thw is {grids.tolist()}; expected one frame in time for each image."
-            )
-        return [(rows, columns) for _, rows, columns in grids.tolist()]
+        if any(frames > 1 for frames, _, _ in grids):
+            raise HighResInputError(f"{prefix}image_grid_thw is {grids}; expected one frame in time for each image.")
+        return [(rows, columns) for _, rows, columns in grids]
 
     def encode(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
@@ -77,15 +79,21 @@ class MergedGrid(DynamicGrid):
     def __init__(self) -> None:
         super().__init__(lambda config: 1)
 
-    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Pair]:
+    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+        return {
+            **super().declared(model, zoom),
+            "image_merge_sizes": Declared(("images",), "sizes", "one for each image"),
+        }
+
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:
         """``(rows, columns)`` of every image, in cells."""
-        patches, merges = super().sizes(model, inputs), inputs["image_merge_sizes"].flatten().tolist()
+        patches, merges = super().sizes(model, inputs, prefix), inputs["image_merge_sizes"].tolist()
         divides = [
             not rows % side and not columns % side for (rows, columns), side in zip(patches, merges, strict=False)
         ]
         if len(merges) != len(patches) or not all(divides):
             raise HighResInputError(
-                f"hd_image_merge_sizes is {merges}; expected one number for each image that divides its rows and "
+                f"{prefix}image_merge_sizes is {merges}; expected one number for each image that divides its rows and "
                 f"columns, {patches} patches."
             )
         return [(rows // side, columns // side) for (rows, columns), side in zip(patches, merges, strict=True)]

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from flexkit.encoding import split_tiles, stitch_tiles
 from flexkit.errors import HighResInputError, UnsupportedModelError
+from flexkit.patching.declared import Declared
 from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.geometry.layouts import cells_alone
 from flexkit.patching.geometry.patches import sides, vision_size
@@ -67,15 +68,22 @@ class FixedGrid(Geometry):
             )
         self.grid(model)
 
+    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+        channels = getattr(getattr(model.config, "vision_config", None), "num_channels", 3)
+        size = self.tower_size(model)
+        if size is None:
+            view = Declared(("images", channels, ...), meaning=f"zoom {zoom} times those of pixel_values", zoom=zoom)
+        else:
+            meaning = f"zoom {zoom} times the tower's {size[0]} x {size[1]} pixels"
+            view = Declared(("images", channels, zoom[0] * size[0], zoom[1] * size[1]), meaning=meaning)
+        return {"pixel_values": view}
+
     def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
         pixels = inputs["pixel_values"]
-        height, width = self.tower_size(model) or (pixels.shape[-2] // zoom[0], pixels.shape[-1] // zoom[1])
-        channels = getattr(getattr(model.config, "vision_config", None), "num_channels", 3)
-        expected = (channels, zoom[0] * height, zoom[1] * width)
-        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected:
+        if pixels.shape[-2] % zoom[0] or pixels.shape[-1] % zoom[1]:
             raise HighResInputError(
-                f"hd_pixel_values has shape {tuple(pixels.shape)}; expected (images, {', '.join(map(str, expected))}): "
-                f"zoom {zoom} times the tower's {height} x {width} pixels."
+                f"hd_pixel_values has shape {tuple(pixels.shape)}; expected a height divisible by {zoom[0]} and a "
+                f"width by {zoom[1]}."
             )
         return [self.grid(model)] * len(pixels)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
+from flexkit.patching.declared import Declared
 from flexkit.patching.geometry.anysize import AnySize
 from flexkit.zoom import Pair
 
@@ -19,17 +20,23 @@ class PositionedPatches(AnySize):
     inputs = ("pixel_values", "image_position_ids")
     size_input = "image_position_ids"
 
-    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Pair]:
+    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+        return {
+            "pixel_values": Declared(("images", "patches", ...)),
+            "image_position_ids": Declared(("images", "places", 2), "integers", "(column, row) of each patch"),
+        }
+
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:
         pixels, places = inputs["pixel_values"], inputs["image_position_ids"]
-        if pixels.ndim != 3 or places.shape != (*pixels.shape[:2], 2):
+        if places.shape[1] != pixels.shape[1]:
             raise HighResInputError(
-                f"hd_pixel_values has shape {tuple(pixels.shape)} and hd_image_position_ids {tuple(places.shape)}; "
-                "expected (images, patches, width) and (images, patches, 2)."
+                f"{prefix}pixel_values has shape {tuple(pixels.shape)} and {prefix}image_position_ids "
+                f"{tuple(places.shape)}; expected (images, patches, width) and (images, patches, 2)."
             )
-        return [_size(image) for image in places]
+        return [_size(f"{prefix}image_position_ids", image) for image in places]
 
 
-def _size(places: Tensor) -> Pair:
+def _size(name: str, places: Tensor) -> Pair:
     """Rows and columns of patches that lie row by row, in front of padding at (-1, -1)."""
     count = int((places >= 0).all(-1).sum())
     columns, rows = (places.amax(0) + 1).tolist()
@@ -37,7 +44,7 @@ def _size(places: Tensor) -> Pair:
     expected = torch.stack([raster % max(columns, 1), raster // max(columns, 1)], dim=-1)
     if not count or count != rows * columns or not torch.equal(places[:count].long(), expected):
         raise HighResInputError(
-            f"hd_image_position_ids has an image of {count} patches in {rows} rows and {columns} columns; expected "
+            f"{name} has an image of {count} patches in {rows} rows and {columns} columns; expected "
             "(column, row) of every patch, row by row, and (-1, -1) for the padding behind them."
         )
     return rows, columns

@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
-from flexkit.patching.geometry.anysize import AnySize, read_sizes
+from flexkit.patching.declared import Declared
+from flexkit.patching.geometry.anysize import SIZES, AnySize, pairs
 from flexkit.zoom import Pair
 
 __all__ = ["ListedPatches", "PaddedPatches"]
@@ -19,14 +20,22 @@ class PaddedPatches(AnySize):
     inputs = ("pixel_values", "spatial_shapes", "pixel_attention_mask")
     size_input = "spatial_shapes"
 
-    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Pair]:
+    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+        return {
+            "pixel_values": Declared(("images", "patches", ...)),
+            "spatial_shapes": SIZES,
+            "pixel_attention_mask": Declared(("images", "length"), "mask"),
+        }
+
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:
         pixels, mask = inputs["pixel_values"], inputs["pixel_attention_mask"]
-        sizes = read_sizes(self.size_input, inputs["spatial_shapes"])
+        sizes = pairs(inputs["spatial_shapes"])
         counts = [math.prod(size) for size in sizes]
-        if pixels.ndim != 3 or pixels.shape[:2] != mask.shape or mask.sum(-1).tolist() != counts:
+        if pixels.shape[:2] != mask.shape or mask.sum(-1).tolist() != counts:
             raise HighResInputError(
-                f"hd_spatial_shapes {sizes} asks for {counts} patches; hd_pixel_values has shape {tuple(pixels.shape)} "
-                f"and hd_pixel_attention_mask {tuple(mask.shape)} keeps {mask.sum(-1).tolist()}."
+                f"{prefix}spatial_shapes {sizes} asks for {counts} patches; {prefix}pixel_values has shape "
+                f"{tuple(pixels.shape)} and {prefix}pixel_attention_mask {tuple(mask.shape)} keeps "
+                f"{mask.sum(-1).tolist()}."
             )
         return sizes
 
@@ -37,11 +46,14 @@ class ListedPatches(AnySize):
     inputs = ("pixel_values", "image_grid_hw")
     size_input = "image_grid_hw"
 
-    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Pair]:
-        pixels, sizes = inputs["pixel_values"], read_sizes(self.size_input, inputs["image_grid_hw"])
-        if pixels.ndim != 2 or len(pixels) != sum(math.prod(size) for size in sizes):
+    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+        return {"pixel_values": Declared(("patches", ...)), "image_grid_hw": SIZES}
+
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:
+        pixels, sizes = inputs["pixel_values"], pairs(inputs["image_grid_hw"])
+        if len(pixels) != sum(math.prod(size) for size in sizes):
             raise HighResInputError(
-                f"hd_image_grid_hw {sizes} does not add up to the patches of hd_pixel_values, whose shape is "
+                f"{prefix}image_grid_hw {sizes} does not add up to the patches of {prefix}pixel_values, whose shape is "
                 f"{tuple(pixels.shape)}."
             )
         return sizes

@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
-from flexkit.patching.geometry.anysize import AnySize, read_sizes
+from flexkit.patching.declared import Declared
+from flexkit.patching.geometry.anysize import SIZES, AnySize, pairs
 from flexkit.patching.geometry.features import image_features
 from flexkit.patching.geometry.layouts import cells_alone
 from flexkit.zoom import Pair
@@ -33,13 +34,16 @@ class SizedImages(AnySize):
         super().__init__(cell)
         self._layout = layout
 
-    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Pair]:
-        pixels, sizes = inputs["pixel_values"], read_sizes(self.size_input, inputs["image_sizes"])
+    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+        return {"pixel_values": Declared(("images", 3, "height", "width")), "image_sizes": SIZES}
+
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:
+        pixels, sizes = inputs["pixel_values"], pairs(inputs["image_sizes"])
         height, width = (max(lengths) for lengths in zip(*sizes, strict=True))
-        if pixels.ndim != 4 or len(pixels) != len(sizes) or pixels.shape[2] < height or pixels.shape[3] < width:
+        if pixels.shape[2] < height or pixels.shape[3] < width:
             raise HighResInputError(
-                f"hd_pixel_values has shape {tuple(pixels.shape)}; expected ({len(sizes)}, channels, height, width) "
-                f"that hold hd_image_sizes {sizes}."
+                f"{prefix}pixel_values has shape {tuple(pixels.shape)}; expected ({len(sizes)}, channels, height, "
+                f"width) that hold {prefix}image_sizes {sizes}."
             )
         return sizes
 

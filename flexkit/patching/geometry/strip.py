@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
-from flexkit.patching.geometry.anysize import AnySize, read_sizes
+from flexkit.patching.declared import Declared
+from flexkit.patching.geometry.anysize import SIZES, AnySize, pairs
 from flexkit.zoom import Pair
 
 __all__ = ["PatchStrip"]
@@ -29,14 +30,18 @@ class PatchStrip(AnySize):
     def __init__(self) -> None:
         super().__init__(_merged_sides)
 
-    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Pair]:
-        strip, sizes = inputs["pixel_values"], read_sizes(self.size_input, inputs["target_sizes"])
+    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+        side = model.config.vision_config.patch_size
+        return {"pixel_values": Declared((1, 3, side, "length")), "target_sizes": SIZES}
+
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:
+        strip, sizes = inputs["pixel_values"], pairs(inputs["target_sizes"])
         side = model.config.vision_config.patch_size
         length = side * sum(math.prod(size) for size in sizes)
-        if strip.ndim != 4 or len(strip) != 1 or tuple(strip.shape[2:]) != (side, length):
+        if strip.shape[-1] != length:
             raise HighResInputError(
-                f"hd_pixel_values has shape {tuple(strip.shape)}; expected (1, channels, {side}, {length}): the "
-                f"patches of hd_target_sizes {sizes} side by side."
+                f"{prefix}pixel_values has shape {tuple(strip.shape)}; expected (1, 3, {side}, {length}): the patches "
+                f"of {prefix}target_sizes {sizes} side by side."
             )
         return sizes
 

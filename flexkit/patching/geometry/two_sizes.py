@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from flexkit.errors import HighResInputError
+from flexkit.patching.declared import Declared
 from flexkit.patching.geometry.fixed import FixedGrid
 from flexkit.patching.geometry.patches import merged_patches
 from flexkit.patching.geometry.tiles import encode_in_two_sizes
@@ -25,13 +24,8 @@ class TwoSizes(FixedGrid):
     def __init__(self) -> None:
         super().__init__(merged_patches, encode=encode_in_two_sizes)
 
-    def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
-        grids = super().grids(model, inputs, zoom)
-        larger, size = inputs["high_res_pixel_values"], model.config.high_res_vision_config.image_size
-        expected = (*inputs["pixel_values"].shape[:2], zoom[0] * size, zoom[1] * size)
-        if tuple(larger.shape) != expected:
-            raise HighResInputError(
-                f"hd_high_res_pixel_values has shape {tuple(larger.shape)}; expected {expected}: the images of "
-                f"hd_pixel_values, zoom {zoom} times the larger tower's {size} pixels."
-            )
-        return grids
+    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+        declared, size = super().declared(model, zoom), model.config.high_res_vision_config.image_size
+        axes = (*declared["pixel_values"].axes[:2], zoom[0] * size, zoom[1] * size)
+        meaning = f"the images of hd_pixel_values, zoom {zoom} times the larger tower's {size} pixels"
+        return {**declared, "high_res_pixel_values": Declared(axes, meaning=meaning)}
