@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flexkit.attention.core import attention_logits, attention_map
-from flexkit.attention.inputs import ImageCells, check_tensor, check_tokens, image_cells, selection_by_row
+from flexkit.attention.inputs import ImageCells, check_dense, check_tensor, check_tokens, image_cells, selection_by_row
 from flexkit.attention.joint import joint_attention, replaced_keys
 from flexkit.attention.output import HierarchicalAttentionOutput
 from flexkit.attention.plain import PlainSelfAttention, Tables, check_settings, gather_heads
@@ -222,13 +222,19 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         HighResInputError
             If the high-res features, their mask or their selection do not fit.
         """
-        check_tensor("hidden_states", hidden_states, batch=None, length=None, dim=self.dim)
-        self._check_needs(high_res, grid, selected, return_map)
+        self._check_states(hidden_states)
+        self._check_rotary("rotary", rotary, hidden_states)
+        if high_res is not None:
+            shape = {"batch": len(hidden_states), "tokens": None, "dim": self.dim}
+            check_tensor("high_res", high_res, like=hidden_states, error=HighResInputError, **shape)
+            high_res = high_res.to(hidden_states.dtype)
+            self._check_rotary("high_res_rotary", high_res_rotary, high_res)
+        self._check_needs(high_res, grid, selected, return_map, rotary, high_res_rotary)
         rows = _querying(queries, hidden_states)
         query, key, value = self._project(hidden_states, rotary, past)
         mask = self._mask(attention_mask, query, key)
         heads = self._attend(query, key, value, mask)
-        image = None if grid is None else image_cells(grid, zoom, image_positions, len(key), key.shape[2])
+        image = None if grid is None else image_cells(grid, zoom, image_positions, key)
         scores = made = None
         if high_res is not None or image is not None:
             asking, logits = self._row_logits(rows, query, key, mask)
@@ -242,8 +248,24 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         shown = scores if return_map else None
         return HierarchicalAttentionOutput(self._merge_heads(heads), shown, made, rows, (key, value))
 
+    def _check_states(self, states: Tensor) -> None:
+        check_tensor("hidden_states", states, batch=None, length=None, dim=self.dim)
+        weight = getattr(self.q_proj, "weight", states)
+        dtypes = {weight.dtype, states.dtype}
+        if len(dtypes) > 1 and weight.is_floating_point() and not torch.is_autocast_enabled(states.device.type):
+            raise ConfigError(
+                f"hidden_states are {states.dtype}, the weights {weight.dtype}: bring both to one dtype, or use "
+                "autocast."
+            )
+
     def _check_needs(
-        self, high_res: Tensor | None, grid: tuple[int, int] | None, selected: Tensor | None, return_map: bool
+        self,
+        high_res: Tensor | None,
+        grid: tuple[int, int] | None,
+        selected: Tensor | None,
+        return_map: bool,
+        rotary: Tables | None,
+        high_res_rotary: Tables | None,
     ) -> None:
         same, reads = self.select_from == "same", high_res is not None
         needs = "grid=(rows, columns) and image_positions, the place of the image in the sequence"
@@ -255,6 +277,11 @@ class HierarchicalSelfAttention(PlainSelfAttention):
             (not return_map or grid is not None, f"return_map needs {needs}."),
             (not (reads and same) or grid is not None, f'select_from="same" needs {needs}.'),
             (not (reads and self.low_res_keys == "replace") or grid is not None, f'"replace" needs {needs}.'),
+            (
+                not reads or (rotary is None) == (high_res_rotary is None),
+                "rotary and high_res_rotary go together: keys of both views have positions, or neither; "
+                "flexkit.attention.fractional_positions and interpolate_table make those of the high-res view.",
+            ),
             (
                 not same or selected is None,
                 'select_from="same" makes its own selection: do not hand in `selected`.',
@@ -292,16 +319,17 @@ class HierarchicalSelfAttention(PlainSelfAttention):
     ) -> Tensor:
         """The high-res tokens that each querying row reads, ``(batch, querying rows, tokens)``."""
         batch, length = rows.mask.shape
-        check_tensor("high_res", high_res, error=HighResInputError, batch=batch, tokens=None, dim=self.dim)
         tokens = high_res.shape[1]
         if image is not None:
             check_tokens(tokens, image)
+        check_dense("selected", selected, high_res, HighResInputError)
         chosen = selection_by_row(selected, batch, rows.count, tokens) & rows.valid[..., None]
         if high_res_mask is not None:
             check_tensor(
                 "high_res_mask",
                 high_res_mask,
                 dtype=torch.bool,
+                like=high_res,
                 error=HighResInputError,
                 batch=batch,
                 tokens=tokens,
@@ -310,7 +338,7 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         if self.gate is not None:
             if entropy is None:
                 raise ConfigError(f"gate={self.gate} needs the entropy of the low-res answer at each position.")
-            check_tensor("entropy", entropy, batch=batch, length=length)
+            check_tensor("entropy", entropy, like=high_res, batch=batch, length=length)
             chosen = chosen & (rows.gather(entropy)[..., None] >= self.gate)
         return chosen
 
@@ -357,7 +385,6 @@ class HierarchicalSelfAttention(PlainSelfAttention):
             features = self.key_norm(features)
         key = self.k_norm(self._split_heads(self.k_proj_hd(features)))
         if rotary is not None:
-            self._check_rotary("high_res_rotary", rotary, high_res)
             cos, sin = (tokens.gather(table.expand(len(high_res), -1, -1)) for table in rotary)
             key = rotate(key, cos, sin)
         return key, self._split_heads(self.v_proj_hd(features))
@@ -366,5 +393,5 @@ class HierarchicalSelfAttention(PlainSelfAttention):
 def _querying(queries: Tensor | None, states: Tensor) -> QueryRows:
     if queries is None:
         return QueryRows(torch.ones(states.shape[:2], dtype=torch.bool, device=states.device))
-    check_tensor("queries", queries, dtype=torch.bool, batch=states.shape[0], length=states.shape[1])
+    check_tensor("queries", queries, dtype=torch.bool, like=states, batch=states.shape[0], length=states.shape[1])
     return QueryRows(queries)

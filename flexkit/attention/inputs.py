@@ -8,11 +8,14 @@ from torch import Tensor
 
 from flexkit.attention.core import hidden_keys
 from flexkit.errors import ConfigError, FlexkitError, HighResInputError
+from flexkit.selection._checks import check_pair
 from flexkit.zoom import Pair, zoom_pair
 
 __all__ = [
     "ImageCells",
     "broadcast_mask",
+    "check_dense",
+    "check_pair_of_tensors",
     "check_tensor",
     "check_tokens",
     "image_cells",
@@ -20,28 +23,54 @@ __all__ = [
 ]
 
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_dense(name: str, tensor: object, like: Tensor | None = None, error: type[FlexkitError] = ConfigError) -> None:
+    """Raise ``error`` unless ``tensor`` is a dense tensor, on the device of ``like``."""
+    if not isinstance(tensor, Tensor):
+        raise error(f"{name} is a {type(tensor).__name__}, expected a tensor.")
+    if tensor.layout is not torch.strided:
+        raise error(f"{name} is a {tensor.layout} tensor, expected a dense one: pass {name}.to_dense().")
+    if like is not None and tensor.device != like.device:
+        raise error(f"{name} lies on {tensor.device}, the hidden states on {like.device}: move it there.")
+
+
+def check_pair_of_tensors(name: str, value: object, parts: str) -> None:
+    """Raise :class:`ConfigError` unless ``value`` is a pair, whose parts the message names."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        given = f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, tuple | list) else "")
+        raise ConfigError(f"{name} is {given}, expected a pair of tensors: {parts}.")
+
+
 def check_tensor(
     name: str,
     tensor: Tensor,
     /,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | tuple[torch.dtype, ...] = _FLOATS,
+    like: Tensor | None = None,
     error: type[FlexkitError] = ConfigError,
     **axes: int | tuple[int, ...] | None,
 ) -> None:
-    """Raise ``error`` unless ``tensor`` has the named axes in order: of a size, one of several, or any."""
+    """Raise ``error`` unless ``tensor`` has the named axes in order: of a size, one of several, or any.
+
+    It is also to be dense, floating or of another dtype, and on the device of ``like``.
+    """
+    check_dense(name, tensor, like, error)
+    dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
     sizes = [size if isinstance(size, tuple | None) else (size,) for size in axes.values()]
     fits = tensor.ndim == len(sizes) and all(
         size is None or got in size for size, got in zip(sizes, tensor.shape, strict=True)
     )
-    if fits and dtype in (None, tensor.dtype):
+    if fits and tensor.dtype in dtypes:
         return
     expected = ", ".join(
         axis if size is None else f"{axis}={' or '.join(map(str, size))}"
         for axis, size in zip(axes, sizes, strict=True)
     )
-    kind = "" if dtype is None else f"{dtype} of "
-    raise error(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected {kind}shape ({expected}).")
+    kind = "floating" if dtypes == _FLOATS else str(dtype)
+    raise error(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected {kind} of shape ({expected}).")
 
 
 class ImageCells(NamedTuple):
@@ -52,11 +81,12 @@ class ImageCells(NamedTuple):
     positions: Tensor
 
 
-def image_cells(grid: tuple[int, int], zoom: int | Pair, positions: Tensor | None, batch: int, keys: int) -> ImageCells:
-    """Join these, or raise :class:`ConfigError` unless there is one key per cell."""
+def image_cells(grid: tuple[int, int], zoom: int | Pair, positions: Tensor | None, key: Tensor) -> ImageCells:
+    """Join these, or raise :class:`ConfigError` unless there is one key ``(batch, heads, keys, dim)`` per cell."""
+    (batch, _, keys, _), grid = key.shape, check_pair("grid", grid)
     if positions is None:
         raise ConfigError("a grid was given without image_positions: say where its tokens stand in the sequence.")
-    check_tensor("image_positions", positions, dtype=torch.long, batch=batch, cells=math.prod(grid))
+    check_tensor("image_positions", positions, dtype=torch.long, like=key, batch=batch, cells=math.prod(grid))
     if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < keys:
         raise ConfigError(
             f"image_positions go from {int(positions.min())} to {int(positions.max())}, expected 0 to "
@@ -83,7 +113,7 @@ def broadcast_mask(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
         If the mask is not bool or floating, or cannot be broadcast to ``shape``.
     """
     fits = mask.ndim <= 4 and all(got in (1, want) for got, want in zip(mask.shape[::-1], shape[::-1], strict=False))
-    if not fits or not (mask.dtype == torch.bool or mask.is_floating_point()):
+    if not fits or mask.dtype not in (torch.bool, *_FLOATS):
         raise ConfigError(
             f"attention_mask is {mask.dtype} of shape {tuple(mask.shape)}, expected bool or floating, "
             f"broadcastable to (batch, heads, length, keys) = {shape}."

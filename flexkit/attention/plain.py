@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from flexkit.attention.base import base_attention, key_mask
 from flexkit.attention.core import attention_logits
-from flexkit.attention.inputs import broadcast_mask, check_tensor
+from flexkit.attention.inputs import broadcast_mask, check_dense, check_pair_of_tensors, check_tensor
 from flexkit.attention.rotary import rotate
 from flexkit.attention.rows import QueryRows
 from flexkit.errors import ConfigError
@@ -98,25 +98,24 @@ class PlainSelfAttention(nn.Module):
         key = self.k_norm(self._split_heads(self.k_proj(states)))
         value = self._split_heads(self.v_proj(states))
         if rotary is not None:
-            self._check_rotary("rotary", rotary, states)
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         if past is not None:
-            for name, cached in zip(("past key", "past value"), past, strict=True):
-                check_tensor(
-                    name,
-                    cached,
-                    batch=len(states),
-                    key_heads=self.num_kv_heads,
-                    keys=None,
-                    head_dim=self.head_dim,
-                )
-            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+            check_pair_of_tensors("past", past, "the keys and values of the last output")
+            shape = {"batch": len(states), "key_heads": self.num_kv_heads, "keys": None, "head_dim": self.head_dim}
+            check_tensor("past key", past[0], like=states, **shape)
+            check_tensor("past value", past[1], like=states, **{**shape, "keys": past[0].shape[2]})
+            key = torch.cat([past[0].to(key.dtype), key], dim=2)
+            value = torch.cat([past[1].to(value.dtype), value], dim=2)
         return query, key, value
 
-    def _check_rotary(self, name: str, tables: Tables, states: Tensor) -> None:
+    def _check_rotary(self, name: str, tables: Tables | None, states: Tensor) -> None:
+        if tables is None:
+            return
+        check_pair_of_tensors(name, tables, "cosines and sines")
+        widths: int | tuple[int, ...] = tuple(range(2, self.head_dim + 1, 2))
         for table in tables:
-            widths = tuple(range(2, self.head_dim + 1, 2))
-            check_tensor(name, table, batch=(1, states.shape[0]), positions=states.shape[1], dim=widths)
+            check_tensor(name, table, like=states, batch=(1, states.shape[0]), positions=states.shape[1], dim=widths)
+            widths = table.shape[-1]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Attention of all positions over the sequence, ``(batch, heads, length, head_dim)``."""
@@ -147,7 +146,10 @@ class PlainSelfAttention(nn.Module):
         return query, attention_logits(query, key, scaling=self.scaling, mask=mask, softcap=self.softcap)
 
     def _mask(self, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-        return None if mask is None else broadcast_mask(mask, (*query.shape[:3], key.shape[2]))
+        if mask is None:
+            return None
+        check_dense("attention_mask", mask, query)
+        return broadcast_mask(mask, (*query.shape[:3], key.shape[2]))
 
     def _visible(self, positions: Tensor, keys: int, mask: Tensor | None) -> Tensor | None:
         window = self.sliding_window

@@ -124,17 +124,20 @@ class DualResolutionEncoder(nn.Module):
         ConfigError
             If the zoom does not divide the images, or the tower does not return one token per cell of a grid.
         """
-        if not images.is_floating_point():
-            raise HighResInputError(f"images are {images.dtype}, expected floating: normalise them first.")
+        _check_pixels("images", images)
         tiles = split_tiles(images, self.zoom)
         size = tiles.shape[-2:]
         if low_res is None:
             low_res = _downsample(images, (size[0], size[1]))
-        elif low_res.shape != (*images.shape[:2], *size):
-            raise HighResInputError(
-                f"low_res has shape {tuple(low_res.shape)}, expected {(*images.shape[:2], *size)}: "
-                f"images of {tuple(images.shape)} reduced by zoom {self.zoom}."
-            )
+        else:
+            _check_pixels("low_res", low_res)
+            if low_res.shape != (*images.shape[:2], *size) or low_res.device != images.device:
+                raise HighResInputError(
+                    f"low_res has shape {tuple(low_res.shape)} on {low_res.device}, expected "
+                    f"{(*images.shape[:2], *size)} on {images.device}: images of {tuple(images.shape)} reduced by zoom "
+                    f"{self.zoom}."
+                )
+            low_res = low_res.to(images.dtype)
         tokens, grid = self._encode(low_res)
         high_res = stitch_tiles(self._encode_tiles(tiles, grid), grid, self.zoom)
         return DualResolutionOutput(
@@ -185,6 +188,16 @@ class DualResolutionEncoder(nn.Module):
         return self.projector(tokens), grid
 
 
+def _check_pixels(name: str, pixels: object) -> None:
+    if not isinstance(pixels, Tensor) or pixels.layout is not torch.strided:
+        given = pixels.layout if isinstance(pixels, Tensor) else f"a {type(pixels).__name__}"
+        raise HighResInputError(f"{name} are {given}, expected a dense tensor (batch, channels, height, width).")
+    if not pixels.is_floating_point() or pixels.itemsize < 2:
+        raise HighResInputError(f"{name} are {pixels.dtype}, expected floating: normalise them first.")
+    if 0 in pixels.shape[1:]:
+        raise HighResInputError(f"{name} have no pixels: their shape is {tuple(pixels.shape)}.")
+
+
 def _downsample(images: Tensor, size: Pair) -> Tensor:
     # The antialiasing kernel does not take half precision on every device.
     wide = images.to(torch.promote_types(images.dtype, torch.float32))
@@ -196,6 +209,7 @@ def _valid(image_sizes: Tensor | None, high_res: Tensor) -> Tensor:
     batch, rows, columns, _ = high_res.shape
     if image_sizes is None:
         return torch.ones(batch, rows, columns, dtype=torch.bool, device=high_res.device)
-    if len(image_sizes) != batch:
-        raise HighResInputError(f"image_sizes are for {len(image_sizes)} images, expected {batch}.")
-    return valid_cells(margin_cells(image_sizes, (rows, columns)), (rows, columns)).to(high_res.device)
+    margins = margin_cells(image_sizes, (rows, columns))
+    if len(margins) != batch:
+        raise HighResInputError(f"image_sizes are for {len(margins)} images, expected {batch}.")
+    return valid_cells(margins, (rows, columns)).to(high_res.device)

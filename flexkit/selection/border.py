@@ -39,5 +39,6 @@ class Border(Policy):
     @override
     def mask(self, scores: Tensor) -> Tensor:
         frame = torch.ones_like(scores, dtype=torch.bool)
-        frame[..., self.width : -self.width, self.width : -self.width] = False
+        width = min(self.width, max(scores.shape[-2:]))
+        frame[..., width:-width, width:-width] = False
         return frame

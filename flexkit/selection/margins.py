@@ -39,6 +39,8 @@ def margin_cells(image_sizes: Tensor, grid: tuple[int, int]) -> Tensor:
     [[3, 0], [0, 3], [0, 0]]
     """
     rows, columns = check_pair("grid", grid)
+    if not isinstance(image_sizes, Tensor) or image_sizes.layout is not torch.strided or image_sizes.is_meta:
+        raise HighResInputError(f"image sizes must be a dense tensor of integers, got {image_sizes!r}")
     if image_sizes.ndim != 2 or image_sizes.shape[-1] != 2 or _is_not_integer(image_sizes):
         raise HighResInputError(
             f"image sizes are {image_sizes.dtype} of shape {tuple(image_sizes.shape)}, expected integers of "
@@ -81,6 +83,8 @@ def valid_cells(margins: Tensor, grid: tuple[int, int]) -> Tensor:
     [[[0, 0], [1, 1], [0, 0]]]
     """
     rows, columns = check_pair("grid", grid)
+    if not isinstance(margins, Tensor) or margins.layout is not torch.strided:
+        raise ConfigError(f"margins must be a dense tensor, as margin_cells returns it, got {margins!r}")
     if margins.ndim != 2 or margins.shape[-1] != 2 or _is_not_integer(margins):
         raise ConfigError(
             f"margins are {margins.dtype} of shape {tuple(margins.shape)}, expected integers of shape "

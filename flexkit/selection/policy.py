@@ -1,7 +1,8 @@
 """What a selection policy is: scores on the low-res grid in, a mask out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from flexkit.errors import PolicyError
+from flexkit.errors import FlexkitError, PolicyError
 from flexkit.selection._checks import check_pair
 from flexkit.selection.resample import resample_nearest
 
@@ -73,10 +74,12 @@ class Policy(ABC):
         Raises
         ------
         PolicyError
-            If the scores are not such a tensor, or :meth:`mask` returned anything but such a mask.
+            If the scores are not such a tensor, or :meth:`mask` failed or returned anything but such a mask.
         """
-        _check_scores(self, scores)
-        return check_mask(self, self.mask(at_least_float32(scores)), scores.shape, scores.device)
+        check_scores(self, scores)
+        with named_failures(self, scores):
+            mask: object = self.mask(at_least_float32(scores))
+        return check_mask(self, mask, scores.shape, scores.device)
 
     def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
         """Choose positions on the high-res grid: the low-res mask, upsampled by nearest neighbour.
@@ -203,6 +206,20 @@ def at_least_float32(scores: Tensor) -> Tensor:
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
+@contextmanager
+def named_failures(policy: Policy, scores: Tensor) -> Iterator[None]:
+    """Raise :class:`PolicyError` where a policy, which may be anybody's, fails in this block."""
+    try:
+        yield
+    except (FlexkitError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise PolicyError(
+            f"{policy!r} failed on scores of shape {tuple(scores.shape)} with {type(error).__name__}: {error}. A "
+            "policy maps scores (..., rows, columns) to a bool mask of that shape, for any number of maps, also none."
+        ) from error
+
+
 def check_mask(policy: Policy, mask: object, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Return ``mask`` if it is a bool tensor of ``shape`` on ``device``; else raise :class:`PolicyError`."""
     if not isinstance(mask, Tensor):
@@ -217,10 +234,11 @@ def check_mask(policy: Policy, mask: object, shape: tuple[int, ...], device: tor
     )
 
 
-def _check_scores(policy: Policy, scores: object) -> None:
+def check_scores(policy: Policy, scores: object) -> None:
+    """Raise :class:`PolicyError` unless ``scores`` are maps of at least one cell."""
     if not isinstance(scores, Tensor):
         got = type(scores).__name__
-    elif scores.ndim < 2 or 0 in scores.shape[-2:] or not scores.is_floating_point():
+    elif scores.ndim < 2 or 0 in scores.shape[-2:] or not scores.is_floating_point() or scores.itemsize < 2:
         got = f"a {scores.dtype} tensor of shape {tuple(scores.shape)}"
     else:
         return

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from flexkit.errors import PolicyError
 from flexkit.selection._checks import check_count, check_int
 from flexkit.selection._ranking import cells_of, first_of
 from flexkit.selection.policy import Policy
@@ -22,7 +23,7 @@ class Random(Policy):
     k : int or float
         As in :class:`TopK`: a number of cells, or a share of them.
     seed : int
-        Seed of the draw, at least 0.
+        Seed of the draw, at least 0 and below 2**64.
 
     Raises
     ------
@@ -37,6 +38,8 @@ class Random(Policy):
     def __post_init__(self) -> None:
         check_count(self, "k", self.k)
         check_int(self, "seed", self.seed, minimum=0)
+        if self.seed >= 2**64:
+            raise PolicyError(f"Random: seed must be below 2**64, got {self.seed!r}")
 
     @override
     def mask(self, scores: Tensor) -> Tensor:

@@ -68,7 +68,14 @@ class Schedule:
         -------
         Policy
             The policy of the largest key that is not above ``layer``; :class:`Nothing` if there is none.
+
+        Raises
+        ------
+        PolicyError
+            If ``layer`` is no such int.
         """
+        if not is_int(layer, 0):
+            raise PolicyError(f"Schedule: layer must be an int of at least 0, got {layer!r}")
         return next((policy for first, policy in reversed(self._items) if first <= layer), Nothing())
 
     def __repr__(self) -> str:

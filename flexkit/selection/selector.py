@@ -12,7 +12,7 @@ from flexkit.errors import ConfigError, PolicyError
 from flexkit.selection._checks import check_pair, is_count, is_int
 from flexkit.selection.budget import within_budget
 from flexkit.selection.margins import valid_cells
-from flexkit.selection.policy import Policy, as_policy, at_least_float32, check_mask
+from flexkit.selection.policy import Policy, as_policy, at_least_float32, check_mask, check_scores, named_failures
 from flexkit.selection.schedule import Schedule
 from flexkit.selection.threshold import Threshold
 from flexkit.zoom import zoom_pair
@@ -135,6 +135,8 @@ class AttentionMapSelector(nn.Module):
             If the shapes contradict each other, or the attention lacks one of the selector's heads.
         """
         rows, columns = check_pair("grid", grid)
+        if not isinstance(attention, Tensor) or attention.layout is not torch.strided:
+            raise ConfigError(f"attention is a {type(attention).__name__}, expected a dense tensor")
         if attention.ndim != 4 or attention.shape[-1] != rows * columns or not attention.is_floating_point():
             raise ConfigError(
                 f"attention is {attention.dtype} of shape {tuple(attention.shape)}, expected floating "
@@ -146,8 +148,11 @@ class AttentionMapSelector(nn.Module):
         if margins is None:
             return maps
         valid = valid_cells(margins, (rows, columns))
-        if len(valid) != len(maps):
-            raise ConfigError(f"margins are for {len(valid)} images, the attention for {len(maps)}")
+        if len(valid) != len(maps) or valid.device != maps.device:
+            raise ConfigError(
+                f"margins are for {len(valid)} images, the attention for {len(maps)}; they lie on {valid.device} and "
+                f"{maps.device}"
+            )
         return maps.masked_fill(~rearrange(valid, "batch rows columns -> batch 1 rows columns"), 0.0)
 
     def select(self, scores: Tensor, zoom: int | tuple[int, int], *, layer: int | None = None) -> Tensor:
@@ -172,14 +177,17 @@ class AttentionMapSelector(nn.Module):
         ConfigError
             If ``zoom`` is not one or two positive ints.
         PolicyError
-            If the policy returned anything but such a mask, or the layer of a schedule is missing.
+            If the policy failed or returned anything but such a mask, or the layer of a schedule is missing.
         """
         zoom_rows, zoom_columns = zoom_pair(zoom)
         policy = self._policy_at(layer)
+        check_scores(policy, scores)
         scores = scores.detach()
         rows, columns = scores.shape[-2:]
         size = (zoom_rows * rows, zoom_columns * columns)
-        selected = check_mask(policy, policy.select(scores, size), (*scores.shape[:-2], *size), scores.device)
+        with named_failures(policy, scores):
+            chosen: object = policy.select(scores, size)
+        selected = check_mask(policy, chosen, (*scores.shape[:-2], *size), scores.device)
         return selected if self.budget is None else within_budget(selected, scores, self.budget)
 
     @override
@@ -207,7 +215,7 @@ class AttentionMapSelector(nn.Module):
 
 
 def _check_heads(heads: Sequence[int]) -> tuple[int, ...]:
-    chosen = tuple(heads)
-    if not chosen or len(set(chosen)) != len(chosen) or not all(is_int(head, 0) for head in chosen):
+    chosen = tuple(heads) if isinstance(heads, Sequence) else ()
+    if not chosen or not all(is_int(head, 0) for head in chosen) or len(set(chosen)) != len(chosen):
         raise ConfigError(f"heads must be one or more different ints of at least 0, or None; got {heads!r}")
     return chosen

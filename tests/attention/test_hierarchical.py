@@ -444,6 +444,8 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
 PLACE = {"grid": (2, 2), "image_positions": torch.arange(4)[None]}
 SELECTED = {"selected": torch.ones(1, 4, dtype=torch.bool)}
 TABLES = (torch.ones(1, 4, 2), torch.ones(1, 4, 2))
+ROTARY = (torch.ones(1, 5, 2), torch.ones(1, 5, 2))
+PAST = torch.zeros(1, 2, 3, 4)
 
 
 @pytest.mark.parametrize(
@@ -475,6 +477,37 @@ TABLES = (torch.ones(1, 4, 2), torch.ones(1, 4, 2))
         ({}, {"selected": torch.ones(2, 4, dtype=torch.bool)}, HighResInputError, "1 batch rows"),
         ({}, {"selected": torch.ones(1, 3, dtype=torch.bool)}, HighResInputError, "4 high-res tokens"),
         ({}, {"selected": torch.ones(1, 2, 4, dtype=torch.bool)}, HighResInputError, "5 querying rows"),
+        ({}, {"hidden_states": torch.zeros(1, 5, DIM).half()}, ConfigError, "float16, the weights torch.float32"),
+        ({}, {"hidden_states": torch.zeros(1, 5, DIM).long()}, ConfigError, "torch.int64 .*expected floating"),
+        ({}, {"hidden_states": [[0.0] * DIM]}, ConfigError, "hidden_states is a list, expected a tensor"),
+        ({}, {"rotary": ROTARY}, ConfigError, "rotary and high_res_rotary go together"),
+        ({}, {"high_res_rotary": TABLES}, ConfigError, "rotary and high_res_rotary go together"),
+        ({}, {"rotary": (), "high_res_rotary": TABLES}, ConfigError, "rotary is a tuple of 0, .*cosines and sines"),
+        ({}, {"rotary": (ROTARY[0], ROTARY[1].bool())}, ConfigError, "rotary is torch.bool .*expected floating"),
+        ({}, {"rotary": (ROTARY[0], ROTARY[1].repeat(1, 1, 2))}, ConfigError, "rotary .*dim=2"),
+        ({}, {"past": ()}, ConfigError, "past is a tuple of 0, expected a pair .*keys and values"),
+        ({}, {"past": torch.zeros(2, 1, 2, 3, 4)}, ConfigError, "past is a Tensor, expected a pair"),
+        ({}, {"past": (PAST, PAST[:, :, 1:])}, ConfigError, "past value .*keys=3"),
+        ({}, {"past": (PAST.to("meta"), PAST)}, ConfigError, "past key lies on meta, the hidden states on cpu"),
+        ({}, {"grid": 2}, ConfigError, "grid must be two positive ints"),
+        ({}, {"grid": (-2, -2)}, ConfigError, "grid must be two positive ints"),
+        ({}, {"queries": [[True] * 5]}, ConfigError, "queries is a list"),
+        ({}, {"attention_mask": [[True] * 5] * 5}, ConfigError, "attention_mask is a list"),
+        ({}, {"attention_mask": torch.ones(5, 5, device="meta")}, ConfigError, "attention_mask lies on meta"),
+        ({}, {"attention_mask": torch.ones(5, 5).to_sparse()}, ConfigError, r"sparse_coo tensor.*to_dense\(\)"),
+        ({}, {"image_positions": torch.arange(4, device="meta")[None]}, ConfigError, "image_positions lies on meta"),
+        ({}, {"high_res": torch.zeros(1, 4, DIM).long()}, HighResInputError, "high_res is torch.int64"),
+        ({}, {"high_res": torch.zeros(1, 4, DIM, device="meta")}, HighResInputError, "high_res lies on meta"),
+        ({}, {"high_res": torch.zeros(1, 4, DIM + 1), "selected": None}, HighResInputError, "high_res .*dim=8"),
+        ({}, {"selected": SELECTED["selected"].numpy()}, HighResInputError, "selected is a ndarray"),
+        ({}, {"selected": SELECTED["selected"].to("meta")}, HighResInputError, "selected lies on meta"),
+        ({"selector": 1}, {"margins": [[0, 0]]}, ConfigError, "margins must be a dense tensor"),
+        (
+            {"selector": 1},
+            {"margins": torch.zeros(1, 2, device="meta").long()},
+            ConfigError,
+            "they lie on meta and cpu",
+        ),
     ],
 )
 def test_inputs_are_checked(
@@ -486,6 +519,25 @@ def test_inputs_are_checked(
     base = {"hidden_states": torch.zeros(1, 5, DIM), "high_res": torch.zeros(1, 4, DIM)}
     with pytest.raises(error, match=message):
         layer(**{**base, **PLACE, **SELECTED, **inputs})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_features_and_cache_of_another_dtype(dtype: torch.dtype) -> None:
+    """A tower, or a cache, may be kept in another precision than the layer: it is read in the layer's."""
+    layer = HierarchicalSelfAttention(DIM, 2)
+    high_res, past = torch.randn(1, 4, DIM).to(dtype), (torch.randn(2, 1, 2, 3, 4).to(dtype)).unbind()
+    given = {"high_res": high_res, "past": past}
+    cast = {"high_res": high_res.float(), "past": tuple(each.float() for each in past)}
+    states = torch.randn(1, 5, DIM)
+    ours, theirs = (layer(states, **each, **SELECTED).hidden_states for each in (given, cast))
+    assert ours.dtype == torch.float32 and torch.equal(ours, theirs)
+
+
+def test_autocast_brings_dtypes_together() -> None:
+    layer, states, high_res = HierarchicalSelfAttention(DIM, 2), torch.randn(1, 5, DIM), torch.randn(1, 4, DIM)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = layer(states.bfloat16(), high_res.half(), **SELECTED).hidden_states
+    assert mixed.dtype == torch.bfloat16 and mixed.isfinite().all()
 
 
 @given(cases(select_from="previous", low_res_keys="keep"))

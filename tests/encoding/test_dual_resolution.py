@@ -136,11 +136,26 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
         ({"low_res": torch.zeros(2, 3, 8, 8)}, HighResInputError, r"low_res has shape \(2, 3, 8, 8\)"),
         ({"image_sizes": torch.ones(3, 2).long()}, HighResInputError, "for 3 images, expected 2"),
         ({"image_sizes": torch.ones(2, 3).long()}, HighResInputError, r"\(2, 3\)"),
+        ({"image_sizes": torch.tensor(3)}, HighResInputError, r"of shape \(\)"),
+        ({"image_sizes": [[8, 8], [8, 8]]}, HighResInputError, "image sizes must be a dense tensor"),
+        ({"image_sizes": 8}, HighResInputError, "image sizes must be a dense tensor"),
+        ({"images": [[0.0]]}, HighResInputError, "images are a list, expected a dense tensor"),
+        ({"images": torch.zeros(2, 3, 8, 8).to_sparse()}, HighResInputError, "torch.sparse_coo"),
+        ({"images": torch.zeros(2, 3, 8, 0)}, HighResInputError, r"no pixels: their shape is \(2, 3, 8, 0\)"),
+        ({"low_res": torch.zeros(2, 3, 4, 4).numpy()}, HighResInputError, "low_res are a ndarray"),
+        ({"low_res": torch.zeros(2, 3, 4, 4).long()}, HighResInputError, "low_res are torch.int64"),
+        ({"low_res": torch.zeros(2, 3, 4, 4, device="meta")}, HighResInputError, r"on meta, expected .* on cpu"),
     ],
 )
 def test_inputs_are_checked(inputs: dict[str, Any], error: type[FlexkitError], message: str) -> None:
     with pytest.raises(error, match=message):
         DualResolutionEncoder(Tower(), zoom=2)(**{"images": torch.zeros(2, 3, 8, 8), **inputs})
+
+
+def test_views_of_two_dtypes_are_seen_in_that_of_the_images() -> None:
+    images, low_res = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 4, 4).half()
+    encoder = DualResolutionEncoder(Tower(), zoom=2)
+    assert torch.equal(encoder(images, low_res).low_res, encoder(images, low_res.float()).low_res)
 
 
 @pytest.mark.parametrize(

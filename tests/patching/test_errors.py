@@ -310,8 +310,10 @@ def test_an_error_of_a_policy_itself() -> None:
         raise RuntimeError("broken policy")
 
     model, inputs = patched("llava", policy=broken), inputs_of("llava")
-    with unharmed(model, low_res(inputs)), pytest.raises(RuntimeError, match="broken policy"):
+    named = r"broken\) failed on scores of shape \(.*RuntimeError: broken policy"
+    with unharmed(model, low_res(inputs)), pytest.raises(PolicyError, match=named) as raised:
         logits_of(model, inputs)
+    assert isinstance(raised.value.__cause__, RuntimeError)
 
 
 @families

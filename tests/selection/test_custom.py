@@ -1,5 +1,6 @@
 """Policies of the user's own: functions and subclasses, right and wrong."""
 
+import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -94,6 +95,68 @@ def test_a_wrong_select_is_caught_by_the_selector() -> None:
 
     with pytest.raises(PolicyError, match=r"expected a torch\.bool tensor of shape \(1, 1, 4, 4\)"):
         AttentionMapSelector(Careless()).select(torch.rand(1, 1, 2, 2), 2)
+
+
+def divided(scores: Tensor) -> Tensor:
+    raise ZeroDivisionError("of my own")
+
+
+FAILING = {
+    "broadcast": (lambda scores: scores > torch.zeros(9, 7), "RuntimeError: The size of tensor a"),
+    "no maps": (lambda scores: scores > scores.max(), "RuntimeError: max"),
+    "index": (lambda scores: scores[7] > 0, "IndexError: "),
+    "attribute": (lambda scores: scores.above(1), "AttributeError: "),
+    "raises": (divided, "ZeroDivisionError: of my own"),
+}
+
+
+@pytest.mark.parametrize("kind", FAILING)
+@pytest.mark.parametrize("shape", [(1, 0, 3, 2), (0, 1, 5), (2, 0, 5, 1)], ids=str)
+def test_a_policy_that_fails_is_named_with_the_shape(kind: str, shape: tuple[int, ...]) -> None:
+    function, failure = FAILING[kind]
+    policy, scores = as_policy(function), torch.rand(shape)
+    asked = (policy, ~policy, policy & TopK(1), TopK(1) | policy, policy.pooled(2), policy.dilated(1))
+    for each in asked:
+        for call in (each, lambda scores, each=each: each.select(scores, (6, 6))):
+            with pytest.raises(PolicyError, match=re.escape(f"on scores of shape {shape} with {failure}")) as caught:
+                call(scores)
+            assert str(caught.value).startswith("FunctionPolicy(") and caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    ("shape", "failure"),
+    [
+        ((1, 0, 3, 3), r"failed on scores of shape \(1, 0, 3, 3\) with RuntimeError: The size of tensor a"),
+        ((1, 2, 3, 3), r"failed on scores of shape \(1, 2, 3, 3\) with RuntimeError: The size of tensor a"),
+        ((0, 1, 5), r"returned a torch.bool tensor of shape \(0, 0, 5\)"),
+    ],
+    ids=str,
+)
+def test_a_mean_that_forgets_its_axis(shape: tuple[int, ...], failure: str) -> None:
+    with pytest.raises(PolicyError, match=failure):
+        as_policy(lambda scores: scores > scores.mean(-1))(torch.rand(shape))
+
+
+def test_a_select_that_fails_is_named_too() -> None:
+    class Careless(Policy):
+        def mask(self, scores: Tensor) -> Tensor:
+            return scores > 0
+
+        def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+            return self(scores).view(size)
+
+    with pytest.raises(PolicyError, match=r"Careless.* failed on scores of shape \(1, 1, 2, 2\) with RuntimeError"):
+        AttentionMapSelector(Careless()).select(torch.rand(1, 1, 2, 2), 2)
+
+
+def test_errors_that_say_enough_stay_as_they_are() -> None:
+    for error in (ConfigError("of my own"), torch.OutOfMemoryError("of the device")):
+
+        def fail(scores: Tensor, error: Exception = error) -> Tensor:
+            raise error
+
+        with pytest.raises(type(error), match=str(error)):
+            as_policy(fail).dilated(1)(torch.rand(2, 2))
 
 
 @pytest.mark.parametrize(

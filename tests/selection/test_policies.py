@@ -1,6 +1,8 @@
 import math
 from functools import partial
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -232,3 +234,55 @@ def test_wrong_border(wrong: object) -> None:
 def test_wrong_seed(wrong: object) -> None:
     with pytest.raises(PolicyError, match="Random: seed must be an int of at least 0"):
         Random(3, seed=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64 - 1])
+def test_the_largest_seeds(seed: int) -> None:
+    assert int(Random(3, seed)(torch.zeros(4, 4)).sum()) == 3
+
+
+@pytest.mark.parametrize("wrong", [2**64, 10**30])
+def test_a_seed_that_torch_has_not(wrong: int) -> None:
+    with pytest.raises(PolicyError, match=rf"Random: seed must be below 2\*\*64, got {wrong}"):
+        Random(3, seed=wrong)
+
+
+ODD = [
+    math.nan,
+    math.inf,
+    -math.inf,
+    10**30,
+    2**63,
+    5e-324,
+    True,
+    np.int64(2),
+    np.float32(0.5),
+    np.float64(0.5),
+    2j,
+    "1",
+]
+NUMBERED = {
+    "TopK": TopK,
+    "Center": Center,
+    "Random": Random,
+    "seed": partial(Random, 1),
+    "Threshold": Threshold,
+    "TopP": TopP,
+    "Border": Border,
+    "pooled": TopK(1).pooled,
+    "dilated": TopK(1).dilated,
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", NUMBERED)
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_odd_numbers_are_refused_or_work(kind: str, value: Any) -> None:
+    try:
+        policy = NUMBERED[kind](value)
+    except PolicyError as error:
+        assert repr(value) in str(error)
+        return
+    for scores in (torch.rand(2, 3, 4), torch.rand(1, 5), torch.rand(5, 1), torch.full((2, 2), math.nan)):
+        assert policy(scores).shape == scores.shape
+        assert policy.select(scores, (6, 7)).shape == (*scores.shape[:-2], 6, 7)

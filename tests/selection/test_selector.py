@@ -160,6 +160,8 @@ def test_resampling_any_dtype(scores: Tensor, size: tuple[int, int]) -> None:
     [
         {"reduce": "median"},
         {"heads": []},
+        {"heads": 0},
+        {"heads": [[0]]},
         {"heads": [1, 1]},
         {"heads": [-1]},
         {"heads": [0.0]},

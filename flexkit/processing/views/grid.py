@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkit.errors import UnsupportedModelError
+from flexkit.errors import HighResInputError, UnsupportedModelError
 from flexkit.processing.outputs import joined, like, processed
 from flexkit.processing.resizing import extent, resized, tell_enlarged
 from flexkit.zoom import Pair
@@ -17,6 +17,8 @@ __all__ = ["SIZES", "grid_view"]
 
 SIZES = ("image_grid_thw", "image_grid_hw", "image_position_ids", "image_sizes", "spatial_shapes", "target_sizes")
 """Outputs that say how large each image is."""
+_CHANNELS = 4
+"""How many an image may have."""
 _KEPT = ("pixel_values", "pixel_attention_mask", "image_merge_sizes", *SIZES)
 
 
@@ -37,6 +39,8 @@ def grid_view(
     ------
     UnsupportedModelError
         If the image processor does not keep to that.
+    HighResInputError
+        If it does not because it takes the few rows of an image for its channels.
     """
     names = [name for name in image_processor.model_input_names if name in _KEPT and name in low_res]
     name = next(name for name in names if name in SIZES)
@@ -48,6 +52,12 @@ def grid_view(
     }
     expected = [(zoom[0] * rows, zoom[1] * columns) for rows, columns in _sizes(name, low_res[name])]
     if _sizes(name, whole[name]) != expected:
+        thin = [tuple(image.shape[-2:]) for image in images if image.shape[-2] <= _CHANNELS]
+        if thin:
+            raise HighResInputError(
+                f"{type(image_processor).__name__} takes the rows of images of {thin} pixels for their channels; give "
+                f"images that are more than {_CHANNELS} pixels high."
+            )
         raise UnsupportedModelError(
             f"{type(image_processor).__name__} made a high-res view with {name} {_sizes(name, whole[name])}, where "
             f"zoom {zoom} asks for {expected}: it resizes what is not to be resized."
