@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import Glm4vImageProcessorPil, Qwen2VLImageProcessorPil, VideoLlama3ImageProcessorPil
 
-from flexkit.errors import UnsupportedModelError
+from flexkit.errors import HighResInputError, UnsupportedModelError
 from flexkit.processing import FlexProcessor
 from flexkit.processing.views.grid import _as_it_is, grid_view
 from tests.processing.pictures import ZOOMS, image_prompt, noise, picture
@@ -115,6 +115,14 @@ def test_however_sizes_are_told(name: str, sizes: list[tuple[int, int]], zoom: t
         low, high = (places.amax(1).flip(-1) + 1 for places in (low, high))
     assert torch.equal(high[:, -2:], low[:, -2:] * torch.tensor(zoom))
     assert inputs["hd_pixel_values"].dtype == inputs["pixel_values"].dtype
+
+
+@pytest.mark.skipif("pil" not in PROCESSORS["emu3"].runs_here(), reason="this transformers has no such processor")
+def test_rows_that_are_taken_for_channels() -> None:
+    """Its image processor tells channels by their number, and three rows are as many."""
+    tiny = PROCESSORS["emu3"]
+    with pytest.raises(HighResInputError, match=r"takes the rows of images of \[\(3, 40\)\] pixels for their channels"):
+        FlexProcessor(tiny.build("pil"), 2)(images=picture(3, 40), text=tiny.prompt, return_tensors="pt", **tiny.call)
 
 
 class Stubborn(Qwen2VLImageProcessorPil):
