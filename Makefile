@@ -28,7 +28,7 @@ NEWEST_ONLY := $(addprefix patching/test_,config errors gate laws_everything law
 
 help:
 	@echo "make test                run all tests and doctests     (make test ARGS='-k policy' for some)"
-	@echo "make test-oldest         run those that meet transformers with its oldest supported version"
+	@echo "make test-oldest         run those that meet other packages with the lowest supported versions"
 	@echo "make coverage            the same, and at least 95 % of lines covered"
 	@echo "make matrix              write docs/support.csv, the table of supported models, from what the tests find"
 	@echo "make demo                see it look closer             (IMAGE=photo.jpg QUESTION='What is it?')"
@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml constraints.txt
 test: $(TORCHAO)/.stamp
 	$(RUN) $(COVERAGE) $(ARGS)
 
-# What meets transformers, with its oldest supported version in front of the newest.
+# What meets other packages, with the lowest supported versions of all but torch in front of the newest.
 test-oldest: BEFORE := $(abspath $(OLDEST)):
 test-oldest: $(OLDEST)/.stamp $(TORCHAO)/.stamp
 	$(RUN) $(OLDEST_TESTS) $(NEWEST_ONLY:%=--ignore=tests/%.py) $(ARGS)
