@@ -3,10 +3,10 @@
 import base64
 import json
 from collections.abc import Sequence
-from html import escape
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,8 @@ from flexkit.viz.looks import Looks
 __all__ = ["selection_page"]
 
 _TEMPLATE = Path(__file__).with_name("page.html")
+_AS_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
+"""What HTML may take for markup, as JSON may spell it too."""
 _LONGEST = 1024
 """Longer side in pixels of the picture in the page."""
 
@@ -55,6 +57,7 @@ def selection_page(
     file = BytesIO()
     shown.save(file, format="JPEG", quality=90)
     data = {
+        "question": question,
         "words": looks.words,
         "layers": looks.layers,
         "picture": "data:image/jpeg;base64," + _encoded(file.getvalue()),
@@ -69,10 +72,14 @@ def selection_page(
             for (step, layer), look in looks.looks.items()
         },
     }
-    # "</" would end the script that the data stand in.
-    script = json.dumps(data).replace("</", "<\\/")
-    page = _TEMPLATE.read_text(encoding="utf-8")
-    Path(path).write_text(page.replace("@QUESTION@", escape(question)).replace("@DATA@", script), encoding="utf-8")
+    before, after = _TEMPLATE.read_text(encoding="utf-8").split("@DATA@")
+    # As bytes before the file is opened: what cannot be written must not leave an empty one.
+    Path(path).write_bytes((before + _script(data) + after).encode())
+
+
+def _script(data: Any) -> str:
+    """JSON that can stand in an HTML page: ASCII, lone surrogates and line separators as escapes, and no markup."""
+    return json.dumps(data, allow_nan=False).translate(_AS_ESCAPES)
 
 
 def _encoded(content: bytes) -> str:

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import flexkit
 from flexkit.__main__ import main
-from flexkit.visual_search import draw_scene
+from flexkit.visual_search import draw_scene, load_model
 from tests.browser.conftest import WIDTHS, Open
 
 
@@ -54,6 +56,31 @@ def test_sliders_change_the_overlay(page_file: Path, visit: Open) -> None:
     page.locator(".words button").first.click()
     page.locator("#heat").click()
     assert shown(page) == seen[0, layers - 1]
+
+
+HOSTILE = (
+    ("@DATA@", "<img src=x onerror=document.title='taken'>"),
+    ("<!--", "<script>"),
+    ("<script>document.title='taken'</script>", "</script><script>document.title='taken'</script>"),
+    ("\ud800 lone", "\udc00"),
+    ("\u2028&lt;\u2029", "&amp;"),
+)
+
+
+@pytest.mark.parametrize(("question", "word"), HOSTILE)
+def test_text_is_shown_and_not_run(question: str, word: str, visit: Open, tmp_path: Path) -> None:
+    model, processor = load_model()
+    image = draw_scene(3, 200).image
+    inputs = processor(images=image, text="<image> Which digit is on the object that is pink?", return_tensors="pt")
+    with flexkit.trace(model) as trace, torch.no_grad():
+        model(**inputs)
+    flexkit.selection_page(trace, image, tmp_path / "page.html", words=[word], question=question)
+    page = visit((tmp_path / "page.html").as_uri())
+    page.wait_for_selector("body[data-ready]")
+    shown = [page.locator("h1").text_content(), page.locator(".words button").text_content()]
+    assert shown == [question, word]
+    assert page.title() == "Where the model looked"
+    assert page.locator("script").count() == 2 and page.locator("img").count() == 0
 
 
 @pytest.mark.parametrize("window", WIDTHS)

@@ -3,12 +3,15 @@
 import base64
 import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import flexkit
@@ -72,10 +75,9 @@ def test_pages_hold_what_they_show(traced: Any, tmp_path: Path) -> None:
     path = tmp_path / "looks.html"
     flexkit.selection_page(trace, image, path, words=["</script>", words[1]], question="Is 1 < 2?")
     page = path.read_text(encoding="utf-8")
-    assert "<h1>Is 1 &lt; 2?</h1>" in page
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page), "nothing is fetched"
     data = json.loads(page.split('type="application/json">')[1].split("</script>")[0])
-    assert data["words"][0] == "</script>" and data["layers"] == trace.layers
+    assert data["words"][0] == "</script>" and data["layers"] == trace.layers and data["question"] == "Is 1 < 2?"
     for step in range(len(trace)):
         for place, layer in enumerate(trace.layers):
             look = data["looks"][f"{step} {place}"]
@@ -83,6 +85,61 @@ def test_pages_hold_what_they_show(traced: Any, tmp_path: Path) -> None:
             mask = trace.mask(step, layer)[0].numpy()
             assert np.array_equal(bits[: mask.size].reshape(look["maskGrid"]).astype(bool), mask)
             assert look["fraction"] == pytest.approx(float(mask.mean()))
+
+
+class _Markup(HTMLParser):
+    """The tags and comments of a page, and what stands between them in its data."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[Any] = []
+        self.data = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[Any]) -> None:
+        self.found.append((tag, attributes))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.found.append(tag)
+
+    def handle_comment(self, data: str) -> None:
+        self.found.append(data)
+
+    def handle_data(self, data: str) -> None:
+        if self.found and self.found[-1] == ("script", [("id", "data"), ("type", "application/json")]):
+            self.data += data
+
+
+MARKUP = (
+    "<!--",
+    "<script>",
+    "</script>",
+    "@DATA@",
+    "@QUESTION@",
+    "<img src=x onerror=alert(1)>",
+    "\u2028",
+    "\ud800",
+    "&lt;",
+)
+any_text = st.lists(st.one_of(st.text(st.characters()), st.sampled_from(MARKUP)), max_size=4).map("".join)
+
+
+@given(question=any_text, word=any_text.filter(str.strip))
+@example(question="@DATA@", word="<img src=x onerror=alert(1)>")
+@example(question="<!--", word="<script>")
+@example(question="\udc00\ud800", word="\ud83d")
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_text_is_markup(traced: Any, tmp_path: Path, question: str, word: str) -> None:
+    trace, image, words = traced
+    image, path = image.resize((8, 8)), tmp_path / "looks.html"
+    flexkit.selection_page(trace, image, path, words=words, question="")
+    plain = _Markup(path.read_text(encoding="utf-8"))
+    flexkit.selection_page(trace, image, path, words=[word, words[1]], question=question)
+    page = _Markup(path.read_text(encoding="utf-8"))
+    assert page.found == plain.found
+    data = json.loads(page.data)
+    assert (data["question"], data["words"][0]) == (question, word.strip())
 
 
 def test_what_is_shown_is_padded_as_the_model_sees_it(traced: Any) -> None:
