@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from flexkit import interrupts  # noqa: F401 - first: all others take seconds to import
 from flexkit.accounting import Cost, cost
 from flexkit.attention import HierarchicalAttentionOutput, HierarchicalSelfAttention
 from flexkit.checkpoints import from_pretrained, load_flex, load_llava_flexattn, save_flex

@@ -1,6 +1,8 @@
 """The command line: ``flexkit``."""
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -10,6 +12,9 @@ from flexkit.commands import COMMANDS
 from flexkit.errors import FlexkitError
 
 __all__ = ["main"]
+
+_INTERRUPTED, _NOBODY_READS = 130, 141
+"""What a shell gives for a process that Ctrl-C, or a pipe that nobody reads from any more, has ended."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,25 +33,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0, or 2 if what was asked for cannot be done.
+        0, or 2 if what was asked for cannot be done; 130 if Ctrl-C ended it, 141 if what reads its output did.
 
     Raises
     ------
     SystemExit
         For ``--help``, ``--version`` and arguments that cannot be parsed.
-    FlexkitError
+    FlexkitError or OSError
         With ``--debug``, in place of the exit code 2.
     """
-    options = _parser().parse_args(arguments)
+    options = argparse.Namespace(debug=False)
     try:
+        options = _parser().parse_args(arguments)
         options.run(options)
-    except FlexkitError as error:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer would be told as an error when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _NOBODY_READS
+    except (FlexkitError, OSError) as error:
         if options.debug:
             raise
-        print(f"flexkit: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"flexkit: {_in_options(' '.join(str(error).split()), options)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return _INTERRUPTED
     return 0
 
 
@@ -57,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     for add in COMMANDS:
         add(commands)
     return parser
+
+
+def _in_options(message: str, options: argparse.Namespace) -> str:
+    """What a function calls ``image_size``, or ``selected=``, as it is typed: ``--image-size``, ``--selected``."""
+    for name in vars(options):
+        end = r"(?!\w|\.\w)" if "_" in name else "="
+        message = re.sub(rf"(?<![\w./'\"-]){name}{end}", f"--{name.replace('_', '-')}", message)
+    return message
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from flexkit.accounting.language import HighResReading, text_cost
-from flexkit.accounting.shapes import config_of, without_weights
+from flexkit.accounting.shapes import config_of, counting, without_weights
 from flexkit.accounting.towers import Tower
-from flexkit.errors import ConfigError
+from flexkit.errors import ConfigError, UnsupportedModelError
 from flexkit.patching import FlexConfig, is_patched, patch_model
 from flexkit.patching.geometry import find_geometry
 from flexkit.patching.state import get_patch
 from flexkit.selection import Policy, as_policy
+from flexkit.selection._checks import is_int
 from flexkit.zoom import Pair
 
 __all__ = ["Cost", "cost"]
@@ -100,17 +101,18 @@ def cost(
     Returns
     -------
     dict of str to Cost
-        ``low_res``: the base model. ``flexkit``: all tiles are encoded, K' and V' computed once for each token that is
-        read. ``flexkit_on_demand``: only tiles that are looked at are encoded. ``flexkit_full``: K' and V' of all
-        tokens. ``recompute``: as the published code does it, K' and V' at every step. ``all_in_sequence``: all tokens
-        of both views in the language model's sequence.
+        ``low_res``: the base model. ``high_res``: the base model whose tower takes the high-res view as its only one;
+        no such row for models that cannot be built so. ``flexkit``: all tiles are encoded, K' and V' computed once for
+        each token that is read. ``flexkit_on_demand``: only tiles that are looked at are encoded. ``flexkit_full``: K'
+        and V' of all tokens. ``recompute``: as the published code does it, K' and V' at every step.
+        ``all_in_sequence``: all tokens of both views in the language model's sequence.
 
     Raises
     ------
     ConfigError
         If the sizes do not fit the model, a number is out of its range, or the policy's number depends on the map.
     UnsupportedModelError
-        If the model cannot be patched, or has a tower of another kind.
+        If the model cannot be patched, has a tower of another kind, or does not run without weights at these sizes.
 
     Examples
     --------
@@ -119,9 +121,14 @@ def cost(
     >>> round(costs["flexkit"].tflops, 1), round(costs["recompute"].tflops, 1)
     (13.4, 17.4)
     """
+    counts = {"prompt": prompt, "new_tokens": new_tokens, "tiles": tiles or 0}
+    sides = {"image_size": image_size or 1, "low_res_size": low_res_size or 1}
+    for name, number in (*counts.items(), *sides.items()):
+        if not is_int(number, minimum=name in sides):
+            raise ConfigError(f"{name} must be an int of at least {int(name in sides)}, got {number!r}.")
     shapes = config_of(model_or_config)
-    if low_res_size is not None and hasattr(shapes.vision_config, "image_size"):
-        shapes.vision_config.image_size = low_res_size
+    if low_res_size is not None:
+        _resize(shapes, low_res_size)
     model = without_weights(shapes, dtype)
     settings = config or _settings_of(model_or_config)
     tower = Tower(model, find_geometry(model))
@@ -134,30 +141,64 @@ def cost(
         raise ConfigError(f"selected is a share of the high-res tokens, from 0 to 1, got {selected!r}.")
     own = len(patch.geometry.layout(model, grid))
 
-    text = text_cost(model, patch.decoder, own + prompt, new_tokens)
-    whole = text_cost(model, patch.decoder, own + tokens + prompt, new_tokens)
     reading, read = HighResReading(patch), round(share * tokens)
-    overview = tower.flops(low_side)
-    if tower.cuts_tiles:
-        everything = zoom**2 * overview
-        looked_at = min(zoom**2, _touched(share, zoom) if tiles is None else tiles) * overview
-    else:
-        everything = looked_at = tower.flops(low_side * zoom)
+    with counting(model):
+        low_res = _base(model, tower, low_side, prompt, new_tokens)
+        whole = text_cost(model, patch.decoder, own + tokens + prompt, new_tokens)
+        once, full = reading.projection(read), reading.projection(tokens)
+        overview = low_res.vision_flops
+        if tower.cuts_tiles:
+            everything = zoom**2 * overview
+            looked_at = min(zoom**2, _touched(share, zoom) if tiles is None else tiles) * overview
+        else:
+            everything = looked_at = tower.flops(low_side * zoom)
 
     def flex(vision: int, projections: int, kept: int, among: int = read) -> Cost:
-        attention = sum(reading.attention_flops(own + prompt + step, among) for step in range(new_tokens + 1))
-        language = text.flops + attention + projections
-        return Cost(overview + vision, language, own, read, text.kv_bytes + kept)
+        attention = reading.attention_flops(own + prompt, new_tokens + 1, among)
+        language = low_res.language_flops + attention + projections
+        return Cost(overview + vision, language, own, read, low_res.kv_bytes + kept)
 
-    once, full = reading.projection(read), reading.projection(tokens)
     return {
-        "low_res": Cost(overview, text.flops, own, 0, text.kv_bytes),
+        "low_res": low_res,
+        **_high_res(shapes, model, tower, low_side * zoom, prompt, new_tokens),
         "flexkit": flex(everything, once.flops, once.kv_bytes),
         "flexkit_on_demand": flex(looked_at, once.flops, once.kv_bytes),
         "flexkit_full": flex(everything, full.flops, full.kv_bytes, tokens),
         "recompute": flex(everything, (new_tokens + 1) * once.flops, 0),
         "all_in_sequence": Cost(overview + everything, whole.flops, own + tokens, 0, whole.kv_bytes),
     }
+
+
+def _base(model: PreTrainedModel, tower: Tower, side: int, prompt: int, new_tokens: int) -> Cost:
+    """The base model, which sees a view of this side."""
+    own = len(tower.geometry.layout(model, tower.grid(side)))
+    text = text_cost(model, tower.geometry.decoder(model), own + prompt, new_tokens)
+    return Cost(tower.flops(side), text.flops, own, 0, text.kv_bytes)
+
+
+def _high_res(
+    shapes: PretrainedConfig, model: PreTrainedModel, tower: Tower, side: int, prompt: int, new_tokens: int
+) -> dict[str, Cost]:
+    """The base model, which sees a view of this side in place of the low-res one; nothing where its tower cannot."""
+    try:
+        if tower.side is not None:
+            _resize(shapes, side)
+            model = without_weights(shapes, model.dtype)
+            tower = Tower(model, find_geometry(model))
+        if tower.side not in (None, side):
+            return {}
+        with counting(model):
+            return {"high_res": _base(model, tower, side, prompt, new_tokens)}
+    except UnsupportedModelError:
+        return {}
+
+
+def _resize(shapes: Any, side: int) -> None:
+    """Have a config ask for a tower that is made for this side, where one is made for a side."""
+    vision = getattr(shapes, "vision_config", None)
+    given = getattr(vision, "image_size", None)
+    if given is not None:
+        vision.image_size = side if isinstance(given, int) else [side, side]
 
 
 def _settings_of(given: object) -> FlexConfig:

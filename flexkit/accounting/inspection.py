@@ -3,9 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
 from flexkit.accounting.cost import Cost, cost
+from flexkit.accounting.known import KNOWN
 from flexkit.accounting.shapes import config_of, without_weights
 from flexkit.errors import ConfigError, UnsupportedModelError
 from flexkit.patching import FlexConfig, patch_model
@@ -25,6 +26,9 @@ class Inspection:
         Its class.
     model_type : str
         As transformers calls it.
+    default_shapes : bool
+        Whether only a model type was given: layers and widths are then the defaults of its config class, and need not
+        be those of any published model.
     view : str
         How its high-res view is encoded: ``"tiles"``, or ``"whole"`` as one larger image.
     zoom : tuple of int
@@ -34,7 +38,7 @@ class Inspection:
     layers : int
         Decoder layers whose attention sees the image.
     reading_layers : tuple of int
-        Indices of those that read high-res tokens, by default.
+        Indices of those that read high-res tokens, by default: as published, with projections that are trained.
     parameters, added_parameters : int
         Of the model, and what the added projections have.
     costs : dict of str to Cost, optional
@@ -43,6 +47,7 @@ class Inspection:
 
     model: str
     model_type: str
+    default_shapes: bool
     view: str
     zoom: tuple[int, int]
     image_tokens: int | None
@@ -87,6 +92,7 @@ def inspect_model(given: PreTrainedModel | PretrainedConfig | str, config: FlexC
     return Inspection(
         model=type(model).__name__,
         model_type=model.config.model_type,
+        default_shapes=isinstance(given, str) and given not in KNOWN and given in CONFIG_MAPPING,
         view="whole" if grid is None else "tiles",
         zoom=patch.config.zoom_pair,
         image_tokens=None if grid is None else len(geometry.layout(model, grid)),
@@ -101,5 +107,5 @@ def inspect_model(given: PreTrainedModel | PretrainedConfig | str, config: FlexC
 def _costs(shapes: PretrainedConfig, config: FlexConfig | None) -> dict[str, Cost] | None:
     try:
         return cost(shapes, config=config)
-    except (ConfigError, UnsupportedModelError, RuntimeError):
+    except (ConfigError, UnsupportedModelError):
         return None  # of any size, of a kind that is not counted, or default sizes that do not fit together

@@ -48,6 +48,8 @@ class HighResReading:
 
     def projection(self, tokens: int) -> TextCost:
         """K' and V' of so many tokens in every layer."""
+        if not tokens:
+            return TextCost(0, 0)
         made: list[Tensor] = []
 
         def run() -> None:
@@ -57,16 +59,26 @@ class HighResReading:
         flops = count_flops(run)
         return TextCost(flops, sum(part.nbytes for part in made))
 
-    def attention_flops(self, keys: int, tokens: int) -> int:
-        """Operations of one querying position: for the maps over so many keys, and for reading among so many tokens."""
+    def attention_flops(self, keys: int, steps: int, tokens: int) -> int:
+        """Operations of positions that query one after another: maps over the base keys, and reading.
+
+        Parameters
+        ----------
+        keys : int
+            Base keys that the first one sees; each later one sees one more.
+        steps : int
+            How many positions.
+        tokens : int
+            High-res tokens that each reads among.
+        """
         key, value = (part.shape[-1] for part in self._project(next(iter(self.patch.reading.values())), 1))
         replaces = self.patch.config.low_res_keys == "replace"
         products = 0
         for index, layer in self.patch.layers.items():
-            seen = min(keys, getattr(layer.attention, "sliding_window", None) or keys)
+            seen = _seen(keys, steps, getattr(layer.attention, "sliding_window", None) or keys + steps)
             products += seen * key
             if index in self.patch.reading:
-                products += tokens * (key + value) + replaces * seen * value
+                products += steps * tokens * (key + value) + replaces * seen * value
         decoder: Any = self.patch.decoder
         return int(2 * decoder.config.num_attention_heads * products)
 
@@ -75,6 +87,12 @@ class HighResReading:
         features = _states(self.patch.decoder, tokens)
         positions = torch.zeros(1, 1, tokens, device="meta")
         return layer.project(features, rotary_embedding(self.patch.decoder, layer, features, positions))
+
+
+def _seen(keys: int, steps: int, window: int) -> int:
+    """Keys that positions see one after another, the first ``keys``, each one more, and no more than the window."""
+    growing = min(max(window - keys, 0), steps)
+    return growing * keys + growing * (growing - 1) // 2 + (steps - growing) * window
 
 
 def _states(model: Any, tokens: int) -> Tensor:

@@ -1,15 +1,25 @@
 """Models as shapes: their configs, by whatever name they are given, and themselves without weights."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from flexkit.accounting.known import KNOWN
-from flexkit.errors import ConfigError, UnsupportedModelError
+from flexkit.errors import ConfigError, FlexkitError, UnsupportedModelError
 
-__all__ = ["config_of", "without_weights"]
+__all__ = ["config_of", "counting", "without_weights"]
 
 
 def config_of(given: PreTrainedModel | PretrainedConfig | str) -> Any:
@@ -30,14 +40,35 @@ def config_of(given: PreTrainedModel | PretrainedConfig | str) -> Any:
         return copy.deepcopy(given.config if isinstance(given, PreTrainedModel) else given)
     if given in KNOWN:
         return KNOWN[given]()
-    if given in CONFIG_MAPPING:
-        return CONFIG_MAPPING[given]()
     try:
-        return AutoConfig.from_pretrained(given)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{given!r} is none of {', '.join(KNOWN)}, no model type of transformers, and cannot be loaded as a folder "
-            f"or hub id: {str(error).splitlines()[0]}"
+        return CONFIG_MAPPING[given]() if given in CONFIG_MAPPING else AutoConfig.from_pretrained(given)
+    except Exception as error:  # a stranger's file, read by the code of any family
+        names = f"is none of {', '.join(KNOWN)}, no model type of transformers, and"
+        found = "" if Path(given).exists() else f"{names} "
+        raise ConfigError(f"{given!r} {found}cannot be loaded as a folder or hub id: {_in_short(error)}") from error
+
+
+@contextmanager
+def counting(model: PreTrainedModel) -> Iterator[None]:
+    """Tell what goes wrong while a model without weights runs.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        On the meta device.
+
+    Raises
+    ------
+    UnsupportedModelError
+        In the place of whatever the code of its family raises on shapes of these sizes.
+    """
+    try:
+        yield
+    except FlexkitError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be counted without weights at these sizes: {_in_short(error)}"
         ) from error
 
 
@@ -59,8 +90,15 @@ def without_weights(config: PretrainedConfig, dtype: torch.dtype = torch.bfloat1
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-    except ValueError as error:
-        raise UnsupportedModelError(
-            f"{config.model_type} is no model that transformers generates text about images with."
-        ) from error
+    except Exception as error:
+        of = f"{config.model_type} is no model that transformers generates text about images with"
+        if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            of = f"no {config.model_type} can be built from this config"
+        raise UnsupportedModelError(f"{of}: {_in_short(error)}") from error
     return model.eval()
+
+
+def _in_short(error: Exception) -> str:
+    """What an error of somebody else's code says, in a line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

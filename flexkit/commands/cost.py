@@ -4,15 +4,16 @@ import argparse
 import json
 
 import flexkit
-from flexkit.commands.options import Subparsers, add_debug, share, whole
+from flexkit.commands.options import BYTES, OPERATIONS, Subparsers, add_debug, share, unit_for, whole
 from flexkit.commands.waiting import waiting
 
 __all__ = ["add_cost"]
 
 _LEGEND = """
-low_res: the base model. flexkit: all tiles are encoded; flexkit_on_demand, as patched models do it: those that are
-looked at. flexkit_full: keys and values of all tokens. recompute: anew at every step, as published. all_in_sequence:
-all tokens in the prompt. read: high-res tokens, by each layer. K, V: kept from token to token, high-res ones too."""
+low_res: the base model. high_res: the base model with a tower for the high-res view. flexkit: all tiles are encoded;
+flexkit_on_demand, as patched models do it: those that are looked at. flexkit_full: keys and values of all tokens.
+recompute: anew at every step, as published. all_in_sequence: all tokens of both views in the prompt. read: high-res
+tokens, by each layer. K, V: kept from token to token, high-res ones too."""
 _PIXELS = whole(1, 10**6)
 _TOKENS = whole(0, 10**6)
 
@@ -54,10 +55,15 @@ def _run(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({name: cost.to_dict() for name, cost in costs.items()}, indent=2))
         return
-    print(f"{options.model:<20}{'TFLOP':>10}{'of these, vision':>18}{'image tokens':>14}{'read':>8}{'K, V MiB':>10}")
+    base = costs["low_res"]
+    operations, flop = unit_for(base.vision_flops + base.language_flops, OPERATIONS)
+    size, kept = unit_for(base.kv_bytes, BYTES)
+    print(options.model)
+    print(f"{'':<20}{operations:>10}{'of these, vision':>18}{'image tokens':>14}{'read':>8}{f'K, V {size}':>10}")
     for name, cost in costs.items():
+        flops = cost.vision_flops + cost.language_flops
         print(
-            f"  {name:<18}{cost.tflops:>10.2f}{cost.vision_flops / 1e12:>18.2f}{cost.image_tokens:>14}"
-            f"{cost.read_tokens:>8}{cost.kv_bytes / 2**20:>10.0f}"
+            f"  {name:<18}{flops / flop:>10.2f}{cost.vision_flops / flop:>18.2f}{cost.image_tokens:>14}"
+            f"{cost.read_tokens:>8}{cost.kv_bytes / kept:>10.0f}"
         )
     print(_LEGEND)

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from flexkit.commands.options import Subparsers, add_debug
+from flexkit.commands.options import COUNTS, OPERATIONS, Subparsers, add_debug, unit_for
 from flexkit.commands.waiting import waiting
 
 __all__ = ["add_inspect"]
@@ -36,13 +36,22 @@ def _run(options: argparse.Namespace) -> None:
     view = "tiles, encoded when they are read" if found.view == "tiles" else "one larger image"
     share = 100 * found.added_parameters / found.parameters
     print(f"{found.model} ({found.model_type}) can be patched.\n")
+    if found.default_shapes:
+        print(
+            f"  Sizes are the defaults of transformers for {found.model_type}; give a folder or a hub id for those of a\n"
+            "  model that somebody has trained.\n"
+        )
+    unit, one = unit_for(found.added_parameters, COUNTS)
     print(f"  low-res tokens of an image   {tokens}")
     print(f"  high-res view                zoom {found.zoom[0]} x {found.zoom[1]}, {view}")
     print(f"  reading layers               {first} to {last}, {len(found.reading_layers)} of {found.layers}")
-    print(f"  added parameters             {found.added_parameters / 1e6:.1f} M, {share:.1f} % of the model's")
+    print(f"  added parameters             {found.added_parameters / one:.1f} {unit}, {share:.1f} % of the model's")
     if found.costs:
-        ours, whole = found.costs["flexkit_on_demand"], found.costs["all_in_sequence"]
+        ways = (found.costs[name] for name in ("flexkit_on_demand", "low_res", "all_in_sequence"))
+        ours, without, whole = (cost.vision_flops + cost.language_flops for cost in ways)
+        unit, one = unit_for(without, OPERATIONS)
         print(
-            f"  an answer                    {ours.tflops:.1f} TFLOP reading a tenth, "
-            f"{found.costs['low_res'].tflops:.1f} without, {whole.tflops:.1f} with all high-res tokens in the sequence"
+            f"  an answer                    {ours / one:.1f} {unit} reading a tenth, {without / one:.1f} without, "
+            f"{whole / one:.1f} with all high-res tokens in the sequence"
         )
+    print("\nAs FlexConfig.published() sets it up: the added parameters have to be trained, or loaded.")

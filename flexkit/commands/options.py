@@ -1,17 +1,49 @@
-"""What several commands take."""
+"""What several commands take, and how they print amounts."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
 from flexkit.errors import FlexkitError
 
-__all__ = ["BENCHMARKS", "Subparsers", "add_debug", "needs", "share", "whole"]
+__all__ = [
+    "BENCHMARKS",
+    "BYTES",
+    "COUNTS",
+    "OPERATIONS",
+    "Subparsers",
+    "add_debug",
+    "needs",
+    "share",
+    "unit_for",
+    "whole",
+]
 
 Subparsers = Any
 """What ``argparse`` gives back for subcommands; its type has no public name."""
 BENCHMARKS = ("visual-search",)
+OPERATIONS = {"TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6, "FLOP": 1.0}
+BYTES = {"MiB": 2**20, "KiB": 2**10, "B": 1}
+COUNTS = {"M": 1e6, "k": 1e3, "": 1.0}
+
+
+def unit_for(amount: float, units: Mapping[str, float]) -> tuple[str, float]:
+    """The largest unit of which an amount is at least one, else the smallest.
+
+    Parameters
+    ----------
+    amount : float
+        In ones.
+    units : mapping of str to float
+        How much each is, the largest first.
+
+    Examples
+    --------
+    >>> unit_for(3.2e9, OPERATIONS), unit_for(0, BYTES)
+    (('GFLOP', 1000000000.0), ('B', 1))
+    """
+    return next((each for each in units.items() if amount >= each[1]), list(units.items())[-1])
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:

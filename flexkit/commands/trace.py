@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flexkit.commands.options import Subparsers, add_debug, whole
 from flexkit.commands.waiting import waiting
+from flexkit.errors import ConfigError
 
 __all__ = ["add_trace"]
 
@@ -23,7 +24,10 @@ def add_trace(commands: Subparsers) -> None:
         "--model", metavar="NAME", help="a folder or hub id; default: the small model that flexkit is shipped with"
     )
     parser.add_argument(
-        "--added", metavar="NAME", help="what flexkit.save_flex wrote; default: read without trained projections"
+        "--added",
+        metavar="NAME",
+        help="what flexkit.save_flex wrote for --model; default: it reads without trained projections, which language "
+        "models pretrained elsewhere may not be able to",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("flexkit-trace.html"), metavar="FILE", help="default: %(default)s"
@@ -34,6 +38,8 @@ def add_trace(commands: Subparsers) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.added is not None and options.model is None:
+        raise ConfigError("--added goes with --model: say to which model it was added.")
     from flexkit.demo.looking import look
 
     with waiting("looking"):
