@@ -1,5 +1,6 @@
 """Finding the layer that reads."""
 
+import math
 from typing import Any
 
 import pytest
@@ -52,6 +53,29 @@ def test_the_first_layer_that_reads_well(losses: tuple[float, ...], layer: int, 
     assert (found.layer, found.gain) == (layer, gain)
 
 
+@torch.no_grad()
+def test_standard_errors_are_those_of_the_samples(model: Any, samples: list[dict[str, torch.Tensor]]) -> None:
+    other = {**samples[2], "labels": samples[2]["labels"].clone()}
+    count = int(samples[0]["labels"].ne(-100).sum())
+    other["labels"][:, other["labels"][0].ne(-100).nonzero()[count:, 0]] = -100
+    alike = [samples[0], other]  # as many labels in each
+    found = flexkit.probe_start_layer(model, alike, FREE)
+    alone = [flexkit.probe_start_layer(model, [sample], FREE) for sample in alike]
+    base = torch.tensor([each.base_loss for each in alone])
+    assert found.base_standard_error == pytest.approx(float(base.std() / 2**0.5), abs=1e-6)
+    for layer in found.losses:
+        losses = torch.tensor([each.losses[layer] for each in alone])
+        assert found.standard_errors[layer] == pytest.approx(float(losses.std() / 2**0.5), abs=1e-6)
+        assert found.gain_standard_errors[layer] == pytest.approx(float((base - losses).std() / 2**0.5), abs=1e-6)
+    assert math.isnan(alone[0].base_standard_error) and all(map(math.isnan, alone[0].standard_errors.values()))
+    assert len(repr(found)) < 120
+
+
+def test_tuples_are_outputs_too(model: Any, samples: list[dict[str, torch.Tensor]]) -> None:
+    found = flexkit.probe_start_layer(model, samples, FREE)
+    assert flexkit.probe_start_layer(model, [{**sample, "return_dict": False} for sample in samples], FREE) == found
+
+
 def test_no_layer_reads() -> None:
     found = flexkit.LayerProbe({2: 1.2, 0: 1.3, 1: 1.1}, 1.0)
     assert (found.layer, found.gain) == (1, 0.0)
@@ -63,6 +87,12 @@ def test_what_cannot_be_probed(model: Any, samples: list[dict[str, torch.Tensor]
     without = {name: value for name, value in samples[0].items() if name != "labels"}
     with pytest.raises(flexkit.HighResInputError, match="needs labels"):
         flexkit.probe_start_layer(model, [without])
+    silent = {**samples[1], "labels": torch.full_like(samples[1]["labels"], -100)}
+    with pytest.raises(flexkit.HighResInputError, match="sample 1 has no label but -100"):
+        flexkit.probe_start_layer(model, [samples[0], silent])
+    with pytest.raises(flexkit.HighResInputError, match="needs labels, a tensor"):
+        flexkit.probe_start_layer(model, [{**samples[0], "labels": [[1]]}])
+    assert not flexkit.is_patched(model)
     with pytest.raises(flexkit.ConfigError, match="select_from"):
         flexkit.probe_start_layer(model, samples, flexkit.FlexConfig.published())
     flexkit.patch_model(model, FREE)

@@ -38,8 +38,8 @@ def _run(options: argparse.Namespace) -> None:
     print(f"{found.model} ({found.model_type}) can be patched.\n")
     if found.default_shapes:
         print(
-            f"  Sizes are the defaults of transformers for {found.model_type}; give a folder or a hub id for those of a\n"
-            "  model that somebody has trained.\n"
+            f"  Sizes are the defaults of transformers for {found.model_type}; give a folder or a hub id for those\n"
+            "  of a model that somebody has trained.\n"
         )
     unit, one = unit_for(found.added_parameters, COUNTS)
     print(f"  low-res tokens of an image   {tokens}")

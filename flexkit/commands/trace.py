@@ -43,5 +43,10 @@ def _run(options: argparse.Namespace) -> None:
     from flexkit.demo.looking import look
 
     with waiting("looking"):
-        answer = look(options.image, options.question, options.output, options.model, options.added, options.new_tokens)
-    print(f"{answer}\n\nWhere it looked: {options.output}")
+        answer, shut = look(
+            options.image, options.question, options.output, options.model, options.added, options.new_tokens
+        )
+    print(f"{answer}\n")
+    if shut:
+        print(f"Nothing was read for {shut} tokens: the low-res answer was certain, and the gate stayed shut.\n")
+    print(f"Where it looked: {options.output}")

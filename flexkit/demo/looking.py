@@ -20,7 +20,7 @@ __all__ = ["look"]
 @torch.no_grad()
 def look(
     image: Path, question: str, output: Path, name: str | None = None, added: str | None = None, new_tokens: int = 32
-) -> str:
+) -> tuple[str, int]:
     """Answer, and write a page of where the model looked.
 
     Parameters
@@ -40,8 +40,10 @@ def look(
 
     Returns
     -------
-    str
-        The answer.
+    answer : str
+        In words.
+    shut : int
+        For how many of its tokens nothing was read, because the gate stayed shut.
 
     Raises
     ------
@@ -59,7 +61,8 @@ def look(
     words = [processor.decode(token) for token in tokens]
     with writing(output):
         flexkit.selection_page(trace, processor.shown(picture), output, words=words, question=question)
-    return str(processor.decode(tokens, skip_special_tokens=True).strip())
+    shut = sum(bool(step.shut[0]) for step in trace.steps)
+    return str(processor.decode(tokens, skip_special_tokens=True).strip()), shut
 
 
 def _loaded(name: str, added: str | None) -> tuple[Any, Any]:

@@ -51,6 +51,8 @@ class FlexCall:
     visited: set[int] = field(default_factory=set)
     sights: list[Sight] = field(default_factory=list)
     """What the querying rows see: in most models the same in all layers."""
+    shut: QueryRows | None = None
+    """The positions that the gate keeps from reading."""
 
     @classmethod
     def of(

@@ -101,11 +101,13 @@ def _gated(base: Callable[..., Any], call: FlexCall, gate: float, kwargs: dict[s
     # GIT adds positions to what it is given.
     output = base(probe, kwargs if embeds is None else kwargs | {"inputs_embeds": embeds.clone()})
     uncertain = uncertain_positions(_logits(output), kwargs.get("logits_to_keep", 0), call.length, gate)
-    mask = call.rows.mask & uncertain
+    mask, shut = call.rows.mask & uncertain, QueryRows(call.rows.mask & ~uncertain)
     if not bool(mask.any()):
+        probe.shut = shut
         return probe, output
     restore(cache, saved)
     call = call.querying(QueryRows(mask))
+    call.shut = shut
     return call, base(call, kwargs)
 
 

@@ -17,7 +17,7 @@ from flexkit.selection.resample import resample_nearest
 __all__ = ["Selection", "bias_of_tokens", "of_shared_row", "select_tokens"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Selection:
     """What the map of one layer selected, for every image and querying row."""
 
@@ -27,6 +27,10 @@ class Selection:
     scores: tuple[Tensor, ...]
     """For each group ``(images, queries, rows, columns)``: the maps that were selected from; behind the first level
     those over the tokens of the level above."""
+
+    def __repr__(self) -> str:
+        masks = ", ".join(f"{int(mask.sum())} of {mask.numel()}" for mask in self.masks)
+        return f"Selection({masks})"
 
     def and_then(self, deeper: "Selection | None") -> "Selection":
         """This selection, and one on the levels below."""

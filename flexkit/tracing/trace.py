@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flexkit.attention.rows import QueryRows
 from flexkit.errors import ConfigError
 from flexkit.patching.call import FlexCall
 from flexkit.patching.selections import Selection
@@ -16,7 +17,7 @@ from flexkit.patching.state import get_patch
 __all__ = ["Step", "Trace", "trace"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Step:
     """One forward call of a traced model.
 
@@ -29,21 +30,35 @@ class Step:
     tiles : int, optional
         How many high-res tiles of all images have been encoded by the end of the call; None where views were encoded
         as a whole.
+    gated : torch.Tensor
+        ``(batch, positions)``, int64: the positions that would have read, but whose low-res answer was so certain that
+        the gate stayed shut; -1 where a row has fewer.
     """
 
     queries: Tensor
     layers: dict[int, Selection]
     tiles: int | None
+    gated: Tensor
+
+    def __repr__(self) -> str:
+        read, kept = (tuple((positions >= 0).sum(-1).tolist()) for positions in (self.queries, self.gated))
+        return f"Step(layers={list(self.layers)}, reading positions {read}, gated {kept}, tiles={self.tiles})"
+
+    @property
+    def shut(self) -> Tensor:
+        """``(batch,)``, bool: the rows in which nothing read, because of the gate."""
+        return (self.gated >= 0).any(-1) & ~(self.queries >= 0).any(-1)
 
     @classmethod
     def of(cls, call: FlexCall) -> "Step":
         """What a finished call did."""
-        queries = (call.rows.index + call.past).masked_fill(~call.rows.valid, -1)
+        shut = call.shut or QueryRows(call.rows.mask & False)
+        queries, gated = (_positions(rows, call.past) for rows in (call.rows, shut))
         layers = {layer: own.and_then(call.opened.get(layer)) for layer, own in sorted(call.selections.items())}
-        return cls(queries, layers, call.memory.features.opened)
+        return cls(queries, layers, call.memory.features.opened, gated)
 
 
-@dataclass
+@dataclass(repr=False)
 class Trace:
     """Selections of the forward calls that read high-res tokens, in order.
 
@@ -59,6 +74,9 @@ class Trace:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    def __repr__(self) -> str:
+        return f"Trace({len(self)} steps, layers {self.layers})"
 
     @property
     def layers(self) -> list[int]:
@@ -149,6 +167,11 @@ class Trace:
                 maps[row] = stack[slot]
             seen[row] += 1
         return maps
+
+
+def _positions(rows: QueryRows, past: int | Tensor) -> Tensor:
+    """``(batch, count)``: positions in the sequence; -1 where a row has fewer."""
+    return (rows.index + past).masked_fill(~rows.valid, -1)
 
 
 @contextmanager

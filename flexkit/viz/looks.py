@@ -21,10 +21,13 @@ class Look:
         ``(rows, columns)`` of the high-res grid, bool.
     scores : numpy.ndarray
         ``(rows, columns)`` of the low-res grid, float: the attention that was selected by, 1 where it was largest.
+    shut : bool
+        Whether nothing was read because the gate stayed shut.
     """
 
     mask: np.ndarray
     scores: np.ndarray
+    shut: bool
 
     @property
     def fraction(self) -> float:
@@ -92,4 +95,5 @@ def _look(trace: Trace, step: int, layer: int, row: int, image: int) -> Look:
     if not 0 <= row < len(mask):
         raise ConfigError(f"there is no batch row {row}; the trace has {len(mask)}.")
     scores = trace.scores(step, layer, image=image)[row].float().numpy()
-    return Look(mask[row].numpy(), scores / max(float(scores.max()), 1e-12))
+    shut = bool(trace.steps[step].shut[row])
+    return Look(mask[row].numpy(), scores / max(float(scores.max()), 1e-12), shut)

@@ -68,6 +68,7 @@ def selection_page(
                 "scores": _encoded((255 * look.scores).round().astype(np.uint8).tobytes()),
                 "scoreGrid": look.scores.shape,
                 "fraction": look.fraction,
+                "shut": look.shut,
             }
             for (step, layer), look in looks.looks.items()
         },

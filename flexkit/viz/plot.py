@@ -36,7 +36,8 @@ def plot_selection(
     """Show what each layer's map selected, one row of panels for each word and one column for each layer.
 
     Selected high-res tokens are in the picture's own colours, with a rim; elsewhere the picture is grey, and coloured
-    by the attention that was selected by. With the published schedule the *next* layer reads what a map selects.
+    by the attention that was selected by. With the published schedule the *next* layer reads what a map selects. Where
+    the gate stayed shut, because the low-res answer was certain, nothing was read, and no map was recorded.
 
     Parameters
     ----------
@@ -92,7 +93,8 @@ def figure_of(looks: Looks, image: Image.Image) -> "Figure":
                 own.axis("off")
                 continue
             _draw(own, look, pixels)
-            own.set_xlabel(f"{100 * look.fraction:.1f} % selected", fontsize=8)
+            selected = "nothing read: gate shut" if look.shut else f"{100 * look.fraction:.1f} % selected"
+            own.set_xlabel(selected, fontsize=8)
         axes[index, 0].axis("on")
         axes[index, 0].set_ylabel(word, fontsize=11, fontweight="bold", rotation=0, ha="right", va="center")
     for place, layer in enumerate(looks.layers):

@@ -140,12 +140,16 @@ def test_trace_shows_which_rows_opened(name: str) -> None:
         logits_of(model, inputs)
     rows = [[last] if value == entropies.max() else [-1] for value in entropies]
     assert trace.steps[0].queries.tolist() == [*rows, [-1]]
+    kept = [[-1] if value == entropies.max() else [last] for value in entropies]
+    assert trace.steps[0].gated.tolist() == [*kept, [-1]]  # a row without an image has nothing to read
+    assert trace.steps[0].shut.tolist() == [*(value != entropies.max() for value in entropies), False]
     closed = gated(name, 1e9)
     with flexkit.trace(closed) as trace:
         generate(closed, inputs, 3)
     assert len(trace) == 3
     assert all(step.queries.shape == (3, 0) for step in trace.steps)
     assert not trace.mask(0, 1).any()
+    assert all(step.shut.tolist() == [True, True, False] for step in trace.steps)
 
 
 @families

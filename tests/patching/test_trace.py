@@ -222,3 +222,13 @@ def test_beams_are_rows_of_the_trace(name: str) -> None:
         generate(model, inputs_of(name), 3, num_beams=2)
     assert [len(trace.mask(step, 1)) for step in range(3)] == [6, 6, 6]
     assert len(trace) == 3
+
+
+def test_representations_are_short() -> None:
+    model, inputs = patched("llava"), inputs_of("llava")
+    with flexkit.trace(model) as trace:
+        generate(model, inputs, 3)
+    assert repr(trace) == "Trace(3 steps, layers [0, 1, 2, 3])"
+    assert repr(trace.steps[0]).startswith("Step(layers=[0, 1, 2, 3], reading positions (1, 1, 0), gated (0, 0, 0)")
+    assert len(repr(trace.steps[0].layers[0])) < 60
+    assert not any(bool(step.shut.any()) for step in trace.steps)

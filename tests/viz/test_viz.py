@@ -168,3 +168,17 @@ def test_wrong_uses_are_told(traced: Any) -> None:
         flexkit.plot_selection(trace, image, row=4)
     with pytest.raises(ConfigError, match="there is no step"):
         flexkit.plot_selection(trace, image, layers=[17])
+
+
+def test_a_shut_gate_is_told(tmp_path: Path) -> None:
+    model, processor = load_model("base")
+    processor = flexkit.FlexProcessor(processor, flexkit.patch_model(model, flexkit.FlexConfig.training_free(gate=1e9)))
+    image = draw_scene(3, 200).image
+    with flexkit.trace(model) as trace, torch.no_grad():
+        model(**processor(images=image, text=QUESTION, return_tensors="pt"))
+    figure = flexkit.plot_selection(trace, image)
+    labels = {axes.get_xlabel() for axes in figure.axes if len(axes.images) == 3}
+    assert labels == {"nothing read: gate shut"}
+    flexkit.selection_page(trace, image, tmp_path / "looks.html")
+    data = json.loads(_Markup((tmp_path / "looks.html").read_text(encoding="utf-8")).data)
+    assert {look["shut"] for look in data["looks"].values()} == {True}
