@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import NoReturn
 
 import flexkit
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         With ``--debug``, in place of the exit code 2.
     """
     options = argparse.Namespace(debug=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files need be no text, and terminals cannot show all there is
+            stream.reconfigure(errors="backslashreplace")
     try:
         options = _parser().parse_args(arguments)
         options.run(options)
