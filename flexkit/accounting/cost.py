@@ -195,7 +195,7 @@ def _high_res(
 
 def _resize(shapes: Any, side: int) -> None:
     """Have a config ask for a tower that is made for this side, where one is made for a side."""
-    vision = getattr(shapes, "vision_config", None)
+    vision: Any = getattr(shapes, "vision_config", None)
     given = getattr(vision, "image_size", None)
     if given is not None:
         vision.image_size = side if isinstance(given, int) else [side, side]

@@ -69,8 +69,9 @@ def _loaded(name: str, added: str | None) -> tuple[Any, Any]:
     try:
         model = AutoModelForImageTextToText.from_pretrained(name).eval()
         processor = AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise FlexkitError(f"{name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a stranger's files, read by the code of any family
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        raise FlexkitError(f"{name!r} cannot be loaded: {told[0]}") from error
     if added is None:
         model = flexkit.patch_model(model, flexkit.FlexConfig.training_free())
     else:

@@ -1,6 +1,7 @@
 """``flexkit trace`` answers, and writes a page of where the model looked."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,15 @@ def test_a_model_of_ones_own(picture: Path, tmp_path: Path) -> None:
     flexkit.save_flex(model, added)
     assert main([*base, "--added", str(added), "--new-tokens", "1"]) == 0
     assert len(page_of(output)["words"]) == 1  # type: ignore[arg-type]
+
+
+def test_damaged_weights_are_told_in_one_line(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(WEIGHTS / "base", tmp_path / "base")
+    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+    assert main(["trace", str(picture), QUESTION, "--model", str(folder)]) == 2
+    assert "cannot be loaded" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
