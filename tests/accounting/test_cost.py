@@ -14,6 +14,7 @@ from flexkit.__main__ import main
 from flexkit.accounting import KNOWN
 from flexkit.measuring import count_flops, kept_bytes
 from flexkit.patching.memory import cached_memory
+from flexkit.visual_search.weights import WEIGHTS
 from tests.zoo import ZOO, Row, low_res, prompt
 
 NAMES = ("llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "internvl")
@@ -114,6 +115,20 @@ def test_other_known_models(name: str) -> None:
     assert kept == sorted(set(kept))
 
 
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_the_base_model_at_the_high_resolution(name: str) -> None:
+    model, _, side, words = question(name)
+    settings = {"prompt": words, "new_tokens": 0, "config": CONFIG.replace(zoom=None)}
+    costs = flexkit.cost(model, side, **settings)
+    assert costs["high_res"] == flexkit.cost(model, low_res_size=side, **settings)["low_res"]
+    assert costs["high_res"].vision_flops > costs["low_res"].vision_flops
+    assert list(costs)[:2] == ["low_res", "high_res"]
+
+
+def test_a_tower_of_one_size_alone_has_no_such_row() -> None:
+    assert "high_res" not in flexkit.cost(ZOO["perception_lm"].model())
+
+
 def test_what_cannot_be_counted() -> None:
     with pytest.raises(flexkit.ConfigError, match="multiple of the 336 pixels"):
         flexkit.cost("llava-1.5-7b", 1000)
@@ -130,10 +145,11 @@ def test_what_cannot_be_counted() -> None:
 def test_command(
     costs: dict[str, flexkit.Cost], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["cost", "llava-1.5-7b", "--image-size", "1008", "--selected", "0.1"]
+    small = str(WEIGHTS / "base")
+    arguments = ["cost", small, "--image-size", "192", "--selected", "0.1"]
     assert main([*arguments, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == {way: cost.to_dict() for way, cost in costs.items()}
+    assert printed == {way: cost.to_dict() for way, cost in flexkit.cost(small, 192).items()}
     for way in ("low_res", "flexkit", "flexkit_on_demand", "recompute", "all_in_sequence"):
         assert printed[way].keys() >= {"tflops", "image_tokens", "kv_bytes"}
     assert main(["cost", "llava-1.5-7b", "--image-size", "1000"]) == 2
