@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -41,17 +41,7 @@ def model_of(name: str, dtype: torch.dtype = torch.float64, implementation: str 
     """The tiny model of a family; shared, so patch it with :func:`patched` only."""
     model = FAMILIES[name].model().to(dtype)
     model.set_attn_implementation(implementation)
-    for module in model.modules():
-        if dtype == torch.float64 and type(module).__name__.endswith("RMSNorm"):
-            module.forward = partial(_norm, module)
     return model
-
-
-def _norm(module: Any, states: Tensor) -> Tensor:
-    """What transformers computes in float32, where two orders of adding may end a step apart."""
-    llama = hasattr(module, "variance_epsilon")
-    weight, epsilon = (module.weight, module.variance_epsilon) if llama else (1 + module.weight, module.eps)
-    return weight * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + epsilon)
 
 
 @contextmanager

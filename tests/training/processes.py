@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 import flexkit
 from flexkit.patching import get_patch
 from tests.training import contexts
-from tests.training.stripes import Example, examples, joined, model_for
+from tests.training.stripes import Example, doubled, examples, joined, model_for
 from tests.training.trainers import losses_of, trainer_for
 from tests.zoo import low_res
 
@@ -57,12 +57,12 @@ def loop(
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     average: Callable[[Tensor], Any] = lambda loss: None,
 ) -> Result:
-    """A training loop as anybody writes it."""
-    wrapped = wrap(model)
+    """A training loop as anybody writes it, in float64: the order of summation must not show."""
+    wrapped = wrap(model.double())
     trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.5)
     losses = []
-    for part in parts:
+    for part in map(doubled, parts):
         optimizer.zero_grad()
         loss = wrapped(**part).loss
         loss.backward()
@@ -131,8 +131,8 @@ def loops_beside(name: str) -> dict[str, Result]:
 
 def by_trainer(name: str, folder: Path) -> dict[str, Result]:
     """The same by transformers' Trainer, which shares the rows out itself."""
-    model, world = model_for(name), int(os.environ.get("WORLD_SIZE", 1))
-    rows = [row for step in range(STEPS) for row in examples(name, ROWS, seed=step)]
+    model, world = model_for(name).double(), int(os.environ.get("WORLD_SIZE", 1))
+    rows = [doubled(row) for step in range(STEPS) for row in examples(name, ROWS, seed=step)]
     trainer = trainer_for(model, rows, folder, per_device_train_batch_size=ROWS // world, max_steps=STEPS, optim="sgd")
     trainer.train()
     shared = isinstance(trainer.model_wrapped, DistributedDataParallel)

@@ -84,6 +84,11 @@ def joined(rows: Sequence[Example]) -> Example:
     return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
 
 
+def doubled(inputs: Example) -> Example:
+    """The same in float64."""
+    return {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
+
+
 @cache
 def _built(name: str) -> Any:
     return ZOO[name].model().float()

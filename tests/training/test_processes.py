@@ -13,7 +13,7 @@ import flexkit
 from flexkit.patching import added_parameters
 from tests.training import contexts, processes
 from tests.training.processes import BESIDE, ROWS, STEPS, batches, by_trainer, loop, share
-from tests.training.stripes import base_model, joined, main_families, model_for
+from tests.training.stripes import base_model, doubled, joined, main_families, model_for
 from tests.zoo import MAIN, low_res
 
 Results = list[dict[str, dict[str, processes.Result]]]
@@ -59,16 +59,16 @@ def test_one_process_without_the_high_res_view(name: str, way: str, results: Res
     """Its gradients are 0, and no process waits for the other in vain."""
     first, second = (result[name][way] for result in results)
     assert same_bits(first["weights"], second["weights"])
-    model = model_for(name)
+    model = model_for(name).double()
     optimizer = torch.optim.SGD(flexkit.flex_parameters(model), lr=0.1, momentum=0.5)
-    for batch in batches(name):
+    for batch in map(doubled, batches(name)):
         optimizer.zero_grad()
         halves = [share(batch, rank, 2) for rank in range(2)]
         (0.5 * (model(**halves[0]).loss + model(**low_res(halves[1])).loss)).backward()
         optimizer.step()
     expected = added_parameters(model)
     for key, value in expected.items():
-        torch.testing.assert_close(first["weights"][key], value.detach(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(first["weights"][key], value.detach(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
@@ -81,7 +81,7 @@ def test_an_image_beside_the_sequence(way: str, results: Results) -> None:
 
 @main_families
 def test_sharded_weights_are_saved_whole(name: str, results: Results, folder: Path) -> None:
-    loaded = flexkit.load_flex(base_model(name), folder / name)
+    loaded = flexkit.load_flex(base_model(name).double(), folder / name)
     expected = results[0][name]["fsdp"]["weights"]
     assert all(torch.equal(value, expected[key]) for key, value in added_parameters(loaded).items())
 
@@ -97,5 +97,6 @@ def same_bits(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
 
 
 def assert_close(ours: processes.Result, expected: processes.Result) -> None:
-    torch.testing.assert_close(ours["losses"], expected["losses"], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours["weights"], expected["weights"], rtol=1e-5, atol=1e-5)
+    # transformers takes the loss in float32: what is left of that is a step of it.
+    torch.testing.assert_close(ours["losses"], expected["losses"], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours["weights"], expected["weights"], rtol=1e-6, atol=1e-6)

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as HEADS
 
+from tests.zoo.exact import compute_exactly
+
 VOCABULARY, PAD = 96, 0
 IMAGE, VIDEO, START, END = 90, 91, 92, 93
 """Ids of the special tokens: a placeholder for one image or video token, and what stands around an image."""
@@ -112,6 +114,7 @@ class Family:
         torch.manual_seed(seed)
         model = self.model_class(self.config()).eval()
         cast(model, torch.float64)
+        compute_exactly(model)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim > 1:  # the default initialisation hardly attends to anything
