@@ -2,7 +2,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Models this small are slower on several threads, and xdist has a process for each core.
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from typing import Any
 

@@ -1,6 +1,7 @@
 """What is counted without weights is what real runs of small models compute and keep."""
 
 import json
+from functools import cache
 from typing import Any
 
 import pytest
@@ -66,14 +67,16 @@ def run(model: Any, inputs: dict[str, Tensor]) -> tuple[int, int]:
     return flops, kept_bytes(kept[0]) - (memory.features.bytes if memory else 0)
 
 
-def counted(model: Any, side: int, words: int, **settings: Any) -> dict[str, flexkit.Cost]:
-    return flexkit.cost(model, side, prompt=words, new_tokens=NEW, dtype=model.dtype, config=CONFIG, **settings)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_low_res_and_flexkit(name: str) -> None:
     model, inputs, side, words = question(name)
-    costs = counted(model, side, words, policy=CONFIG.policy)
+
+    @cache
+    def counted(tiles: int | None = None) -> dict[str, flexkit.Cost]:
+        settings: dict[str, Any] = {"dtype": model.dtype, "config": CONFIG, "policy": CONFIG.policy, "tiles": tiles}
+        return flexkit.cost(model, side, prompt=words, new_tokens=NEW, **settings)
+
+    costs = counted()
     flops, kept = run(model, low_res(inputs))
     assert costs["low_res"].tflops * 1e12 == pytest.approx(flops, rel=2e-3)
     assert costs["low_res"].kv_bytes == kept
@@ -81,7 +84,7 @@ def test_low_res_and_flexkit(name: str) -> None:
         flexkit.patch_model(model, CONFIG.replace(**settings), trained=True)
         with flexkit.trace(model) as trace:
             flops, kept = run(model, inputs)
-        costs = counted(model, side, words, policy=CONFIG.policy, tiles=trace.steps[-1].tiles)
+        costs = counted(trace.steps[-1].tiles)
         flexkit.unpatch_model(model)
         assert costs[way].kv_bytes == kept
         assert costs[way].tflops * 1e12 == pytest.approx(flops, rel=1e-2), way

@@ -1,6 +1,6 @@
 """The laws, for every family of the zoo."""
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ in_sequence = pytest.mark.parametrize("family", IN_SEQUENCE.values(), ids=list(I
 """The others are in test_context.py."""
 
 
-@lru_cache(maxsize=1)
+@cache
 def built(family: Family) -> Any:
     """The model of a family; tests leave it unpatched."""
     return family.model()

@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 
 import flexkit
 from flexkit.__main__ import main
-from flexkit.visual_search import TRACKS, draw_scene, load_model, questions
+from flexkit.visual_search import TRACKS, draw_scene, evaluation, load_model, questions
 from flexkit.visual_search import training as module
 from flexkit.visual_search.evaluation import evaluate
 from flexkit.visual_search.recipe import CONFIG, STAGES
 from flexkit.visual_search.training import train
 from flexkit.visual_search.ways import BUDGET
+from tests.visual_search import processes
 
 QUICK = {name: replace(stage, steps=3, batch=1) for name, stage in STAGES.items()}
 FIELDS = {"accuracy", "questions", "selected_fraction", "lm_gflops", "seconds"}
@@ -37,6 +38,12 @@ WAYS = [
 ]
 TWO = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
 PLAIN = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in processes.QUICK.items():
+        monkeypatch.setattr(evaluation, name, value)
 
 
 @pytest.fixture(scope="module")
@@ -159,16 +166,19 @@ def test_accuracy_is_the_share_of_right_answers(trained: Path) -> None:
     assert scores["attribute"]["low_res"]["accuracy"] == right / 4
 
 
-def test_two_processes_give_the_same_numbers(trained: Path) -> None:
-    command = ["-m", "flexkit", "eval", "visual-search", "--weights", str(trained), "--questions", "26", "--json"]
+def test_two_processes_give_the_same_numbers(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each has a batch of its own, of another length."""
+    count = str(processes.QUICK["BATCH"] + 1)
+    command = ["eval", "visual-search", "--weights", str(trained), "--questions", count, "--json"]
     command += ["--track", "attribute"]
-    environment: dict[str, Any] = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    scores = []
-    for launcher in ((), (*TWO, *PLAIN)):
-        line = [sys.executable, *launcher, *command]
-        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        scores.append(json.loads(done.stdout)["attribute"])
+    assert main(command) == 0
+    alone = json.loads(capsys.readouterr().out)["attribute"]
+    root = Path(processes.__file__).parents[2]
+    environment: dict[str, Any] = {"PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    line = [sys.executable, *TWO, *PLAIN, processes.__file__, *command]
+    done = subprocess.run(line, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    together = json.loads(done.stdout)["attribute"]
     for name in WAYS:
-        first, second = ({k: v for k, v in score[name].items() if k != "seconds"} for score in scores)
+        first, second = ({k: v for k, v in score[name].items() if k != "seconds"} for score in (alone, together))
         assert first == pytest.approx(second)

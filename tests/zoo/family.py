@@ -1,7 +1,9 @@
 """What the zoo says of a kind of model: how a tiny one is built, and how images enter its prompts."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -110,23 +112,10 @@ class Family:
     """What a model needs to run in float64."""
 
     def model(self, seed: int = 0) -> tf.PreTrainedModel:
-        """A model in eval mode, float64: exact enough to compare different orders of summation."""
-        torch.manual_seed(seed)
-        model = self.model_class(self.config()).eval()
-        cast(model, torch.float64)
-        compute_exactly(model)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim > 1:  # the default initialisation hardly attends to anything
-                    parameter.normal_(0, 0.3)
-                elif parameter.numel() == 1 and not parameter.any():  # a gate that is closed before training
-                    parameter.fill_(0.5)
-        if self.prepare:
-            self.prepare(model)
-        if model.can_generate():
-            model.generation_config.pad_token_id = PAD
-            model.generation_config.eos_token_id = None
-        return model
+        """A model of its own in eval mode, float64: exact enough to compare different orders of summation."""
+        model, random_state = _built(self, seed)
+        torch.set_rng_state(random_state)
+        return copy.deepcopy(model)
 
     @property
     def model_class(self) -> Any:
@@ -138,3 +127,24 @@ class Family:
         make = self.high_res if zoom or self.low_res is None else self.low_res
         parts = [make(config, grid, zoom or (1, 1)) for grid in grids]
         return joined(parts, self.strips)
+
+
+@cache
+def _built(family: Family, seed: int) -> tuple[tf.PreTrainedModel, Tensor]:
+    """A model, and the state of the random numbers behind it; it takes longer to build one than to copy it."""
+    torch.manual_seed(seed)
+    model = family.model_class(family.config()).eval()
+    cast(model, torch.float64)
+    compute_exactly(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:  # the default initialisation hardly attends to anything
+                parameter.normal_(0, 0.3)
+            elif parameter.numel() == 1 and not parameter.any():  # a gate that is closed before training
+                parameter.fill_(0.5)
+    if family.prepare:
+        family.prepare(model)
+    if model.can_generate():
+        model.generation_config.pad_token_id = PAD
+        model.generation_config.eos_token_id = None
+    return model, torch.get_rng_state()
