@@ -30,8 +30,9 @@ _TOLERANCE = 0.01
 class SourceView(TileView):
     """The tiles of one picture.
 
-    They are what the image processor makes of the whole picture with every size scaled by the zoom, cut; but for two
-    grey levels here and there, see :meth:`flexkit.TileSource.read`.
+    They are what the image processor makes of the whole picture with every size scaled by the zoom, cut: to the bit
+    where it resizes by PIL and :meth:`flexkit.TileSource.read` is exact. Torchvision rounds and clips in another order;
+    of noise, it makes less than one grey level of difference on the mean.
 
     Parameters
     ----------
