@@ -83,7 +83,11 @@ def test_what_the_base_model_takes(name: str) -> None:
                 said(model, made)
             continue
         ours = said(model, made)
-        assert not torch.equal(ours[:, 0], heard[form][:, 0]), form
+        if torch.equal(ours[:, 0], heard[form][:, 0]):  # then no word of the prompt stands for the image (IDEFICS2)
+            other = {
+                key: -value if "pixel" in key and value.is_floating_point() else value for key, value in made.items()
+            }
+            assert torch.equal(said(model, low_res(other))[:, 0], heard[form][:, 0]), form
         if torch.equal(heard[form][:, 0], base[:, 0]):
             assert_close(ours[:, 0], read[:, 0])
 
