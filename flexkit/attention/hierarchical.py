@@ -225,8 +225,15 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         self._check_states(hidden_states)
         self._check_rotary("rotary", rotary, hidden_states)
         if high_res is not None:
-            shape = {"batch": len(hidden_states), "tokens": None, "dim": self.dim}
-            check_tensor("high_res", high_res, like=hidden_states, error=HighResInputError, **shape)
+            check_tensor(
+                "high_res",
+                high_res,
+                like=hidden_states,
+                error=HighResInputError,
+                batch=len(hidden_states),
+                tokens=None,
+                dim=self.dim,
+            )
             high_res = high_res.to(hidden_states.dtype)
             self._check_rotary("high_res_rotary", high_res_rotary, high_res)
         self._check_needs(high_res, grid, selected, return_map, rotary, high_res_rotary)

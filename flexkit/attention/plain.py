@@ -101,9 +101,18 @@ class PlainSelfAttention(nn.Module):
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         if past is not None:
             check_pair_of_tensors("past", past, "the keys and values of the last output")
-            shape = {"batch": len(states), "key_heads": self.num_kv_heads, "keys": None, "head_dim": self.head_dim}
-            check_tensor("past key", past[0], like=states, **shape)
-            check_tensor("past value", past[1], like=states, **{**shape, "keys": past[0].shape[2]})
+            keys: int | None = None
+            for part, cached in zip(("past key", "past value"), past, strict=True):
+                check_tensor(
+                    part,
+                    cached,
+                    like=states,
+                    batch=len(states),
+                    key_heads=self.num_kv_heads,
+                    keys=keys,
+                    head_dim=self.head_dim,
+                )
+                keys = cached.shape[2]
             key = torch.cat([past[0].to(key.dtype), key], dim=2)
             value = torch.cat([past[1].to(value.dtype), value], dim=2)
         return query, key, value

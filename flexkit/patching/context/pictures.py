@@ -11,7 +11,7 @@ from flexkit.errors import HighResInputError
 from flexkit.patching.context.arrangements import Arrangement, OneARow
 from flexkit.patching.context.geometry import Context, Places
 from flexkit.patching.context.padding import Padding, cut, stitched
-from flexkit.patching.declared import Declared
+from flexkit.patching.declared import Axis, Declared
 from flexkit.zoom import Pair
 
 __all__ = ["Pictures"]
@@ -64,7 +64,7 @@ class Pictures(Context):
         self.overview_only = overview_only
 
     def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
-        axes = (*self._arrangement.view_axes, 3, "height", "width")
+        axes: tuple[Axis, ...] = (*self._arrangement.view_axes, 3, "height", "width")
         return {"pixel_values": Declared(axes, meaning=f"the last two {zoom} times those of pixel_values")}
 
     def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
