@@ -9,7 +9,7 @@ __all__: list[str] = []
 
 def _is_command() -> bool:
     """Whether this process was started as ``flexkit`` or ``python -m flexkit``; an importer keeps its own hooks."""
-    started_as = getattr(sys, "argv", [""])[0]
+    started_as = (getattr(sys, "argv", None) or [""])[0]
     return Path(started_as).stem == "flexkit" or (started_as == "-m" and "flexkit" in sys.orig_argv)
 
 

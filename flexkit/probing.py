@@ -33,8 +33,8 @@ class LayerProbe:
     base_standard_error : float
         Of the base loss.
     gain_standard_errors : dict of int to float
-        From the index of a layer to the standard error of how much lower its loss is than the base loss. Both are taken
-        on the same samples, so it is smaller than those two are.
+        From the index of a layer to the standard error of how much lower its loss is than the base loss, sample by
+        sample: what chance may make of the gain.
     """
 
     losses: dict[int, float]

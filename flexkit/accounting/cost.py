@@ -121,11 +121,12 @@ def cost(
     >>> round(costs["flexkit"].tflops, 1), round(costs["recompute"].tflops, 1)
     (13.4, 17.4)
     """
-    counts = {"prompt": prompt, "new_tokens": new_tokens, "tiles": tiles or 0}
-    sides = {"image_size": image_size or 1, "low_res_size": low_res_size or 1}
-    for name, number in (*counts.items(), *sides.items()):
-        if not is_int(number, minimum=name in sides):
-            raise ConfigError(f"{name} must be an int of at least {int(name in sides)}, got {number!r}.")
+    given = {"prompt": prompt, "new_tokens": new_tokens, "tiles": tiles}
+    sides = {"image_size": image_size, "low_res_size": low_res_size}
+    for name, number in (given | sides).items():
+        least = int(name in sides)
+        if number is not None and not is_int(number, minimum=least):
+            raise ConfigError(f"{name} must be an int of at least {least}, got {number!r}.")
     shapes = config_of(model_or_config)
     if low_res_size is not None:
         _resize(shapes, low_res_size)

@@ -207,7 +207,7 @@ def test_amounts_of_small_models(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_counts_from_python() -> None:
-    for name, value in (("prompt", -1), ("new_tokens", 1.5), ("tiles", -1), ("image_size", 0), ("low_res_size", True)):
+    for name, value in (("prompt", -1), ("new_tokens", 1.5), ("tiles", -1), ("image_size", 0), ("low_res_size", 0)):
         with pytest.raises(flexkit.ConfigError, match=name):
             flexkit.cost(BASE, **{name: value})
     nothing = flexkit.cost(BASE, selected=0.0)
