@@ -23,12 +23,13 @@ OLDEST_TESTS := $(addprefix tests/,checkpoints families patching processing trai
 NEWEST_ONLY := $(addprefix patching/test_,config errors gate laws_everything laws_finite laws_selection pyramid) \
                $(addprefix training/test_,example processes trainer) $(addprefix ways/test_,compile context_compile)
 
-.PHONY: help venv test test-oldest coverage matrix demo docs browser lint types format clean
+.PHONY: help venv test test-oldest fuzz coverage matrix demo docs browser lint types format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make test                run all tests and doctests     (make test ARGS='-k policy' for some)"
 	@echo "make test-oldest         run those that meet other packages with the lowest supported versions"
+	@echo "make fuzz                run those that throw anything at flexkit, for long"
 	@echo "make coverage            the same, and at least 95 % of lines covered"
 	@echo "make matrix              write docs/support.csv, the table of supported models, from what the tests find"
 	@echo "make demo                see it look closer             (IMAGE=photo.jpg QUESTION='What is it?')"
@@ -66,6 +67,9 @@ $(OLDEST)/.stamp: constraints-oldest.txt $(STAMP)
 	@rm -rf $(OLDEST)
 	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --target $(OLDEST) -r $<
 	@touch $@
+
+fuzz: override ARGS += -m fuzz --hypothesis-profile=fuzz
+fuzz: test
 
 coverage:
 	@$(MAKE) test CI=1

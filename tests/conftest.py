@@ -13,6 +13,7 @@ from tests.matrix import Matrix
 
 settings.register_profile("dev", deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True)
+settings.register_profile("fuzz", settings.get_profile("dev"), max_examples=10_000)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 # torch is imported where it is needed: the process that only hands out tests to others does without.
