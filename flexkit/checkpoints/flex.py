@@ -1,7 +1,9 @@
 """What patching added to a model, in files of its own: projections of high-res features, and settings."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -12,22 +14,27 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from flexkit.checkpoints.files import path_inside, read_json, rewritten
+from flexkit.checkpoints.files import drafts, read_json, written
 from flexkit.checkpoints.hub import HubOptions, fetched
-from flexkit.checkpoints.tensors import check_tensors, read_tensors
-from flexkit.errors import CheckpointError, ConfigError, FlexkitError
+from flexkit.checkpoints.tensors import check_tensors, read_file
+from flexkit.errors import CheckpointError, ConfigError
 from flexkit.patching import FlexConfig, added_parameters, get_patch, is_patched, patch_model, unpatch_model
 from flexkit.patching.state import patched_model
 from flexkit.selection import Policy, Schedule, as_policy, policy_to_dict
 
-__all__ = ["SETTINGS", "STEM", "WEIGHTS", "load_added", "load_flex", "save_flex", "write_flex"]
+__all__ = ["SETTINGS", "WEIGHTS", "flex_draft", "load_added", "load_flex", "read_flex", "save_flex"]
 
 Model = TypeVar("Model", bound=nn.Module)
 AnyPolicy = Policy | Schedule | Callable[[Tensor], Tensor]
 
-STEM = "flexkit"
-WEIGHTS, SETTINGS = f"{STEM}.safetensors", f"{STEM}.json"
+WEIGHTS, SETTINGS = "flexkit.safetensors", "flexkit.json"
 _FORMAT = 1
+# In the header of the weights, where one rename puts them into place together: the settings that were saved with them,
+# and the digest of the settings file that was there before. Where that still is, the writer was killed before it came
+# to it.
+_OWN, _BEFORE = "flexkit", "flexkit_before"
+# A patched model has each of them; to leave one to the model would be to guess.
+_REQUIRED = ("start_layer", "zoom", "policy")
 
 
 def save_flex(model: nn.Module, folder: str | PathLike[str], *, is_main_process: bool = True) -> None:
@@ -53,13 +60,19 @@ def save_flex(model: nn.Module, folder: str | PathLike[str], *, is_main_process:
     ConfigError
         If the model queries from a tensor of positions, which belongs to one batch.
     """
-    write_flex(model, added_parameters(model), folder, is_main_process=is_main_process)
+    with flex_draft(model, added_parameters(model), folder, is_main_process=is_main_process) as (_, commit):
+        commit()
 
 
-def write_flex(
+@contextmanager
+def flex_draft(
     model: nn.Module, weights: Mapping[str, Tensor], folder: str | PathLike[str], *, is_main_process: bool
-) -> None:
-    """Write a model's settings with the given weights, as :func:`save_flex` does with the model's own."""
+) -> Iterator[tuple[Path | None, Callable[[], None]]]:
+    """Write a model's settings with the given weights, for :func:`save_flex`, beside where they will be.
+
+    The folder is held until the end. The values are the folder of drafts, and what puts them into place; None, and
+    nothing, in processes that do not write.
+    """
     settings = {
         "format_version": _FORMAT,
         "flexkit_version": version("flexkit-vlm"),
@@ -68,13 +81,25 @@ def write_flex(
     }
     weights = {name: _on_cpu(weight) for name, weight in weights.items()}
     if not is_main_process:
+        yield None, lambda: None
         return
+    settings["digest"] = _digest(settings, weights)
+    text = json.dumps(settings, indent=2) + "\n"
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with rewritten(folder / WEIGHTS) as draft:
-        save_file(weights, draft, metadata={"format": "pt"})
-    with rewritten(folder / SETTINGS) as draft:
-        draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    with drafts(folder) as place:
+        with written(folder):
+            before = (folder / SETTINGS).read_bytes() if (folder / SETTINGS).is_file() else text.encode()
+            replaced = {} if before == text.encode() else {_BEFORE: sha256(before).hexdigest()}
+            save_file(weights, place / WEIGHTS, metadata={"format": "pt", _OWN: text} | replaced)
+            (place / SETTINGS).write_text(text, encoding="utf-8")
+        del weights
+
+        def commit() -> None:
+            with written(folder):
+                (place / WEIGHTS).replace(folder / WEIGHTS)
+                (place / SETTINGS).replace(folder / SETTINGS)
+
+        yield place, commit
 
 
 def load_flex(
@@ -107,14 +132,14 @@ def load_flex(
     Raises
     ------
     CheckpointError
-        If the folder is incomplete, cannot be had from the hub, is of another format or for another model, or the
-        settings do not agree.
+        If the folder is incomplete, cannot be had from the hub, is of another format or for another model, its files
+        are of different saves, a weight is not finite or no floating-point number, or the settings do not agree.
     UnsupportedModelError
         If the model cannot be patched.
     """
     folder = fetched(folder, (SETTINGS, WEIGHTS), **hub)
-    settings = _read_settings(folder, model)
-    tensors = read_tensors(folder, STEM)
+    saved, tensors = read_flex(folder)
+    settings = _settings(saved, folder, model)
     if is_patched(model):
         _check_agreement(settings, get_patch(model).config.to_dict(), policy, folder)
         load_added(model, tensors, source=folder)
@@ -150,10 +175,16 @@ def load_added(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str |
     Raises
     ------
     CheckpointError
-        If tensors are missing, extra or of another shape.
+        If tensors are missing, extra, of another shape, or hold what the model's weights cannot.
     """
     added = added_parameters(model)
     check_tensors({name: weight.shape for name, weight in added.items()}, tensors, source=source)
+    narrow = [name for name, weight in added.items() if not _holds(weight.dtype, tensors[name])]
+    if narrow:
+        raise CheckpointError(
+            f"{narrow[0]} in {source} has values beyond {added[narrow[0]].dtype}, the model's; load it into a model of "
+            f"{tensors[narrow[0]].dtype}."
+        )
     for name, weight in added.items():
         if weight.is_meta:
             owner, _, own = name.rpartition(".")
@@ -164,10 +195,35 @@ def load_added(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str |
             weight.copy_(tensors[name])
 
 
-def _read_settings(folder: Path, model: nn.Module) -> dict[str, Any]:
+def read_flex(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The settings and the weights that were saved together.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is missing or damaged, or they are of two saves.
+    """
+    settings = read_json(folder, SETTINGS)
+    tensors, header = read_file(folder, WEIGHTS)
+    if _OWN not in header:  # of an older version, or changed by hand
+        return settings, tensors
+    try:
+        own = json.loads(header[_OWN])
+        digest = own["digest"]
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} has a damaged header ({error}); save it again.") from error
+    if settings.get("digest") == digest:
+        return settings, tensors
+    if header.get(_BEFORE) == sha256((folder / SETTINGS).read_bytes()).hexdigest():
+        return own, tensors
+    raise CheckpointError(
+        f"{SETTINGS} and {WEIGHTS} in {folder} are of two different saves; copy both from one, or save again."
+    )
+
+
+def _settings(given: dict[str, Any], folder: Path, model: nn.Module) -> dict[str, Any]:
     """The saved FlexConfig as plain JSON."""
-    path = path_inside(folder, SETTINGS)
-    given = read_json(path)
+    path = folder / SETTINGS
     if given.get("format_version") != _FORMAT:
         raise CheckpointError(
             f"{path} has format version {given.get('format_version')!r}, this flexkit reads {_FORMAT}; use "
@@ -178,9 +234,12 @@ def _read_settings(folder: Path, model: nn.Module) -> dict[str, Any]:
             f"{path} was saved from a model of type {given.get('model_type')!r}, this one is "
             f"{_model_type(model)!r}; load it into the base model that it was trained on."
         )
-    if not isinstance(given.get("config"), dict):
+    settings = given.get("config")
+    if not isinstance(settings, dict):
         raise CheckpointError(f'{path} has no "config" object; save it again.')
-    settings: dict[str, Any] = given["config"]
+    missing = [name for name in _REQUIRED if name not in settings]
+    if missing:
+        raise CheckpointError(f'{path}: "config" lacks {", ".join(missing)}; save it again.')
     return settings
 
 
@@ -193,7 +252,7 @@ def _config(settings: dict[str, Any], policy: AnyPolicy | None, folder: Path) ->
         )
     try:
         return FlexConfig.from_dict(settings, policy=policy)
-    except (FlexkitError, TypeError) as error:
+    except (ArithmeticError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / SETTINGS}: {error}") from error
 
 
@@ -217,6 +276,22 @@ def _check_agreement(
             f"{folder} was saved with other settings than the model's: {'; '.join(differences)}. Unpatch the "
             "model first, and it is patched with the saved settings."
         )
+
+
+def _holds(dtype: torch.dtype, tensor: Tensor) -> bool:
+    if not dtype.is_floating_point or not tensor.numel():
+        return True
+    largest = torch.finfo(dtype).max
+    low, high = tensor.aminmax()
+    return -largest <= low.item() and high.item() <= largest
+
+
+def _digest(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    digest = sha256(json.dumps(settings).encode())
+    for name, weight in sorted(weights.items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(memoryview(weight.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
 
 
 def _on_cpu(weight: Tensor) -> Tensor:

@@ -15,11 +15,12 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from flexkit.checkpoints.files import checkpoint_folder, read_json
+from flexkit.checkpoints.files import checkpoint_file, checkpoint_folder, read_json
 from flexkit.checkpoints.flex import load_added
 from flexkit.checkpoints.llava_config import START_LAYER, PublishedSettings, read_settings
 from flexkit.checkpoints.tensors import check_tensors, read_tensors
 from flexkit.checkpoints.vision import vision_settings, vision_weights
+from flexkit.errors import CheckpointError
 from flexkit.patching import added_parameters, patch_model
 
 __all__ = ["load_llava_flexattn"]
@@ -35,6 +36,16 @@ _PUBLISHED = {
 }
 _PROJECTION = re.compile(r"(.*\.layers\.(\d+)\.self_attn\.[kv]_proj)(_hd)?(\.\w+)")
 _EMBEDDING, _HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "num_channels",
+    "patch_size",
+)
 # Older versions of transformers saved what follows from the configuration.
 _DERIVED = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
@@ -80,6 +91,7 @@ def load_llava_flexattn(
     tensors = _used_tensors(folder)
     if not any(name.startswith(_TOWER) for name in tensors):
         tensors |= {_published(f"{_TOWER}{name}"): weight for name, weight in vision_weights(tower).items()}
+    _check_sizes(config, tensors, folder)
     base = _base_shapes(config)
     check_tensors(_expected(base), tensors, source=folder)
 
@@ -108,6 +120,23 @@ def _used_tensors(folder: Path) -> dict[str, Tensor]:
         if name.endswith(_DERIVED) or (projection and projection[3] and int(projection[2]) < START_LAYER):
             del tensors[name]
     return tensors
+
+
+def _check_sizes(config: LlavaConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """What is described has to be of the order of what the files hold, before it is built."""
+    layers, most = len(tensors), max((tensor.numel() for tensor in tensors.values()), default=0)
+    for part in (config.text_config, config.vision_config):
+        said = {name: getattr(part, name, None) for name in _SIZES} | {"num_hidden_layers": part.num_hidden_layers}
+        for name, size in said.items():
+            limit = layers if name == "num_hidden_layers" else most
+            # The vocabulary has one row more than the file.
+            if size is not None and not (isinstance(size, int) and 0 < size <= limit + 1):
+                raise CheckpointError(
+                    f"{folder / 'config.json'} does not fit its weights: {name} is {size}, but there are {layers} tensors "
+                    f"of at most {most} values; download both again."
+                )
+    if config.vision_config.image_size // config.vision_config.patch_size > most:
+        raise CheckpointError(f"the vision tower of {folder} has patches of no more than a point; pass vision_config=.")
 
 
 def _base_shapes(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
@@ -143,7 +172,7 @@ def _with_placeholder(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _generation_config(folder: Path, settings: PublishedSettings) -> GenerationConfig:
-    path = folder / "generation_config.json"
-    saved = read_json(path) if path.exists() else {}
+    name = "generation_config.json"
+    saved = read_json(folder, name) if checkpoint_file(folder, name) else {}
     tokens = {name: getattr(settings.text, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return GenerationConfig.from_dict(tokens | saved | {"suppress_tokens": [settings.image_token_id]})

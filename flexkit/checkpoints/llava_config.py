@@ -127,7 +127,7 @@ def read_settings(folder: Path) -> PublishedSettings:
         If it is another kind of checkpoint, a setting is missing, or settings contradict each other.
     """
     path = folder / "config.json"
-    given = read_json(path)
+    given = read_json(folder, path.name)
     if given.get("model_type") != "llava_llama":
         raise CheckpointError(
             f"{path} says model_type {given.get('model_type')!r}; a published FlexAttention checkpoint says "
@@ -191,7 +191,7 @@ def _number(settings: Mapping[str, Any], key: str, path: Path) -> int:
         raise CheckpointError(f"{path} lacks {key}; download it again.")
     try:
         return int(settings[key])
-    except (ValueError, TypeError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {key} has to be a whole number, got {settings[key]!r}.") from error
 
 

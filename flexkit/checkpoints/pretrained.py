@@ -1,7 +1,9 @@
 """Patched models in the folders of transformers: the base model's files as ever, what was added beside them."""
 
 import inspect
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from flexkit.checkpoints.flex import SETTINGS, STEM, WEIGHTS, AnyPolicy, load_flex, write_flex
+from flexkit.checkpoints.flex import SETTINGS, WEIGHTS, AnyPolicy, flex_draft, load_flex, read_flex
 from flexkit.checkpoints.hub import HubOptions, fetched
-from flexkit.checkpoints.tensors import check_tensors, read_tensors
+from flexkit.checkpoints.tensors import check_tensors
 from flexkit.errors import CheckpointError
 from flexkit.patching import added_parameters
 from flexkit.patching.methods import METHODS
@@ -76,24 +78,53 @@ def save_pretrained(
             f"the state_dict given has {len(weights)} of the {len(added)} tensors that flexkit added to this model; "
             "give all of them, or none to save the base model alone."
         )
-    if weights and not Path(save_directory).is_file():
-        write_flex(self, weights, save_directory, is_main_process=self.should_save_on_this_rank(is_main_process))
     base = _without(self, added)
     vars(base)["_get_files_timestamps"] = _timestamps_of_others
-    type(self).save_pretrained(base, save_directory, is_main_process, state_dict, *args, **kwargs)
+    save = partial(type(self).save_pretrained, base, save_directory, is_main_process, state_dict, *args, **kwargs)
+    if not weights or Path(save_directory).is_file():
+        save()
+        return
+    main = self.should_save_on_this_rank(is_main_process)
+    with flex_draft(self, weights, save_directory, is_main_process=main) as (place, commit):
+        commit = cache(commit)
+
+        def upload(*arguments: Any, **options: Any) -> Any:
+            commit()
+            return type(self)._upload_modified_files(base, *arguments, **options)
+
+        vars(base)["_upload_modified_files"] = upload
+        with _set_aside(Path(save_directory) / SETTINGS, place):
+            save()
+            commit()
 
 
 def load_state_dict(self: PreTrainedModel, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
     """``load_state_dict`` of a patched model: a Trainer that resumes offers the base model's file only."""
     folder = _resumed()
     if folder is not None and (folder / WEIGHTS).exists():
-        tensors = read_tensors(folder, STEM)
+        _, tensors = read_flex(folder)
         check_tensors({name: weight.shape for name, weight in added_parameters(self).items()}, tensors, source=folder)
         if not state_dict.keys() <= self.state_dict().keys():
             # Many models are saved under names of older versions, which only from_pretrained translates.
             state_dict = type(self).from_pretrained(folder).state_dict()
         state_dict = {**state_dict, **tensors}
     return type(self).load_state_dict(self, state_dict, *args, **kwargs)
+
+
+@contextmanager
+def _set_aside(path: Path, place: Path | None) -> Iterator[None]:
+    """While the base model is written what was saved before is not loaded; it is back if that fails."""
+    if place is None or not path.is_file():
+        yield
+        return
+    aside = place / f"{path.name}.before"
+    path.replace(aside)
+    try:
+        yield
+    except BaseException:
+        if not path.exists():
+            aside.replace(path)
+        raise
 
 
 METHODS.update(save_pretrained=save_pretrained, load_state_dict=load_state_dict)

@@ -4,13 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from flexkit.checkpoints.files import checkpoint_folder, path_inside, read_json
+from flexkit.checkpoints.files import checkpoint_file, checkpoint_folder, read_json
 from flexkit.errors import CheckpointError
 
-__all__ = ["check_tensors", "read_tensors"]
+__all__ = ["check_tensors", "read_file", "read_tensors"]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -37,18 +38,40 @@ def read_tensors(folder: str | PathLike[str], stem: str = "model") -> dict[str, 
         index.
     """
     folder = checkpoint_folder(folder)
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.exists():
+    index = f"{stem}.safetensors.index.json"
+    if checkpoint_file(folder, index) is not None:
         return _read_shards(folder, index)
-    if not (folder / f"{stem}.safetensors").exists():
-        raise CheckpointError(_no_safetensors(folder, stem))
-    return _read_file(path_inside(folder, f"{stem}.safetensors"))
+    return read_file(folder, f"{stem}.safetensors")[0]
+
+
+def read_file(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors of one safetensors file of a folder, and the notes in its header.
+
+    Raises
+    ------
+    CheckpointError
+        If it is missing, damaged, outside of the folder or not of safetensors.
+    """
+    path = checkpoint_file(folder, name)
+    if path is None:
+        raise CheckpointError(_no_safetensors(folder, name))
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path} is not a safetensors file; only those are read. {_CONVERT}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            # Cloned, because a tensor of the file is a view of it and changes when the file is written again.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); download or save it again.") from error
 
 
 def check_tensors(
     expected: Mapping[str, Sequence[int]], given: Mapping[str, Tensor], *, source: str | PathLike[str]
 ) -> None:
     """Check that the given tensors are the expected ones: none missing, none extra, all of the right shape.
+
+    They are weights, so they have to be of 16, 32 or 64 bit floating point, and finite.
 
     Parameters
     ----------
@@ -71,7 +94,16 @@ def check_tensors(
         for name, shape in expected.items()
         if name in given and tuple(given[name].shape) != tuple(shape)
     ]
-    kinds = {"missing": missing, "not expected": extra, "of another shape": misshaped}
+    weights = {name: given[name] for name in expected if name in given}
+    untyped = [f"{name} of {weight.dtype}" for name, weight in weights.items() if weight.dtype not in _DTYPES]
+    infinite = [name for name, weight in weights.items() if weight.dtype in _DTYPES and not _is_finite(weight)]
+    kinds = {
+        "missing": missing,
+        "not expected": extra,
+        "of another shape": misshaped,
+        "not of 16, 32 or 64 bit floating point": untyped,
+        "not finite": infinite,
+    }
     complaints = [f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds.items() if names]
     if complaints:
         raise CheckpointError(
@@ -80,35 +112,32 @@ def check_tensors(
         )
 
 
-def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
-    places = read_json(index).get("weight_map")
+def _read_shards(folder: Path, index: str) -> dict[str, Tensor]:
+    path = folder / index
+    places = read_json(folder, index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-        raise CheckpointError(f'{index} has no "weight_map" of names to files; download it again.')
-    shards = {shard: path_inside(folder, shard) for shard in dict.fromkeys(places.values())}
-    absent = [shard for shard, path in shards.items() if not path.is_file()]
+        raise CheckpointError(f'{path} has no "weight_map" of names to files; download it again.')
+    shards = dict.fromkeys(places.values())
+    absent = [shard for shard in shards if checkpoint_file(folder, shard) is None]
     if absent:
-        raise CheckpointError(f"{index} names shards that are missing: {_first(absent)}; download them.")
+        raise CheckpointError(f"{path} names shards that are missing: {_first(absent)}; download them.")
     tensors: dict[str, Tensor] = {}
-    for shard, path in shards.items():
-        content = _read_file(path)
+    for shard in shards:
+        content, _ = read_file(folder, shard)
         named = {name for name, place in places.items() if place == shard}
         if named != content.keys():
-            raise CheckpointError(
-                f"{path} and {index.name} disagree about {_first(sorted(named ^ content.keys()))}; download both again."
-            )
+            different = _first(sorted(named ^ content.keys()))
+            raise CheckpointError(f"{folder / shard} and {index} disagree about {different}; download both again.")
         tensors |= content
     return tensors
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path} is not a safetensors file; only those are read. {_CONVERT}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            # Cloned, because a tensor of the file is a view of it and changes when the file is written again.
-            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); download or save it again.") from error
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _is_finite(weight: Tensor) -> bool:
+    """In one pass and without a mask as large as the weight: minimum and maximum of what holds a NaN are NaN."""
+    return not weight.numel() or all(bool(bound.isfinite()) for bound in weight.aminmax())
 
 
 _CONVERT = (
@@ -117,8 +146,8 @@ _CONVERT = (
 )
 
 
-def _no_safetensors(folder: Path, stem: str) -> str:
-    missing = f"{folder} has neither {stem}.safetensors nor {stem}.safetensors.index.json"
+def _no_safetensors(folder: Path, name: str) -> str:
+    missing = f"{folder} has neither {name} nor {name}.index.json"
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
         return f"{missing}, only {_first(pickles)}. {_CONVERT}"

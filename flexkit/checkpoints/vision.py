@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModel
 
+from flexkit.checkpoints.files import checked_folder, read_json
 from flexkit.errors import CheckpointError
 
 __all__ = ["vision_settings", "vision_weights"]
@@ -31,11 +33,15 @@ def vision_settings(source: CLIPVisionConfig | Mapping[str, Any] | str | PathLik
     if isinstance(source, CLIPVisionConfig):
         return source
     try:
+        if isinstance(source, str | PathLike) and Path(source).is_dir():
+            source = read_json(Path(source), "config.json")
         if isinstance(source, Mapping):
             return CLIPVisionConfig.from_dict(dict(source.get("vision_config", source)))
         if isinstance(source, str | PathLike):
             return CLIPVisionConfig.from_pretrained(source)
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+    except CheckpointError:
+        raise
+    except (ArithmeticError, AttributeError, OSError, TypeError, ValueError, StrictDataclassError) as error:
         raise CheckpointError(
             f"the configuration of the vision tower {source!r} cannot be read ({error}); pass "
             "vision_config=, the configuration or folder of the CLIP that the checkpoint was made with."
@@ -58,6 +64,8 @@ def vision_weights(tower: str | PathLike[str]) -> dict[str, Tensor]:
     CheckpointError
         If it cannot be read from safetensors, or is not CLIP's.
     """
+    if Path(tower).is_dir():
+        checked_folder(tower)
     try:
         vision, report = CLIPVisionModel.from_pretrained(tower, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:

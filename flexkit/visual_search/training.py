@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,8 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 import flexkit
+from flexkit.checkpoints.files import held
+from flexkit.errors import ConfigError
 from flexkit.patching import get_patch
 from flexkit.visual_search.data import Chats, Collator
 from flexkit.visual_search.dense import DenseReader, DenseScenes
@@ -97,16 +100,31 @@ def train(
     Raises
     ------
     ConfigError
-        If the folder cannot be written.
+        If the folder cannot be written, or another training writes to it.
     CheckpointError
         If stages that the wanted ones build on are not in it.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for name, stage in stages.items():
-        run = _Run(folder, name, stage, 10 * seed + list(STAGES).index(name), layers, config, workers, quiet)
-        if not run.log.exists():
-            _TRAINERS[name](run)
+    with _alone(folder):
+        for name, stage in stages.items():
+            run = _Run(folder, name, stage, 10 * seed + list(STAGES).index(name), layers, config, workers, quiet)
+            if not run.log.exists():
+                _TRAINERS[name](run)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two trainings in one folder would go on from each other's checkpoints; the processes of one are one."""
+    with ExitStack() as stack:
+        if processes().is_main_process:
+            try:
+                stack.enter_context(held(folder, wait=False))
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"another training is writing to {str(folder)!r}: wait for its end, or give another folder."
+                ) from error
+        yield
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from transformers.utils import logging
 
 import flexkit
+from flexkit.checkpoints.files import checked_folder
 from flexkit.errors import CheckpointError
 
 __all__ = ["READERS", "WEIGHTS", "load_model", "trained"]
@@ -46,7 +47,7 @@ def load_model(
     Raises
     ------
     CheckpointError
-        If the folder does not hold that stage and the base.
+        If the folder does not hold that stage and the base, or a file of theirs is damaged.
 
     Examples
     --------
@@ -59,9 +60,22 @@ def load_model(
     """
     base, own = (trained(weights, name) for name in ("base", stage))
     whole = own if (own / "config.json").exists() else base
-    with _without_progress_bar():
-        model = LlavaForConditionalGeneration.from_pretrained(whole, dtype=torch.float32)
-    processor = LlavaProcessor.from_pretrained(base)
+    for folder in {whole, base}:
+        checked_folder(folder)
+    try:
+        with _without_progress_bar():
+            model, report = LlavaForConditionalGeneration.from_pretrained(
+                whole, dtype=torch.float32, output_loading_info=True
+            )
+        processor = LlavaProcessor.from_pretrained(base)
+    except Exception as error:  # each library behind transformers has errors of its own for files that are damaged
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{whole} cannot be loaded ({reason[0]}); train it or copy it again.") from error
+    odd = sorted(str(name) for names in report.values() for name in names)
+    if odd:
+        raise CheckpointError(
+            f"the tensors in {whole} do not fit its config.json: {odd[0]}; train it or copy it again."
+        )
     if not (own / "flexkit.json").exists():
         return model, processor
     model = flexkit.load_flex(model, own, policy=policy)
