@@ -132,8 +132,8 @@ def _check_sizes(config: LlavaConfig, tensors: Mapping[str, Tensor], folder: Pat
             # The vocabulary has one row more than the file.
             if size is not None and not (isinstance(size, int) and 0 < size <= limit + 1):
                 raise CheckpointError(
-                    f"{folder / 'config.json'} does not fit its weights: {name} is {size}, but there are {layers} tensors "
-                    f"of at most {most} values; download both again."
+                    f"{folder / 'config.json'} does not fit its weights: {name} is {size!r}, but there are {layers} "
+                    f"tensors of at most {most} values; download both again."
                 )
     if config.vision_config.image_size // config.vision_config.patch_size > most:
         raise CheckpointError(f"the vision tower of {folder} has patches of no more than a point; pass vision_config=.")

@@ -159,7 +159,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old(way: str, tmp_path: Path, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(CheckpointError, match="cannot be written: .*No space left") as caught:
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left") as caught:
         SAVES[way](numbered(2), tmp_path)
     monkeypatch.undo()
     assert "\n" not in str(caught.value)
