@@ -17,7 +17,7 @@ export IMAGE QUESTION
 # Measuring coverage doubles the time until the first test; a part of the suite says nothing about the whole.
 COVERAGE := $(if $(CI),$(if $(ARGS),,--cov=flexkit --cov-report=term --cov-fail-under=95))
 
-RUN = PYTHONPATH=$(BEFORE)$(abspath $(TORCHAO)) PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses=8 --dist worksteal
+RUN = PYTHONPATH=$(BEFORE)$(abspath $(TORCHAO)) PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 $(PY) -m pytest -n logical --maxprocesses=8 --dist worksteal
 OLDEST_TESTS := $(addprefix tests/,checkpoints families patching processing training ways)
 # These ask flexkit or torch, and transformers nothing that the others do not ask as well.
 NEWEST_ONLY := $(addprefix patching/test_,config errors gate laws_everything laws_finite laws_selection pyramid) \
@@ -81,8 +81,8 @@ demo: $(STAMP)
 	@$(PY) -m flexkit demo $${IMAGE:+--image "$$IMAGE"} $${QUESTION:+--question "$$QUESTION"}
 
 docs: $(STAMP)
-	$(PY) -m sphinx -EWn --keep-going -q -b html docs docs/_build/html
-	$(PY) -m sphinx -EWn --keep-going -q -b doctest docs docs/_build/doctest
+	$(PY) -m sphinx -EWn --keep-going -q -d docs/_build/doctrees -b html docs docs/_build/html
+	$(PY) -m sphinx -Wn --keep-going -q -d docs/_build/doctrees -b doctest docs docs/_build/doctest
 
 # Leaves screenshots in docs/_build/screenshots.
 browser: docs

@@ -3,6 +3,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Models this small are slower on several threads, and xdist has a process for each core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# PyTorch that is told to take the CPU for an older one asks oneDNN what it can do.
+if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 from typing import Any
 

@@ -30,10 +30,14 @@ def test_one_prefix_and_several_endings(name: str, kind: str, reads: bool) -> No
     """The prefix is run once; with no querying position in it, its cache is the base model's."""
     model, inputs = patched_model(name), question(name).inputs
     config, start = model.config.get_text_config(), inputs["input_ids"].shape[1]
-    prefix = tf.DynamicCache(config=config) if kind == "dynamic" else tf.StaticCache(config=config, max_cache_len=64)
+
+    def empty() -> tf.Cache:
+        return tf.DynamicCache(config=config) if kind == "dynamic" else tf.StaticCache(config=config, max_cache_len=64)
+
+    prefix = empty()
     named = {} if reads else {"hd_queries": queries_at(start)}
     prefilled = logits_of(model, inputs, past_key_values=prefix, **named)
-    assert torch.equal(prefilled, logits_of(model, low_res(inputs))) != reads
+    assert torch.equal(prefilled, logits_of(model, low_res(inputs), past_key_values=empty())) != reads
     for ending in ENDINGS:
         whole = longer(inputs, ending)
         answer = generate(model, {"input_ids": whole["input_ids"]}, ANSWER, past_key_values=copy.deepcopy(prefix))
