@@ -135,14 +135,15 @@ def _check_sizes(config: LlavaConfig, tensors: Mapping[str, Tensor], folder: Pat
                     f"{folder / 'config.json'} does not fit its weights: {name} is {size!r}, but there are {layers} "
                     f"tensors of at most {most} values; download both again."
                 )
-    if config.vision_config.image_size // config.vision_config.patch_size > most:
-        raise CheckpointError(f"the vision tower of {folder} has patches of no more than a point; pass vision_config=.")
 
 
 def _base_shapes(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
     """Shapes in the checkpoint, under the names of transformers: without the placeholder's row."""
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
+    try:
+        with torch.device("meta"):
+            model = LlavaForConditionalGeneration(config)
+    except Exception as error:  # an activation that there is not, a base that is no number: each has its own
+        raise CheckpointError(f"the settings describe no LLaVA ({type(error).__name__}: {error}).") from error
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     if config.tie_word_embeddings:
         del shapes[_HEAD]

@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from flexkit.checkpoints.files import path_inside, read_json
+from flexkit.checkpoints.tensors import DTYPES
 from flexkit.errors import CheckpointError
 from flexkit.patching import FlexConfig
 from flexkit.selection import Threshold
@@ -96,6 +97,13 @@ class PublishedSettings:
                 f"the checkpoint's lowres_size is {self.low_res_size} pixels, but its vision tower takes "
                 f"images of {size}; pass the vision_config of the tower that it was trained with."
             )
+        if not 0 < patch <= size:
+            raise CheckpointError(f"the vision tower of the checkpoint has patches of {patch} pixels in {size}.")
+        if not -vision.num_hidden_layers - 1 <= self.feature_layer <= vision.num_hidden_layers:
+            raise CheckpointError(
+                f"the checkpoint's mm_vision_select_layer is {self.feature_layer}, but its vision tower has "
+                f"{vision.num_hidden_layers} layers; pass the vision_config of the tower that it was trained with."
+            )
         if self.vision_width not in (None, vision.hidden_size):
             raise CheckpointError(
                 f"the checkpoint's mm_hidden_size is {self.vision_width}, but its vision tower is "
@@ -174,14 +182,17 @@ def _text_config(given: Mapping[str, Any], path: Path) -> LlamaConfig:
     try:
         return LlamaConfig(**fields)
     except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
-        raise CheckpointError(f"{path} does not describe a language model ({error}).") from error
+        raise CheckpointError(f"{path} does not describe a language model ({' '.join(str(error).split())}).") from error
 
 
 def _vision_tower(given: Mapping[str, Any], folder: Path) -> str | Path:
     name = given.get("mm_vision_tower")
     if not isinstance(name, str):
         raise CheckpointError(f"{folder / 'config.json'} lacks mm_vision_tower, where the vision tower is.")
-    inside = (folder / name).is_dir() and not Path(name).is_absolute()
+    try:
+        inside = (folder / name).is_dir() and not Path(name).is_absolute()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: mm_vision_tower is no name ({error}).") from error
     return path_inside(folder, name) if inside else name
 
 
@@ -198,6 +209,6 @@ def _number(settings: Mapping[str, Any], key: str, path: Path) -> int:
 def _dtype(given: Mapping[str, Any], path: Path) -> torch.dtype:
     name = given.get("torch_dtype", "float32")
     dtype = getattr(torch, name, None) if isinstance(name, str) else None
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+    if dtype not in DTYPES:
         raise CheckpointError(f"{path}: torch_dtype {name!r} is not a floating dtype of torch.")
-    return dtype
+    return dtype  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ from torch import Tensor
 from flexkit.checkpoints.files import checkpoint_file, checkpoint_folder, read_json
 from flexkit.errors import CheckpointError
 
-__all__ = ["check_tensors", "read_file", "read_tensors"]
+__all__ = ["DTYPES", "check_tensors", "read_file", "read_tensors"]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -95,8 +95,8 @@ def check_tensors(
         if name in given and tuple(given[name].shape) != tuple(shape)
     ]
     weights = {name: given[name] for name in expected if name in given}
-    untyped = [f"{name} of {weight.dtype}" for name, weight in weights.items() if weight.dtype not in _DTYPES]
-    infinite = [name for name, weight in weights.items() if weight.dtype in _DTYPES and not _is_finite(weight)]
+    untyped = [f"{name} of {weight.dtype}" for name, weight in weights.items() if weight.dtype not in DTYPES]
+    infinite = [name for name, weight in weights.items() if weight.dtype in DTYPES and not _is_finite(weight)]
     kinds = {
         "missing": missing,
         "not expected": extra,
@@ -132,7 +132,7 @@ def _read_shards(folder: Path, index: str) -> dict[str, Tensor]:
     return tensors
 
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _is_finite(weight: Tensor) -> bool:

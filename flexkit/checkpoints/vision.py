@@ -43,7 +43,7 @@ def vision_settings(source: CLIPVisionConfig | Mapping[str, Any] | str | PathLik
         raise
     except (ArithmeticError, AttributeError, OSError, TypeError, ValueError, StrictDataclassError) as error:
         raise CheckpointError(
-            f"the configuration of the vision tower {source!r} cannot be read ({error}); pass "
+            f"the configuration of the vision tower {source!r} cannot be read ({' '.join(str(error).split())}); pass "
             "vision_config=, the configuration or folder of the CLIP that the checkpoint was made with."
         ) from error
     raise CheckpointError(

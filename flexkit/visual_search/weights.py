@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.utils import logging
 
 import flexkit
 from flexkit.checkpoints.files import checked_folder
+from flexkit.checkpoints.tensors import read_tensors
 from flexkit.errors import CheckpointError
 
 __all__ = ["READERS", "WEIGHTS", "load_model", "trained"]
@@ -63,6 +64,10 @@ def load_model(
     for folder in {whole, base}:
         checked_folder(folder)
     try:
+        with torch.device("meta"):
+            described = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(whole)).num_parameters()
+        if described > sum(tensor.numel() for tensor in read_tensors(whole).values()):
+            raise CheckpointError(f"config.json describes {described} weights, more than there are")
         with _without_progress_bar():
             model, report = LlavaForConditionalGeneration.from_pretrained(
                 whole, dtype=torch.float32, output_loading_info=True
