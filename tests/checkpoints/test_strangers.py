@@ -180,8 +180,6 @@ def test_damaged_weights_to_evaluate(tmp_path: Path, name: str, content: bytes |
     for path in (WEIGHTS / "base").iterdir():
         if path.name != name:
             shutil.copyfile(path, tmp_path / "base" / path.name)
-            target.read_bytes()
-        )
     if content is None:
         os.mkfifo(tmp_path / "base" / name)
     else:
