@@ -60,17 +60,26 @@ def save_flex(model: nn.Module, folder: str | PathLike[str], *, is_main_process:
     ConfigError
         If the model queries from a tensor of positions, which belongs to one batch.
     """
-    with flex_draft(model, added_parameters(model), folder, is_main_process=is_main_process) as (_, commit):
+    with flex_draft(model, added_parameters(model), folder, is_main_process=is_main_process, replaces=True) as (
+        _,
+        commit,
+    ):
         commit()
 
 
 @contextmanager
 def flex_draft(
-    model: nn.Module, weights: Mapping[str, Tensor], folder: str | PathLike[str], *, is_main_process: bool
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    folder: str | PathLike[str],
+    *,
+    is_main_process: bool,
+    replaces: bool = False,
 ) -> Iterator[tuple[Path | None, Callable[[], None]]]:
     """Write a model's settings with the given weights, for :func:`save_flex`, beside where they will be.
 
-    The folder is held until the end. The values are the folder of drafts, and what puts them into place; None, and
+    The folder is held until the end. With ``replaces`` the settings of an earlier save stay until they are replaced, and
+    count for nothing once the new weights are in place. The values are the folder of drafts, and what puts them into place; None, and
     nothing, in processes that do not write.
     """
     settings = {
@@ -88,7 +97,7 @@ def flex_draft(
     folder = Path(folder)
     with drafts(folder) as place:
         with written(folder):
-            before = (folder / SETTINGS).read_bytes() if (folder / SETTINGS).is_file() else text.encode()
+            before = (folder / SETTINGS).read_bytes() if replaces and (folder / SETTINGS).is_file() else text.encode()
             replaced = {} if before == text.encode() else {_BEFORE: sha256(before).hexdigest()}
             save_file(weights, place / WEIGHTS, metadata={"format": "pt", _OWN: text} | replaced)
             (place / SETTINGS).write_text(text, encoding="utf-8")

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 import flexkit
 from flexkit.__main__ import main
+from flexkit.checkpoints.files import held
+from flexkit.errors import ConfigError
 from flexkit.visual_search import TRACKS, draw_scene, evaluation, load_model, questions
 from flexkit.visual_search import training as module
 from flexkit.visual_search.evaluation import evaluate
@@ -100,6 +102,16 @@ def test_what_is_done_is_not_done_again(trained: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.glob("**/*")}
     train(trained, seed=3, stages=QUICK, workers=0, quiet=True)
     assert {path: path.stat().st_mtime_ns for path in trained.glob("**/*")} == before
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with held(tmp_path, wait=False):
+        with pytest.raises(ConfigError, match="another training is writing to"):
+            train(tmp_path, stages=QUICK, workers=0, quiet=True)
+        assert main(["train", "visual-search", "--output", str(tmp_path)]) == 2
+    assert "\n" not in capsys.readouterr().err.removeprefix("flexkit: ").rstrip("\n")
+    assert list(tmp_path.iterdir()) == []
+    train(tmp_path, stages={}, workers=0, quiet=True)
 
 
 class StoppedError(Exception):
