@@ -7,6 +7,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, TypeVar
 
 import torch
@@ -32,7 +33,7 @@ _FORMAT = 1
 # In the header of the weights, where one rename puts them into place together: the settings that were saved with them,
 # and the digest of the settings file that was there before. Where that still is, the writer was killed before it came
 # to it.
-_OWN, _BEFORE = "flexkit", "flexkit_before"
+_NOTE = "flexkit"
 # A patched model has each of them; to leave one to the model would be to guess.
 _REQUIRED = ("start_layer", "zoom", "policy")
 
@@ -78,9 +79,9 @@ def flex_draft(
 ) -> Iterator[tuple[Path | None, Callable[[], None]]]:
     """Write a model's settings with the given weights, for :func:`save_flex`, beside where they will be.
 
-    The folder is held until the end. With ``replaces`` the settings of an earlier save stay until they are replaced, and
-    count for nothing once the new weights are in place. The values are the folder of drafts, and what puts them into place; None, and
-    nothing, in processes that do not write.
+    The folder is held until the end. With ``replaces`` the settings of an earlier save stay until they are replaced,
+    and count for nothing once the new weights are in place. The values are the folder of drafts, and what puts them
+    into place; None, and nothing, in processes that do not write.
     """
     settings = {
         "format_version": _FORMAT,
@@ -97,9 +98,15 @@ def flex_draft(
     folder = Path(folder)
     with drafts(folder) as place:
         with written(folder):
-            before = (folder / SETTINGS).read_bytes() if replaces and (folder / SETTINGS).is_file() else text.encode()
-            replaced = {} if before == text.encode() else {_BEFORE: sha256(before).hexdigest()}
-            save_file(weights, place / WEIGHTS, metadata={"format": "pt", _OWN: text} | replaced)
+            note: dict[str, Any] = {"settings": settings}
+            if (
+                replaces
+                and (folder / SETTINGS).is_file()
+                and (before := (folder / SETTINGS).read_bytes()) != text.encode()
+            ):
+                note["before"] = sha256(before).hexdigest()
+            # One key only: safetensors writes several in any order.
+            save_file(weights, place / WEIGHTS, metadata={_NOTE: json.dumps(note)})
             (place / SETTINGS).write_text(text, encoding="utf-8")
         del weights
 
@@ -107,6 +114,7 @@ def flex_draft(
             with written(folder):
                 (place / WEIGHTS).replace(folder / WEIGHTS)
                 (place / SETTINGS).replace(folder / SETTINGS)
+                rmtree(place)  # what is pushed from here on is without it
 
         yield place, commit
 
@@ -214,16 +222,17 @@ def read_flex(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     settings = read_json(folder, SETTINGS)
     tensors, header = read_file(folder, WEIGHTS)
-    if _OWN not in header:  # of an older version, or changed by hand
+    if _NOTE not in header:  # of an older version, or changed by hand
         return settings, tensors
     try:
-        own = json.loads(header[_OWN])
+        note = json.loads(header[_NOTE])
+        own, before = note["settings"], note.get("before")
         digest = own["digest"]
-    except (KeyError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / WEIGHTS} has a damaged header ({error}); save it again.") from error
     if settings.get("digest") == digest:
         return settings, tensors
-    if header.get(_BEFORE) == sha256((folder / SETTINGS).read_bytes()).hexdigest():
+    if before == sha256((folder / SETTINGS).read_bytes()).hexdigest():
         return own, tensors
     raise CheckpointError(
         f"{SETTINGS} and {WEIGHTS} in {folder} are of two different saves; copy both from one, or save again."
