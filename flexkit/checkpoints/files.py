@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 
 from flexkit.errors import CheckpointError
 
+fcntl: Any
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 __all__ = [
     "checked_folder",

@@ -308,7 +308,7 @@ def _digest(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
     digest = sha256(json.dumps(settings).encode())
     for name, weight in sorted(weights.items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(memoryview(weight.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(weight.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
