@@ -16,6 +16,7 @@ import flexkit
 from flexkit.patching import added_parameters, get_patch
 from tests.patching.ways import SETTINGS, generate, inputs_of, logits_of, new_tokens, patched, plain
 from tests.zoo import VOCABULARY, ZOO, Row, low_res, prompt
+from tests.zoo.exact import compute_exactly
 
 
 def through_a_file(model: Any) -> Any:
@@ -148,6 +149,7 @@ def test_weights_for_a_call() -> None:
 
 def _answer(rank: int, model: Any, inputs: dict[str, Tensor], answer: Tensor) -> None:
     torch.set_num_threads(1)
+    compute_exactly(model)
     answer.copy_(logits_of(model, inputs))
 
 
