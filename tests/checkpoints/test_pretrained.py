@@ -16,7 +16,7 @@ from flexkit.checkpoints import from_pretrained, load_flex, save_flex
 from flexkit.errors import CheckpointError
 from flexkit.patching import added_parameters
 from tests.patching.ways import every_family, families, inputs_of, logits_of, patched, plain
-from tests.zoo import MAIN, ZOO
+from tests.zoo import FAMILIES, MAIN, ZOO
 
 OURS = ["flexkit.json", "flexkit.safetensors"]
 
@@ -97,7 +97,7 @@ def test_added_names_follow_the_model(name: str, tmp_path: Path) -> None:
 
 
 def test_weights_that_are_tied(tmp_path: Path) -> None:
-    config = plain("llava").config
+    config = FAMILIES["llava"].config()
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
     bases = [LlavaForConditionalGeneration(copy.deepcopy(config)) for _ in range(2)]
     bases[1].load_state_dict(bases[0].state_dict())
