@@ -50,6 +50,12 @@ class Method:
         if self.is_shared:
             refuse_sharing(self.__self__)
 
+    def __getattr__(self, name: str) -> Any:
+        # As bound methods do: torch.export asks for the code. Copies and pickles ask before there is a function.
+        if "__func__" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.__func__, name)
+
     @property
     def __signature__(self) -> inspect.Signature:
         signature_of: Callable[[nn.Module], inspect.Signature] | None = getattr(self.__func__, "signature_of", None)
