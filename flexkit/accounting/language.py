@@ -1,5 +1,8 @@
 """What the language model computes and keeps, on the meta device."""
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from flexkit.measuring import count_flops, kept_bytes
+from flexkit.measuring import count_flops, count_flops_of
 from flexkit.patching.decoder import DecoderLayer, rotary_embedding
 from flexkit.patching.state import Patch
 
@@ -22,22 +25,75 @@ class TextCost:
     kv_bytes: int
 
 
-def text_cost(model: PreTrainedModel, decoder: nn.Module, length: int, new_tokens: int) -> TextCost:
-    """Of a prompt of ``length`` tokens, and every new one behind it."""
+def text_cost(model: PreTrainedModel, decoder: Any, length: int, new_tokens: int) -> TextCost:
+    """Of a prompt of ``length`` tokens, and every new one behind it; of layers that are alike, one is run."""
     cache = DynamicCache(config=decoder.config)
 
     def run(tokens: int) -> None:
         states = decoder(inputs_embeds=_states(model, tokens), past_key_values=cache, use_cache=True)
         model.get_output_embeddings()(states.last_hidden_state[:, -1:])
 
-    flops = count_flops(lambda: run(length))
-    kept = kept_bytes(cache)
-    if new_tokens:
-        first, then = count_flops(lambda: run(1)), count_flops(lambda: run(1))
-        # Each step sees one key more than the one before.
-        flops += new_tokens * first + (then - first) * new_tokens * (new_tokens - 1) // 2
-        kept += (kept_bytes(cache) - kept) * new_tokens // 2
-    return TextCost(flops, kept)
+    with _alike_once(decoder) as times:
+
+        def cost_of(tokens: int) -> TextCost:
+            layers = {index: decoder.layers[index] for index in times}
+            total, own = count_flops_of(lambda: run(tokens), layers)
+            flops = total + sum((times[index] - 1) * count for index, count in own.items())
+            return TextCost(flops, sum(times[index] * _bytes(cache.layers[index]) for index in times))
+
+        prompt = cost_of(length)
+        if not new_tokens:
+            return prompt
+        first, then = cost_of(1), cost_of(1)
+    # Each step sees one key more than the one before.
+    steps = new_tokens * first.flops + (then.flops - first.flops) * new_tokens * (new_tokens - 1) // 2
+    return TextCost(prompt.flops + steps, prompt.kv_bytes + (then.kv_bytes - prompt.kv_bytes) * new_tokens // 2)
+
+
+@contextmanager
+def _alike_once(decoder: Any) -> Iterator[dict[int, int]]:
+    """Let only the first of the layers that are alike run, and say how many each stands for, by its index."""
+    kinds = getattr(decoder.config, "layer_types", None)
+    alike = [_likeness(layer, kinds[index] if kinds else None) for index, layer in enumerate(decoder.layers)]
+    layers, counts = list(decoder.layers), Counter(alike)
+    firsts = {likeness: alike.index(likeness) for likeness in counts}
+    echoes = {likeness: _Echo() for likeness in counts}
+    hooks = [layers[first].register_forward_hook(echoes[likeness].listen) for likeness, first in firsts.items()]
+    for index, likeness in enumerate(alike):
+        if index != firsts[likeness]:
+            decoder.layers[index] = echoes[likeness]
+    try:
+        yield {first: counts[likeness] for likeness, first in firsts.items()}
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for index, layer in enumerate(layers):
+            decoder.layers[index] = layer
+
+
+def _likeness(layer: nn.Module, kind: str | None) -> tuple[object, ...]:
+    """What layers that compute the same have in common."""
+    shapes = tuple((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())
+    windows = tuple(getattr(part, "sliding_window", None) for part in layer.children())
+    return type(layer), kind, shapes, windows
+
+
+class _Echo(nn.Module):
+    """Gives again what a layer that it listens to gave."""
+
+    given: Any = None
+
+    def listen(self, layer: nn.Module, args: object, output: object) -> None:
+        self.given = output
+
+    def forward(self, *args: object, **kwargs: object) -> Any:
+        return self.given
+
+
+def _bytes(layer: Any) -> int:
+    """Of the keys and values of a cache's layer; 0 in layers that keep something else."""
+    kept = (getattr(layer, name, None) for name in ("keys", "values"))
+    return sum(int(part.nbytes) for part in kept if part is not None)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,16 @@
 """Counting floating-point operations of real runs."""
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Hashable, Mapping
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-__all__ = ["count_flops"]
+__all__ = ["count_flops", "count_flops_of"]
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def count_flops(run: Callable[[], Any], *, without: Collection[str] = ()) -> int:
@@ -23,6 +27,32 @@ def count_flops(run: Callable[[], Any], *, without: Collection[str] = ()) -> int
         run()
     left_out = [counts for name, counts in counter.get_flop_counts().items() if name.split(".")[-1] in without]
     return int(counter.get_total_flops() - sum(sum(counts.values()) for counts in left_out))
+
+
+def count_flops_of(run: Callable[[], Any], modules: Mapping[Key, nn.Module]) -> tuple[int, dict[Key, int]]:
+    """The same, and of these how many are inside of some modules.
+
+    Parameters
+    ----------
+    run : callable
+        What to count.
+    modules : mapping
+        Modules that run at most once, none inside of another.
+    """
+    inside = dict.fromkeys(modules, 0)
+    with ExitStack() as stack, FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        for key, module in modules.items():
+
+            def begin(*_: object, key: Key = key) -> None:
+                inside[key] -= counter.get_total_flops()
+
+            def end(*_: object, key: Key = key) -> None:
+                inside[key] += counter.get_total_flops()
+
+            stack.enter_context(module.register_forward_pre_hook(begin))
+            stack.enter_context(module.register_forward_hook(end))
+        run()
+    return int(counter.get_total_flops()), inside
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
