@@ -14,6 +14,7 @@ from flexkit.checkpoints.tensors import DTYPES
 from flexkit.errors import CheckpointError
 from flexkit.patching import FlexConfig
 from flexkit.selection import Threshold
+from flexkit.selection._checks import is_int
 
 __all__ = ["START_LAYER", "PublishedSettings", "read_settings"]
 
@@ -91,13 +92,19 @@ class PublishedSettings:
         CheckpointError
             If the tower is not the one that the checkpoint was made with.
         """
+        for name in ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers"):
+            if not is_int(number := getattr(vision, name), minimum=1):
+                raise CheckpointError(
+                    f"the vision tower of the checkpoint has {name} {number!r}, where a positive whole number is "
+                    "expected; pass the vision_config of the tower that it was trained with."
+                )
         size, patch = vision.image_size, vision.patch_size
         if size != self.low_res_size:
             raise CheckpointError(
                 f"the checkpoint's lowres_size is {self.low_res_size} pixels, but its vision tower takes "
                 f"images of {size}; pass the vision_config of the tower that it was trained with."
             )
-        if not 0 < patch <= size:
+        if patch > size:
             raise CheckpointError(f"the vision tower of the checkpoint has patches of {patch} pixels in {size}.")
         if not -vision.num_hidden_layers - 1 <= self.feature_layer <= vision.num_hidden_layers:
             raise CheckpointError(

@@ -256,7 +256,7 @@ def open_tiff(path: str | PathLike[str]) -> ArraySource:
     -------
     ArraySource
         Which keeps the file open. What is damaged further in is met when it is read, by a
-        :class:`flexkit.HighResInputError`.
+        :class:`~flexkit.errors.HighResInputError`.
 
     Raises
     ------

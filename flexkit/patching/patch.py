@@ -43,7 +43,7 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
 
     Nothing changes until the model is called with high-res inputs (``hd_*``, from :class:`flexkit.FlexProcessor`).
     Layers from ``start_layer`` on get two projections each, ``k_proj_hd`` and ``v_proj_hd``: trainable submodules that
-    start as copies of the layer's own.
+    start as copies of the layer's own. If patching fails, whatever the reason, the model is what it was.
 
     Parameters
     ----------
@@ -67,8 +67,6 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
         If the model is patched already, or shares its language model with one that is.
     ConfigError
         If the settings do not fit the model.
-
-    If patching fails, whatever the reason, the model is what it was.
 
     Warns
     -----

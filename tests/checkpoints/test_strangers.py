@@ -153,9 +153,10 @@ def test_settings_that_no_model_has(published: Path, changes: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "image_size", "patch_size", "num_channels"])
-@pytest.mark.parametrize("value", [10**9, 10**30, -1, 0])
-def test_towers_that_no_model_has(published: Path, edit_json: Callable[..., None], name: str, value: int) -> None:
-    edit_json(published / "vision_tower" / "config.json", **{name: value})
+@pytest.mark.parametrize("value", [10**9, 10**30, -1, 0, [2, 2], "x", 1.5, None])
+def test_towers_that_no_model_has(published: Path, name: str, value: Any) -> None:
+    path = published / "vision_tower" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
     assert_refused(lambda: load_llava_flexattn(published))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 import flexkit
 from flexkit.errors import HighResInputError
 from tests.patching.ways import assert_close, assert_same_logits, generate, logits_of, new_tokens
-from tests.versions import places_embeddings
+from tests.versions import before, places_embeddings
 from tests.ways.questions import ONE, TOKENS, longer, own_model, patch, patched_model, question
 from tests.zoo import CONTEXT, ZOO, Row, low_res, prompt
 
@@ -72,6 +72,8 @@ def asked(name: str, kind: str, rows: tuple[Row, ...]) -> dict[str, Tensor]:
 
 @each
 def test_generating_is_as_calling(name: str, kind: str) -> None:
+    if name == "gemma3" and before("5.23"):
+        pytest.skip("earlier versions of Gemma 3 mask an image behind virtual tokens otherwise, patched or not")
     model, inputs = tuned(patch(own_model(name)), kind), asked(name, kind, ONE)
     answer = generate(model, inputs, TOKENS)
     virtual, start = 0 if kind == "lora" else VIRTUAL, inputs["input_ids"].shape[1]
