@@ -41,7 +41,9 @@ AttentionMaskInterface.register("seeing", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 def watching(model: Any, decoder: nn.Module, layers: Any) -> Iterator[Record]:
     """Record what happens in the layers of a model, which runs with torch's kernel meanwhile."""
     record = Record()
-    before = model.config._attn_implementation
+    parts = {"": model.config} | {name: getattr(model.config, name, None) for name in model.config.sub_configs}
+    kernels = {name: getattr(part, "_attn_implementation", None) for name, part in parts.items()}
+    before = {name: kernel for name, kernel in kernels.items() if kernel}  # a part without a model has none
     model.set_attn_implementation("seeing")
 
     def keep_positions(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
