@@ -40,3 +40,8 @@ class HighResInputError(FlexkitError):
 
 class CheckpointError(FlexkitError):
     """A checkpoint is incomplete, has tensors too many or of wrong shapes, or cannot be read safely."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's code says, in its first line; its class, if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -47,9 +47,14 @@ class Cost:
     kv_bytes: int
 
     @property
+    def flops(self) -> int:
+        """All operations."""
+        return self.vision_flops + self.language_flops
+
+    @property
     def tflops(self) -> float:
-        """All operations, in 10¹²."""
-        return (self.vision_flops + self.language_flops) / 1e12
+        """The same, in 10¹²."""
+        return self.flops / 1e12
 
     def to_dict(self) -> dict[str, float]:
         """All numbers by name, :attr:`tflops` among them."""

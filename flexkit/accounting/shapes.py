@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from flexkit.accounting.known import KNOWN
-from flexkit.errors import ConfigError, FlexkitError, UnsupportedModelError
+from flexkit.errors import ConfigError, FlexkitError, UnsupportedModelError, first_line
 
 __all__ = ["config_of", "counting", "without_weights"]
 
@@ -99,6 +99,6 @@ def without_weights(config: PretrainedConfig, dtype: torch.dtype = torch.bfloat1
 
 
 def _in_short(error: Exception) -> str:
-    """What an error of somebody else's code says, in a line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """What an error of somebody else's code is and says, in a line."""
+    kind, said = type(error).__name__, first_line(error)
+    return kind if said == kind else f"{kind}: {said}"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flexkit.attention.core import hidden_keys
 from flexkit.errors import ConfigError, FlexkitError, HighResInputError
-from flexkit.selection._checks import check_pair
+from flexkit.selection._checks import FLOATS, check_pair
 from flexkit.zoom import Pair, zoom_pair
 
 __all__ = [
@@ -21,9 +21,6 @@ __all__ = [
     "image_cells",
     "selection_by_row",
 ]
-
-
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_dense(name: str, tensor: object, like: Tensor | None = None, error: type[FlexkitError] = ConfigError) -> None:
@@ -48,7 +45,7 @@ def check_tensor(
     tensor: Tensor,
     /,
     *,
-    dtype: torch.dtype | tuple[torch.dtype, ...] = _FLOATS,
+    dtype: torch.dtype | tuple[torch.dtype, ...] = FLOATS,
     like: Tensor | None = None,
     error: type[FlexkitError] = ConfigError,
     **axes: int | tuple[int, ...] | None,
@@ -69,7 +66,7 @@ def check_tensor(
         axis if size is None else f"{axis}={' or '.join(map(str, size))}"
         for axis, size in zip(axes, sizes, strict=True)
     )
-    kind = "floating" if dtypes == _FLOATS else str(dtype)
+    kind = "floating" if dtypes == FLOATS else str(dtype)
     raise error(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected {kind} of shape ({expected}).")
 
 
@@ -113,7 +110,7 @@ def broadcast_mask(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
         If the mask is not bool or floating, or cannot be broadcast to ``shape``.
     """
     fits = mask.ndim <= 4 and all(got in (1, want) for got, want in zip(mask.shape[::-1], shape[::-1], strict=False))
-    if not fits or mask.dtype not in (torch.bool, *_FLOATS):
+    if not fits or mask.dtype not in (torch.bool, *FLOATS):
         raise ConfigError(
             f"attention_mask is {mask.dtype} of shape {tuple(mask.shape)}, expected bool or floating, "
             f"broadcastable to (batch, heads, length, keys) = {shape}."

@@ -9,7 +9,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
 from flexkit.checkpoints.files import checkpoint_folder
-from flexkit.errors import CheckpointError
+from flexkit.errors import CheckpointError, first_line
 
 __all__ = ["HubOptions", "fetched"]
 
@@ -75,9 +75,8 @@ def fetched(
         # Too many slashes, say: only a path can be meant.
         return checkpoint_folder(source)
     except (OSError, EntryNotFoundError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
             f"{source} is no folder here, and {' and '.join(names)} cannot be had from a repository of that name: "
-            f"{reason[0]}"
+            f"{first_line(error)}"
         ) from error
     return Path(paths[0]).parent

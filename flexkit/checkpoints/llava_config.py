@@ -10,11 +10,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from flexkit.checkpoints.files import path_inside, read_json
-from flexkit.checkpoints.tensors import DTYPES
 from flexkit.errors import CheckpointError
 from flexkit.patching import FlexConfig
 from flexkit.selection import Threshold
-from flexkit.selection._checks import is_int
+from flexkit.selection._checks import FLOATS, is_int
 
 __all__ = ["START_LAYER", "PublishedSettings", "read_settings"]
 
@@ -216,6 +215,6 @@ def _number(settings: Mapping[str, Any], key: str, path: Path) -> int:
 def _dtype(given: Mapping[str, Any], path: Path) -> torch.dtype:
     name = given.get("torch_dtype", "float32")
     dtype = getattr(torch, name, None) if isinstance(name, str) else None
-    if dtype not in DTYPES:
+    if dtype not in FLOATS:
         raise CheckpointError(f"{path}: torch_dtype {name!r} is not a floating dtype of torch.")
     return dtype  # type: ignore[no-any-return]

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from flexkit.checkpoints.files import checkpoint_file, checkpoint_folder, read_json
 from flexkit.errors import CheckpointError
+from flexkit.selection._checks import FLOATS
 
-__all__ = ["DTYPES", "check_tensors", "read_file", "read_tensors"]
+__all__ = ["check_tensors", "read_file", "read_tensors"]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -95,8 +95,8 @@ def check_tensors(
         if name in given and tuple(given[name].shape) != tuple(shape)
     ]
     weights = {name: given[name] for name in expected if name in given}
-    untyped = [f"{name} of {weight.dtype}" for name, weight in weights.items() if weight.dtype not in DTYPES]
-    infinite = [name for name, weight in weights.items() if weight.dtype in DTYPES and not _is_finite(weight)]
+    untyped = [f"{name} of {weight.dtype}" for name, weight in weights.items() if weight.dtype not in FLOATS]
+    infinite = [name for name, weight in weights.items() if weight.dtype in FLOATS and not _is_finite(weight)]
     kinds = {
         "missing": missing,
         "not expected": extra,
@@ -130,9 +130,6 @@ def _read_shards(folder: Path, index: str) -> dict[str, Tensor]:
             raise CheckpointError(f"{folder / shard} and {index} disagree about {different}; download both again.")
         tensors |= content
     return tensors
-
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _is_finite(weight: Tensor) -> bool:

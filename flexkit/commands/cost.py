@@ -56,14 +56,13 @@ def _run(options: argparse.Namespace) -> None:
         print(json.dumps({name: cost.to_dict() for name, cost in costs.items()}, indent=2))
         return
     base = costs["low_res"]
-    operations, flop = unit_for(base.vision_flops + base.language_flops, OPERATIONS)
+    operations, flop = unit_for(base.flops, OPERATIONS)
     size, kept = unit_for(base.kv_bytes, BYTES)
     print(options.model)
     print(f"{'':<20}{operations:>10}{'of these, vision':>18}{'image tokens':>14}{'read':>8}{f'K, V {size}':>10}")
     for name, cost in costs.items():
-        flops = cost.vision_flops + cost.language_flops
         print(
-            f"  {name:<18}{flops / flop:>10.2f}{cost.vision_flops / flop:>18.2f}{cost.image_tokens:>14}"
+            f"  {name:<18}{cost.flops / flop:>10.2f}{cost.vision_flops / flop:>18.2f}{cost.image_tokens:>14}"
             f"{cost.read_tokens:>8}{cost.kv_bytes / kept:>10.0f}"
         )
     print(_LEGEND)

@@ -47,8 +47,8 @@ def _run(options: argparse.Namespace) -> None:
     print(f"  reading layers               {first} to {last}, {len(found.reading_layers)} of {found.layers}")
     print(f"  added parameters             {found.added_parameters / one:.1f} {unit}, {share:.1f} % of the model's")
     if found.costs:
-        ways = (found.costs[name] for name in ("flexkit_on_demand", "low_res", "all_in_sequence"))
-        ours, without, whole = (cost.vision_flops + cost.language_flops for cost in ways)
+        ways = ("flexkit_on_demand", "low_res", "all_in_sequence")
+        ours, without, whole = (found.costs[name].flops for name in ways)
         unit, one = unit_for(without, OPERATIONS)
         print(
             f"  an answer                    {ours / one:.1f} {unit} reading a tenth, {without / one:.1f} without, "

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import flexkit
 from flexkit.demo.picture import read_picture
 from flexkit.demo.question import check_question
-from flexkit.errors import FlexkitError
+from flexkit.errors import FlexkitError, first_line
 from flexkit.visual_search import load_model
 from flexkit.visual_search.model import IMAGE_TOKEN
 from flexkit.writing import writing
@@ -70,8 +70,7 @@ def _loaded(name: str, added: str | None) -> tuple[Any, Any]:
         model = AutoModelForImageTextToText.from_pretrained(name).eval()
         processor = AutoProcessor.from_pretrained(name)
     except Exception as error:  # a stranger's files, read by the code of any family
-        told = str(error).strip().splitlines() or [type(error).__name__]
-        raise FlexkitError(f"{name!r} cannot be loaded: {told[0]}") from error
+        raise FlexkitError(f"{name!r} cannot be loaded: {first_line(error)}") from error
     if added is None:
         model = flexkit.patch_model(model, flexkit.FlexConfig.training_free())
     else:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from flexkit.encoding.tiling import split_tiles, stitch_tiles
 from flexkit.errors import ConfigError, HighResInputError
 from flexkit.selection import margin_cells, valid_cells
+from flexkit.selection._checks import FLOATS
 from flexkit.zoom import Pair, zoom_pair
 
 __all__ = ["DualResolutionEncoder", "DualResolutionOutput"]
@@ -192,7 +193,7 @@ def _check_pixels(name: str, pixels: object) -> None:
     if not isinstance(pixels, Tensor) or pixels.layout is not torch.strided:
         given = pixels.layout if isinstance(pixels, Tensor) else f"a {type(pixels).__name__}"
         raise HighResInputError(f"{name} are {given}, expected a dense tensor (batch, channels, height, width).")
-    if not pixels.is_floating_point() or pixels.itemsize < 2:
+    if pixels.dtype not in FLOATS:
         raise HighResInputError(f"{name} are {pixels.dtype}, expected floating: normalise them first.")
     if 0 in pixels.shape[1:]:
         raise HighResInputError(f"{name} have no pixels: their shape is {tuple(pixels.shape)}.")

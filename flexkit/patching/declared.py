@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flexkit.errors import HighResInputError
+from flexkit.selection._checks import FLOATS
 from flexkit.zoom import Pair
 
 __all__ = ["Axis", "Declared", "check_readable"]
@@ -15,7 +16,6 @@ __all__ = ["Axis", "Declared", "check_readable"]
 Axis = int | str
 """A size, or a name for any size but 0: the same one in all inputs that have it."""
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHOWN = 32
 """How many numbers an error shows."""
 _WORDS = {"integers": "integers", "sizes": "positive integers", "mask": "a mask of bools"}
@@ -96,7 +96,7 @@ class Declared:
 
 def check_readable(name: str, value: Tensor) -> None:
     """Raise :class:`~flexkit.errors.HighResInputError` for a tensor without plain numbers, or with NaN or infinity."""
-    is_plain = value.dtype in _FLOATS if value.is_floating_point() else not (value.is_complex() or value.is_quantized)
+    is_plain = value.dtype in FLOATS if value.is_floating_point() else not (value.is_complex() or value.is_quantized)
     if not is_plain or value.layout is not torch.strided or value.is_meta:
         raise HighResInputError(
             f"{name} is a tensor of {value.dtype}, {value.layout}, on {value.device}; expected a dense one of plain "

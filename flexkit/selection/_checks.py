@@ -1,8 +1,13 @@
-"""Checks of parameters, shared by the policies and the selector."""
+"""Checks of parameters, shared by the policies, the selector, and whoever takes tensors."""
 
 from typing import Any, TypeGuard
 
+import torch
+
 from flexkit.errors import ConfigError, PolicyError
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Dtypes in which numbers are computed; those of 8 bits and fewer are only kept."""
 
 
 def is_integer(value: object) -> TypeGuard[int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from flexkit.errors import FlexkitError, PolicyError
-from flexkit.selection._checks import check_pair
+from flexkit.selection._checks import FLOATS, check_pair
 from flexkit.selection.resample import resample_nearest
 
 
@@ -238,7 +238,7 @@ def check_scores(policy: Policy, scores: object) -> None:
     """Raise :class:`PolicyError` unless ``scores`` are maps of at least one cell."""
     if not isinstance(scores, Tensor):
         got = type(scores).__name__
-    elif scores.ndim < 2 or 0 in scores.shape[-2:] or not scores.is_floating_point() or scores.itemsize < 2:
+    elif scores.ndim < 2 or 0 in scores.shape[-2:] or scores.dtype not in FLOATS:
         got = f"a {scores.dtype} tensor of shape {tuple(scores.shape)}"
     else:
         return

@@ -12,7 +12,7 @@ from transformers.utils import logging
 import flexkit
 from flexkit.checkpoints.files import checked_folder
 from flexkit.checkpoints.tensors import read_tensors
-from flexkit.errors import CheckpointError
+from flexkit.errors import CheckpointError, first_line
 
 __all__ = ["READERS", "WEIGHTS", "load_model", "trained"]
 
@@ -74,8 +74,7 @@ def load_model(
             )
         processor = LlavaProcessor.from_pretrained(base)
     except Exception as error:  # each library behind transformers has errors of its own for files that are damaged
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{whole} cannot be loaded ({reason[0]}); train it or copy it again.") from error
+        raise CheckpointError(f"{whole} cannot be loaded ({first_line(error)}); train it or copy it again.") from error
     odd = sorted(str(name) for names in report.values() for name in names)
     if odd:
         raise CheckpointError(

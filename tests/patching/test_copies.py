@@ -1,12 +1,21 @@
 import copy
-import io
 
 import pytest
 import torch
 
 import flexkit
 from flexkit.patching import added_parameters, get_patch
-from tests.patching.ways import every_family, families, generate, inputs_of, logits_of, new_tokens, patched, plain
+from tests.patching.ways import (
+    every_family,
+    families,
+    generate,
+    inputs_of,
+    logits_of,
+    new_tokens,
+    patched,
+    plain,
+    through_a_file,
+)
 from tests.zoo import low_res
 
 
@@ -34,15 +43,14 @@ def test_a_deepcopy_is_a_patched_model_of_its_own(name: str) -> None:
 
 @families
 def test_state_through_a_file(name: str) -> None:
-    model, inputs, file = patched(name), inputs_of(name), io.BytesIO()
+    model, inputs = patched(name), inputs_of(name)
     with torch.no_grad():
         for parameter in flexkit.flex_parameters(model):
             parameter.normal_()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
+    state = through_a_file(model.state_dict(), weights_only=True)
     other = patched(name)
     assert not torch.equal(logits_of(other, inputs), logits_of(model, inputs))
-    other.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    other.load_state_dict(state, strict=True)
     assert torch.equal(logits_of(other, inputs), logits_of(model, inputs))
 
 

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,16 +15,11 @@ from torch.optim.swa_utils import AveragedModel
 
 import flexkit
 from flexkit.patching import added_parameters, get_patch
-from tests.patching.ways import SETTINGS, generate, inputs_of, logits_of, new_tokens, patched, plain
+from tests.patching.ways import SETTINGS, generate, inputs_of, logits_of, new_tokens, patched, plain, through_a_file
 from tests.zoo import VOCABULARY, ZOO, Row, low_res, prompt
 from tests.zoo.exact import compute_exactly
 
-
-def through_a_file(model: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
+saved = partial(through_a_file, weights_only=False)
 
 
 def in_pure_python(model: Any) -> Any:
@@ -34,11 +30,11 @@ def in_pure_python(model: Any) -> Any:
 
 COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
-    "torch.save": through_a_file,
+    "torch.save": saved,
     **{f"pickle {protocol}": lambda model, p=protocol: pickle.loads(pickle.dumps(model, p)) for protocol in (0, 2, 5)},
     "pickle in Python": in_pure_python,
     "averaged": lambda model: AveragedModel(model).module,
-    "twice": lambda model: through_a_file(copy.deepcopy(model)),
+    "twice": lambda model: saved(copy.deepcopy(model)),
 }
 ways = pytest.mark.parametrize("way", COPIES)
 
@@ -79,11 +75,11 @@ def test_a_copy_is_a_patched_model_of_its_own(name: str, way: str) -> None:
 def test_every_family_goes_through_a_file(name: str) -> None:
     base = ZOO[name].model()
     try:
-        through_a_file(base)
+        saved(base)
     except (AttributeError, pickle.PicklingError):
         pytest.skip("the base model does not: it is made up with functions of the tests")
     model = flexkit.patch_model(base, flexkit.FlexConfig(zoom=2, policy=flexkit.TopK(2)), trained=True)
-    twin = through_a_file(model)
+    twin = saved(model)
     inputs = prompt(ZOO[name], zoom=(2, 2))
     assert same_bits(model, twin)
     assert torch.equal(logits_of(twin, inputs), logits_of(model, inputs))
@@ -93,7 +89,7 @@ def test_every_family_goes_through_a_file(name: str) -> None:
 
 def test_a_copy_generates_by_itself() -> None:
     model, inputs = patched("llava"), inputs_of("llava", (Row(),))
-    twin = through_a_file(model)
+    twin = saved(model)
     expected = new_tokens(generate(model, inputs))
     for parameter in model.parameters():
         parameter.data.zero_()
@@ -164,7 +160,7 @@ def test_a_worker_that_is_spawned() -> None:
 def test_a_policy_of_a_module_goes_along() -> None:
     model = flexkit.patch_model(plain("llava"), flexkit.FlexConfig(**SETTINGS | {"policy": above_mean}), trained=True)
     inputs = inputs_of("llava", (Row(),))
-    assert_apart(model, through_a_file(model), inputs)
+    assert_apart(model, saved(model), inputs)
 
 
 def above_mean(scores: Tensor) -> Tensor:

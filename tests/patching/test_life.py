@@ -1,7 +1,6 @@
 """Whatever is done to a patched model, in whatever order: it answers as its settings say, and it can be undone."""
 
 import copy
-import io
 import pickle
 import tempfile
 from contextlib import ExitStack
@@ -20,7 +19,7 @@ from torch import Tensor
 import flexkit
 from flexkit.tracing import Trace
 from tests.patching.test_all_or_nothing import STEPS, BrokenError, breaking
-from tests.patching.ways import inputs_of, logits_of, plain
+from tests.patching.ways import inputs_of, logits_of, plain, through_a_file
 from tests.zoo import Row, low_res
 
 NAME = "qwen2_5_vl"  # others cannot be pickled once they have run, patched or not
@@ -156,9 +155,7 @@ class Lives(RuleBasedStateMachine):
         elif way == "pickle":
             twin = pickle.loads(pickle.dumps(life.model))
         else:
-            file = io.BytesIO()
-            torch.save(life.model, file)
-            twin = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+            twin = through_a_file(life.model, weights_only=False)
         return self.born(model=twin, config=life.config, scale=life.scale)
 
     @rule(life=lives)

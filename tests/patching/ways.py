@@ -1,6 +1,7 @@
 """Models, patched and plain, and ways of running them that the tests of this folder share."""
 
 import copy
+import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -71,6 +72,14 @@ def assert_same_logits(output: Any, reference: Any) -> None:
     assert torch.equal(new_tokens(output), new_tokens(reference))
     for ours, theirs in zip(output.logits, reference.logits, strict=True):
         assert_close(ours, theirs)
+
+
+def through_a_file(value: Any, **options: Any) -> Any:
+    """What ``torch.load`` gives of what ``torch.save`` wrote."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, **options)
 
 
 def row_of(name: str, inputs: dict[str, Tensor], row: int, rows: Iterable[Row] = ROWS) -> dict[str, Tensor]:

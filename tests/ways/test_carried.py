@@ -1,8 +1,8 @@
 """A cache that carries the high-res tokens is its model's own: in its layers, and in all that is done to it."""
 
 import copy
-import io
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 import flexkit
 from flexkit.errors import HighResInputError
 from flexkit.patching.memory import cached_memory
-from tests.patching.ways import assert_close, generate, logits_of
+from tests.patching.ways import assert_close, generate, logits_of, through_a_file
 from tests.ways.contexts import said
 from tests.ways.questions import patched_model, question, six
 from tests.zoo import CONTEXT, ZOO, Row, low_res, prompt
@@ -64,20 +64,17 @@ def test_an_encoder_decoder_has_two_caches_with_layers_of_its_own() -> None:
         assert repr(getattr(cache, part)) == repr(getattr(base, part))
 
 
-def unpickled(cache: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(cache, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 def of_copied_layers(cache: Any) -> Any:
     twin = copy.copy(cache)
     twin.layers = [copy.copy(layer) for layer in cache.layers]
     return twin
 
 
-COPIES = {"deepcopy": copy.deepcopy, "pickle": unpickled, "copies of layers": of_copied_layers}
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": partial(through_a_file, weights_only=False),
+    "copies of layers": of_copied_layers,
+}
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma3"])

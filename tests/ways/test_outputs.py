@@ -1,9 +1,7 @@
 """What a model is asked to return, and the forms in which it is called."""
 
 import copy
-import io
 import pickle
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ import transformers as tf
 from torch import Tensor
 
 import flexkit
-from tests.patching.ways import assert_close, assert_same_logits, generate, logits_of
+from tests.patching.ways import assert_close, assert_same_logits, generate, logits_of, through_a_file
 from tests.ways.questions import TOKENS, own_model, patch, patched_model, plain_model, question, six
 from tests.zoo import low_res
 
@@ -129,16 +127,9 @@ def test_autocast(name: str) -> None:
 COPIES = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda inputs: pickle.loads(pickle.dumps(inputs)),
-    "file": lambda inputs: through_a_file(inputs),
+    "file": through_a_file,
     "BatchFeature": lambda inputs: tf.BatchFeature(dict(inputs)).to("cpu"),
 }
-
-
-def through_a_file(inputs: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(inputs, file)
-    file.seek(0)
-    return torch.load(file)
 
 
 @six
