@@ -8,6 +8,8 @@ sys.path.insert(0, str(DOCS))
 from documented import check_coverage  # noqa: E402
 from inventories import write_inventories  # noqa: E402
 
+from flexkit.selection.policies import __all__ as POLICIES  # noqa: E402
+
 project = "flexkit"
 author = "The flexkit authors"
 copyright = "The flexkit authors"
@@ -80,6 +82,12 @@ def resolve_short_name(app, env, node, contnode):
     )
 
 
+def skip_policies(app, what, name, obj, skip, options):
+    """Leave the policies out of the page of functions: they have a page of their own."""
+    return True if what == "module" and name in POLICIES else None
+
+
 def setup(app):
+    app.connect("autodoc-skip-member", skip_policies)
     app.connect("missing-reference", resolve_short_name, priority=600)
     app.connect("env-check-consistency", check_coverage)

@@ -40,42 +40,22 @@ from flexkit.patching import (
 )
 from flexkit.probing import LayerProbe, probe_start_layer
 from flexkit.processing import FlexProcessor, SmallImageWarning
-from flexkit.selection import (
-    AttentionMapSelector,
-    Border,
-    Center,
-    Complement,
-    Dilated,
-    Everything,
-    Intersection,
-    Nothing,
-    Policy,
-    Pooled,
-    Random,
-    Schedule,
-    Threshold,
-    TopK,
-    TopP,
-    Union,
-)
+from flexkit.selection import AttentionMapSelector, Policy, Schedule
+from flexkit.selection.policies import *  # noqa: F403 - one list of them, and no line for each here
+from flexkit.selection.policies import __all__ as __all__
 from flexkit.tracing import Trace, trace
 from flexkit.viz import animate_selection, plot_selection, selection_page
 
 __version__ = version("flexkit-vlm")
 
-__all__ = [
+__all__ += (
     "ArraySource",
     "AttentionMapSelector",
-    "Border",
-    "Center",
     "CheckpointError",
-    "Complement",
     "ConfigError",
     "Cost",
-    "Dilated",
     "DualResolutionEncoder",
     "DualResolutionOutput",
-    "Everything",
     "FlexConfig",
     "FlexProcessor",
     "FlexkitError",
@@ -83,24 +63,16 @@ __all__ = [
     "HierarchicalAttentionOutput",
     "HierarchicalSelfAttention",
     "HighResInputError",
-    "Intersection",
     "LayerProbe",
-    "Nothing",
     "PatchError",
     "PictureSource",
     "Policy",
     "PolicyError",
-    "Pooled",
-    "Random",
     "Schedule",
     "SmallImageWarning",
-    "Threshold",
     "TileSource",
     "TileView",
-    "TopK",
-    "TopP",
     "Trace",
-    "Union",
     "UnsupportedModelError",
     "UntrainedProjectionsWarning",
     "animate_selection",
@@ -123,4 +95,4 @@ __all__ = [
     "supported_models",
     "trace",
     "unpatch_model",
-]
+)

@@ -11,13 +11,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from flexkit.accounting.language import HighResReading, text_cost
 from flexkit.accounting.shapes import config_of, counting, without_weights
 from flexkit.accounting.towers import Tower
+from flexkit.checks import is_int
 from flexkit.errors import ConfigError, UnsupportedModelError
+from flexkit.grids import Pair
 from flexkit.patching import FlexConfig, is_patched, patch_model
 from flexkit.patching.geometry import find_geometry
 from flexkit.patching.state import get_patch
 from flexkit.selection import Policy, as_policy
-from flexkit.selection._checks import is_int
-from flexkit.zoom import Pair
 
 __all__ = ["Cost", "cost"]
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flexkit.errors import UnsupportedModelError
+from flexkit.grids import Pair
 from flexkit.measuring import count_flops
 from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.geometry.dynamic import DynamicGrid
 from flexkit.patching.geometry.fixed import FixedGrid
-from flexkit.zoom import Pair
 
 __all__ = ["Tower"]
 

@@ -8,8 +8,9 @@ from flexkit.attention.core import attend, attention_logits, attention_map, log_
 from flexkit.attention.hierarchical import HierarchicalSelfAttention
 from flexkit.attention.joint import joint_attention, replaced_keys
 from flexkit.attention.output import HierarchicalAttentionOutput
-from flexkit.attention.rotary import fractional_positions, interpolate_table, rotary_tables, rotate
+from flexkit.attention.rotary import rotary_tables, rotate
 from flexkit.attention.rows import QueryRows
+from flexkit.grids import fractional_positions, interpolate_table
 
 __all__ = [
     "HierarchicalAttentionOutput",

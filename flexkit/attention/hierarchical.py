@@ -13,8 +13,8 @@ from flexkit.attention.plain import PlainSelfAttention, Tables, check_settings, 
 from flexkit.attention.rotary import rotate
 from flexkit.attention.rows import QueryRows
 from flexkit.errors import ConfigError, HighResInputError
+from flexkit.grids import Pair
 from flexkit.selection import AttentionMapSelector
-from flexkit.zoom import Pair
 
 __all__ = ["HierarchicalSelfAttention"]
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from flexkit.attention.core import hidden_keys
+from flexkit.checks import FLOATS
 from flexkit.errors import ConfigError, FlexkitError, HighResInputError
-from flexkit.selection._checks import FLOATS, check_pair
-from flexkit.zoom import Pair, zoom_pair
+from flexkit.grids import Pair, check_pair, zoom_pair
 
 __all__ = [
     "ImageCells",

@@ -5,8 +5,8 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from flexkit.attention.core import attend, log_normaliser, merge_high_res
+from flexkit.grids import Pair, zoom_pair
 from flexkit.selection import dilate
-from flexkit.zoom import Pair, zoom_pair
 
 __all__ = ["joint_attention", "replaced_keys", "selected_cells"]
 

@@ -1,19 +1,13 @@
-"""Rotary positions of high-res keys: interpolated tables and fractional positions."""
+"""Rotary embeddings: tables of positions, whole or fractional, and how they turn queries and keys."""
 
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
 from flexkit.errors import ConfigError
-from flexkit.zoom import Pair, zoom_pair
 
-__all__ = ["fractional_positions", "interpolate_table", "rotary_tables", "rotate"]
-
-_TAPS = 4
-"""Of a bicubic filter."""
+__all__ = ["rotary_tables", "rotate"]
 
 
 def rotary_tables(
@@ -80,92 +74,3 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = torch.cat([-second, first], dim=-1)
     turned = turned * cos[:, None].to(states.dtype) + half * sin[:, None].to(states.dtype)
     return torch.cat([turned, plain], dim=-1)
-
-
-def interpolate_table(table: Tensor, grid: tuple[int, int], zoom: int | Pair, tokens: Tensor | None = None) -> Tensor:
-    """Interpolate a cosine or sine table of the low-res image tokens to the high-res grid, as published.
-
-    The *values* are interpolated, bicubically and with half-pixel centres, not the angles: the result is not
-    a rotation, and projections trained with it expect exactly this.
-
-    Parameters
-    ----------
-    table : torch.Tensor
-        ``(..., rows * columns, dim)``, cells in raster order.
-    grid : tuple of int
-        Low-res ``(rows, columns)``.
-    zoom : int or tuple of int
-        High-res cells per low-res cell and axis.
-    tokens : torch.Tensor, optional
-        ``(tokens,)``, int64: the high-res tokens that are wanted, in raster order; all by default.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(..., zoomed rows * zoomed columns, dim)``, or ``(..., tokens, dim)``, in the dtype of ``table``.
-    """
-    rows, columns = grid
-    zoom_rows, zoom_columns = zoom_pair(zoom)
-    batch = table.shape[:-2]
-    dtype = torch.promote_types(table.dtype, torch.float32)
-    image = rearrange(table.reshape(-1, *table.shape[-2:]).to(dtype), "b (r c) d -> b d r c", r=rows)
-    size = (rows * zoom_rows, columns * zoom_columns)
-    if tokens is not None and len(tokens) * _TAPS**2 < size[0] * size[1]:
-        row, down = _taps(rows, size[0], tokens // size[1], image)
-        column, across = _taps(columns, size[1], tokens % size[1], image)
-        around = image[:, :, row[:, :, None], column[:, None, :]] * (down[:, :, None] * across[:, None, :])
-        some = around.sum((-1, -2)).transpose(1, 2)
-        return some.reshape(*batch, *some.shape[1:]).to(table.dtype)
-    image = F.interpolate(image, size=size, mode="bicubic", align_corners=False)
-    whole = rearrange(image, "b d r c -> b (r c) d")
-    whole = whole if tokens is None else whole[:, tokens]
-    return whole.reshape(*batch, *whole.shape[1:]).to(table.dtype)
-
-
-def fractional_positions(positions: Tensor, grid: tuple[int, int], zoom: int | Pair) -> Tensor:
-    """Positions of high-res tokens between those of the low-res tokens, by linear inter- and extrapolation.
-
-    A high-res cell whose centre lies a third of the way between two low-res centres gets the position a third
-    of the way between theirs; cells outside the outermost centres continue the same step. Exact for raster
-    positions (one axis) and for (time, row, column) positions alike.
-
-    Parameters
-    ----------
-    positions : torch.Tensor
-        ``(..., rows * columns)``: positions of the low-res tokens, any number of axes in front.
-    grid : tuple of int
-        Low-res ``(rows, columns)``.
-    zoom : int or tuple of int
-        High-res cells per low-res cell and axis.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(..., zoomed rows * zoomed columns)``, float32 or wider.
-    """
-    zoom_rows, zoom_columns = zoom_pair(zoom)
-    values = positions.to(torch.promote_types(positions.dtype, torch.float32))
-    values = values.reshape(*positions.shape[:-1], *grid)
-    values = _refine(values, zoom_columns)
-    values = _refine(values.transpose(-1, -2), zoom_rows).transpose(-1, -2)
-    return values.flatten(-2)
-
-
-def _taps(length: int, size: int, places: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Low-res rows, or columns, that count in high-res ones, and how much, each ``(places, taps)``."""
-    rows = torch.eye(length, dtype=like.dtype, device=like.device)[None, :, :, None]
-    weights = F.interpolate(rows, size=(size, 1), mode="bicubic", align_corners=False)[0, :, :, 0].T[places]
-    taps = weights.abs().topk(min(_TAPS, length), dim=-1).indices
-    return taps, weights.gather(-1, taps)
-
-
-def _refine(values: Tensor, zoom: int) -> Tensor:
-    """Refine the last axis by ``zoom``, linearly between half-pixel centres and beyond the ends."""
-    length = values.shape[-1]
-    if length == 1:
-        return values.expand(*values.shape[:-1], zoom)
-    centres = (torch.arange(length * zoom, dtype=values.dtype, device=values.device) + 0.5) / zoom - 0.5
-    left = centres.floor().clamp(0, length - 2)
-    weight = centres - left
-    left = left.long()
-    return values[..., left] * (1 - weight) + values[..., left + 1] * weight

@@ -10,10 +10,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from flexkit.checkpoints.files import path_inside, read_json
+from flexkit.checks import FLOATS, is_int
 from flexkit.errors import CheckpointError
 from flexkit.patching import FlexConfig
 from flexkit.selection import Threshold
-from flexkit.selection._checks import FLOATS, is_int
 
 __all__ = ["START_LAYER", "PublishedSettings", "read_settings"]
 

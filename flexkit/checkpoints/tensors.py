@@ -8,8 +8,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from flexkit.checkpoints.files import checkpoint_file, checkpoint_folder, read_json
+from flexkit.checks import FLOATS
 from flexkit.errors import CheckpointError
-from flexkit.selection._checks import FLOATS
 
 __all__ = ["check_tensors", "read_file", "read_tensors"]
 

@@ -2,8 +2,8 @@
 
 from flexkit.encoding.dual_resolution import DualResolutionEncoder, DualResolutionOutput
 from flexkit.encoding.sources import ArraySource, PictureSource, TileSource, open_tiff
-from flexkit.encoding.tile_view import TileView, pyramid
-from flexkit.encoding.tiling import split_tiles, stitch_tiles
+from flexkit.encoding.tile_view import TileView
+from flexkit.grids import pyramid, split_tiles, stitch_tiles
 
 __all__ = [
     "ArraySource",

@@ -8,11 +8,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flexkit.encoding.tiling import split_tiles, stitch_tiles
+from flexkit.checks import FLOATS
 from flexkit.errors import ConfigError, HighResInputError
+from flexkit.grids import Pair, split_tiles, stitch_tiles, zoom_pair
 from flexkit.selection import margin_cells, valid_cells
-from flexkit.selection._checks import FLOATS
-from flexkit.zoom import Pair, zoom_pair
 
 __all__ = ["DualResolutionEncoder", "DualResolutionOutput"]
 

@@ -13,7 +13,7 @@ import PIL
 from PIL import Image
 
 from flexkit.errors import ConfigError, HighResInputError
-from flexkit.zoom import Pair
+from flexkit.grids import Pair
 
 __all__ = ["ArraySource", "Box", "PictureSource", "TileSource", "loaded", "open_tiff"]
 

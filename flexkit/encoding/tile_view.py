@@ -6,14 +6,9 @@ from typing import Self
 
 from torch import Tensor
 
-from flexkit.zoom import Pair
+from flexkit.grids import Pair
 
-__all__ = ["TileView", "pyramid"]
-
-
-def pyramid(zoom: Pair, levels: int) -> tuple[Pair, ...]:
-    """Zooms of the levels of a pyramid, each ``zoom`` times the one before: 3, 9, 27, ..."""
-    return tuple((zoom[0] ** level, zoom[1] ** level) for level in range(1, levels + 1))
+__all__ = ["TileView"]
 
 
 class TileView(ABC):

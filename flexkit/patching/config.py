@@ -7,19 +7,12 @@ from typing import Any, Literal, Self
 
 from torch import Tensor
 
+from flexkit.checks import is_count, is_int, is_integer, is_number
 from flexkit.errors import ConfigError
+from flexkit.grids import Pair, zoom_pair
 from flexkit.lazy import lazy
-from flexkit.selection import (
-    AttentionMapSelector,
-    Policy,
-    Schedule,
-    Threshold,
-    as_policy,
-    policy_from_dict,
-    policy_to_dict,
-)
-from flexkit.selection._checks import is_count, is_int, is_integer, is_number
-from flexkit.zoom import Pair, zoom_pair
+from flexkit.selection import AttentionMapSelector, Policy, Schedule, as_policy, policy_from_dict, policy_to_dict
+from flexkit.selection.threshold import PUBLISHED_POLICY, PUBLISHED_THRESHOLD
 
 __all__ = ["FlexConfig"]
 
@@ -163,7 +156,7 @@ class FlexConfig:
         **settings
             Any field of this class, in place of the preset's.
         """
-        return cls(**({"policy": Threshold(48 / 255).pooled(9)} | settings))
+        return cls(**({"policy": PUBLISHED_POLICY} | settings))
 
     @classmethod
     def training_free(cls, **settings: Any) -> Self:
@@ -187,7 +180,7 @@ class FlexConfig:
             "key_norm": True,
             "positions": "fractional",
             "gate": 1.0,
-            "policy": Threshold(48 / 255),
+            "policy": PUBLISHED_THRESHOLD,
         }
         return cls(**(preset | settings))
 

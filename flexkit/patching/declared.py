@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flexkit.checks import FLOATS
 from flexkit.errors import HighResInputError
-from flexkit.selection._checks import FLOATS
-from flexkit.zoom import Pair
+from flexkit.grids import Pair
 
 __all__ = ["Axis", "Declared", "check_readable"]
 

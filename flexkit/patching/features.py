@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
+from flexkit.grids import Pair
 from flexkit.patching.projected import Tokens
-from flexkit.zoom import Pair
 
 if TYPE_CHECKING:
     from flexkit.patching.memory import ImageSpan

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flexkit.grids import Pair
 from flexkit.lazy import lazy
 from flexkit.patching.memory import ImageSpan
-from flexkit.zoom import Pair
 
 __all__ = ["ImageGroup", "group_images", "within"]
 

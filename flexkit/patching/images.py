@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkit.encoding import pyramid
 from flexkit.errors import HighResInputError, UnsupportedModelError
+from flexkit.grids import Pair, pyramid
 from flexkit.patching.features import Encoded, ReadTiles, Tiled, TiledImage
 from flexkit.patching.memory import HighResMemory, ImageSpan
 from flexkit.patching.state import Patch
 from flexkit.patching.views import View, checked_view
-from flexkit.zoom import Pair
 
 __all__ = ["read_images"]
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from flexkit.errors import HighResInputError
+from flexkit.grids import Pair
 from flexkit.lazy import lazy
 from flexkit.patching.features import Encode, Encoded, Features
 from flexkit.patching.projected import Projected, Tokens
-from flexkit.zoom import Pair
 
 __all__ = ["HighResMemory", "ImageSpan", "MemoryLayer", "attach_memory", "cached_length", "cached_memory"]
 

@@ -7,12 +7,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from flexkit.grids import resample_nearest
 from flexkit.patching.groups import ImageGroup
 from flexkit.patching.projected import Tokens
 from flexkit.patching.selections import Selection, of_shared_row
 from flexkit.selection import AttentionMapSelector
-from flexkit.selection._ranking import cells_of
-from flexkit.selection.resample import resample_nearest
+from flexkit.selection.ranking import cells_of
 
 __all__ = ["open_tokens"]
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flexkit.attention.rotary import fractional_positions, interpolate_table
+from flexkit.grids import fractional_positions, interpolate_table
 from flexkit.patching.decoder import DecoderLayer, rotary_embedding, rotary_module
 from flexkit.patching.memory import HighResMemory, ImageSpan
 from flexkit.patching.projected import Tokens

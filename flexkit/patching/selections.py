@@ -8,11 +8,11 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from flexkit.attention.joint import selected_cells
+from flexkit.grids import resample_nearest
 from flexkit.patching.groups import ImageGroup, within
 from flexkit.patching.memory import HighResMemory
 from flexkit.patching.sight import SeenImages
 from flexkit.selection import AttentionMapSelector
-from flexkit.selection.resample import resample_nearest
 
 __all__ = ["Selection", "bias_of_tokens", "of_shared_row", "select_tokens"]
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexkit.encoding import TileView, pyramid
+from flexkit.encoding import TileView
 from flexkit.errors import HighResInputError
+from flexkit.grids import Pair, pyramid
 from flexkit.patching.declared import check_readable
 from flexkit.patching.features import ReadTiles
 from flexkit.patching.queries import check_positions
 from flexkit.patching.state import Patch
 from flexkit.selection import margin_cells
-from flexkit.zoom import Pair
 
 __all__ = ["PREFIX", "View", "check_inputs", "checked_view", "input_names"]
 

@@ -13,7 +13,7 @@ from transformers.image_utils import get_image_size_for_max_height_width
 from flexkit.encoding import TileSource
 from flexkit.encoding.sources import Box
 from flexkit.errors import HighResInputError, UnsupportedModelError
-from flexkit.zoom import Pair
+from flexkit.grids import Pair
 
 __all__ = ["Framed", "Resized", "canvas_of", "extent_of"]
 

@@ -10,15 +10,15 @@ from PIL.Image import Image
 from torch import nn
 from transformers import BatchFeature
 
-from flexkit.encoding import PictureSource, TileSource, pyramid
+from flexkit.encoding import PictureSource, TileSource
 from flexkit.errors import ConfigError, PatchError, UnsupportedModelError
+from flexkit.grids import Pair, pyramid, zoom_pair
 from flexkit.patching import get_patch
 from flexkit.processing.overviews import check_options, without_tiles
 from flexkit.processing.sources import with_overviews
 from flexkit.processing.tap import tap
 from flexkit.processing.views import choose_view, has_one_size
 from flexkit.processing.views.source import SourceView, check_arithmetic
-from flexkit.zoom import Pair, zoom_pair
 
 __all__ = ["FlexProcessor"]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers.image_transforms import resize
 from transformers.image_utils import to_numpy_array
 
+from flexkit.grids import Pair
 from flexkit.processing.outputs import processed
-from flexkit.zoom import Pair
 
 __all__ = ["SmallImageWarning", "extent", "resized", "tell_enlarged"]
 

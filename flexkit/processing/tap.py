@@ -6,12 +6,12 @@ from typing import Any
 from transformers.image_utils import make_flat_list_of_images
 
 from flexkit.encoding import PictureSource
+from flexkit.grids import Pair
 from flexkit.processing.outputs import appended, named
 from flexkit.processing.overviews import counting_overviews, keep_overviews, to_one_tile, without_tiles
 from flexkit.processing.reading import read_images, read_pixels
 from flexkit.processing.sources import as_source, source_of
 from flexkit.processing.views import choose_tiled_view, choose_view
-from flexkit.zoom import Pair
 
 __all__ = ["tap"]
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from flexkit.errors import ConfigError, HighResInputError
-from flexkit.selection._checks import check_pair
+from flexkit.grids import check_pair
 
 
 def margin_cells(image_sizes: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a selection policy is: scores on the low-res grid in, a mask out."""
+"""What a selection policy is: scores on the low-res grid in, a mask out; and the algebra of policies."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 from typing_extensions import override
 
+from flexkit.checks import FLOATS
 from flexkit.errors import FlexkitError, PolicyError
-from flexkit.selection._checks import FLOATS, check_pair
-from flexkit.selection.resample import resample_nearest
+from flexkit.grids import check_pair, resample_nearest
+from flexkit.selection._checks import check_int
 
 
 class Policy(ABC):
@@ -107,35 +110,25 @@ class Policy(ABC):
 
     def pooled(self, size: int) -> "Policy":
         """Keep whole blocks: :class:`Pooled` with this policy, ``size`` blocks to a side."""
-        from flexkit.selection.morphology import Pooled
-
         return Pooled(self, size)
 
     def dilated(self, cells: int) -> "Policy":
         """Keep the neighbourhood too: :class:`Dilated` with this policy, by ``cells`` low-res cells."""
-        from flexkit.selection.morphology import Dilated
-
         return Dilated(self, cells)
 
     def __or__(self, other: "Policy | Callable[[Tensor], Tensor]") -> "Policy":
-        from flexkit.selection.compose import Union
-
         return Union(self, as_policy(other))
 
     def __ror__(self, other: Callable[[Tensor], Tensor]) -> "Policy":
         return as_policy(other) | self
 
     def __and__(self, other: "Policy | Callable[[Tensor], Tensor]") -> "Policy":
-        from flexkit.selection.compose import Intersection
-
         return Intersection(self, as_policy(other))
 
     def __rand__(self, other: Callable[[Tensor], Tensor]) -> "Policy":
         return as_policy(other) & self
 
     def __invert__(self) -> "Policy":
-        from flexkit.selection.compose import Complement
-
         return Complement(self)
 
 
@@ -199,6 +192,210 @@ def as_policy(policy: Any) -> Policy:
         f"got {type(policy).__name__} {policy!r}, expected a policy: pass a flexkit policy such as TopK(16), "
         "or a function from scores (..., rows, columns) to a bool mask of that shape"
     )
+
+
+@dataclass(frozen=True)
+class Everything(Policy):
+    """Select every cell: full attention over the high-res view."""
+
+    uses_scores = False
+
+    @override
+    def mask(self, scores: Tensor) -> Tensor:
+        return torch.ones_like(scores, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Nothing(Policy):
+    """Select no cell: the base model."""
+
+    uses_scores = False
+
+    @override
+    def mask(self, scores: Tensor) -> Tensor:
+        return torch.zeros_like(scores, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class _OfTwo(Policy):
+    left: Policy
+    right: Policy
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "left", as_policy(self.left))
+        object.__setattr__(self, "right", as_policy(self.right))
+
+    @property
+    @override
+    def uses_scores(self) -> bool:
+        return self.left.uses_scores or self.right.uses_scores
+
+
+@dataclass(frozen=True)
+class Union(_OfTwo):
+    """Select what either policy selects; written ``left | right``.
+
+    Parameters
+    ----------
+    left, right : Policy
+        Policies, or functions from scores to a mask.
+    """
+
+    @override
+    def mask(self, scores: Tensor) -> Tensor:
+        return self.left(scores) | self.right(scores)
+
+    @override
+    def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.left.select(scores, size) | self.right.select(scores, size)
+
+
+@dataclass(frozen=True)
+class Intersection(_OfTwo):
+    """Select what both policies select; written ``left & right``.
+
+    Parameters
+    ----------
+    left, right : Policy
+        Policies, or functions from scores to a mask.
+    """
+
+    @override
+    def mask(self, scores: Tensor) -> Tensor:
+        return self.left(scores) & self.right(scores)
+
+    @override
+    def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.left.select(scores, size) & self.right.select(scores, size)
+
+
+@dataclass(frozen=True)
+class _OfOne(Policy):
+    policy: Policy
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policy", as_policy(self.policy))
+
+    @property
+    @override
+    def uses_scores(self) -> bool:
+        return self.policy.uses_scores
+
+
+@dataclass(frozen=True)
+class Complement(_OfOne):
+    """Select what a policy does not select; written ``~policy``.
+
+    Parameters
+    ----------
+    policy : Policy
+        A policy, or a function from scores to a mask.
+    """
+
+    @override
+    def mask(self, scores: Tensor) -> Tensor:
+        return ~self.policy(scores)
+
+    @override
+    def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        return ~self.policy.select(scores, size)
+
+
+@dataclass(frozen=True)
+class Pooled(_OfOne):
+    """Select every block in which a policy keeps a cell; written ``policy.pooled(size)``.
+
+    The mask is adaptively max-pooled to ``size`` × ``size`` blocks (fewer on an axis that has fewer cells)
+    and upsampled by nearest neighbour. To the high-res grid it goes in one step from the blocks, as in the
+    authors' code; by way of the low-res grid the outcome differs where ``size`` does not divide that grid.
+
+    Parameters
+    ----------
+    policy : Policy
+        A policy, or a function from scores to a mask.
+    size : int
+        Blocks to a side, at least 1; the authors' code has 9.
+
+    Raises
+    ------
+    PolicyError
+        If a parameter is none of these.
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_int(self, "size", self.size, minimum=1)
+
+    @override
+    def mask(self, scores: Tensor) -> Tensor:
+        rows, columns = scores.shape[-2:]
+        return resample_nearest(self._blocks(scores), (rows, columns))
+
+    @override
+    def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        return resample_nearest(self._blocks(scores), check_pair("size", size))
+
+    def _blocks(self, scores: Tensor) -> Tensor:
+        kept = self.policy(scores)
+        size = [min(self.size, side) for side in kept.shape[-2:]]
+        blocks = F.adaptive_max_pool2d(_as_images(kept), size)
+        return blocks.bool().reshape(*kept.shape[:-2], *size)
+
+
+@dataclass(frozen=True)
+class Dilated(_OfOne):
+    """Select what a policy keeps and all cells near it; written ``policy.dilated(cells)``.
+
+    Near is at most ``cells`` away along both axes: the mask is dilated by a square.
+
+    Parameters
+    ----------
+    policy : Policy
+        A policy, or a function from scores to a mask.
+    cells : int
+        Width of the added margin in low-res cells, at least 1.
+
+    Raises
+    ------
+    PolicyError
+        If a parameter is none of these.
+    """
+
+    cells: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_int(self, "cells", self.cells, minimum=1)
+
+    @override
+    def mask(self, scores: Tensor) -> Tensor:
+        return dilate(self.policy(scores), self.cells)
+
+
+def dilate(mask: Tensor, cells: int) -> Tensor:
+    """Dilate a mask by a square of ``2 * cells + 1`` to a side.
+
+    Parameters
+    ----------
+    mask : torch.Tensor
+        Shape (..., rows, columns), bool.
+    cells : int
+        At least 0.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (..., rows, columns), bool.
+    """
+    reach = min(cells, max(mask.shape[-2:]))
+    grown = F.max_pool2d(_as_images(mask), kernel_size=2 * reach + 1, stride=1, padding=reach)
+    return grown.bool().reshape(mask.shape)
+
+
+def _as_images(mask: Tensor) -> Tensor:
+    return rearrange(mask.float(), "... rows columns -> (...) 1 rows columns")
 
 
 def at_least_float32(scores: Tensor) -> Tensor:

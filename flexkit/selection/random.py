@@ -8,8 +8,8 @@ from typing_extensions import override
 
 from flexkit.errors import PolicyError
 from flexkit.selection._checks import check_count, check_int
-from flexkit.selection._ranking import cells_of, first_of
 from flexkit.selection.policy import Policy
+from flexkit.selection.ranking import cells_of, first_of
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from flexkit.checks import is_int
 from flexkit.errors import PolicyError
-from flexkit.selection._checks import is_int
-from flexkit.selection.constant import Nothing
-from flexkit.selection.policy import Policy, as_policy
+from flexkit.selection.policy import Nothing, Policy, as_policy
 
 
 @dataclass(frozen=True, init=False, repr=False)

@@ -8,17 +8,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from typing_extensions import override
 
+from flexkit.checks import is_count, is_int
 from flexkit.errors import ConfigError, PolicyError
-from flexkit.selection._checks import check_pair, is_count, is_int
-from flexkit.selection.budget import within_budget
+from flexkit.grids import check_pair, zoom_pair
 from flexkit.selection.margins import valid_cells
 from flexkit.selection.policy import Policy, as_policy, at_least_float32, check_mask, check_scores, named_failures
+from flexkit.selection.ranking import within_budget
 from flexkit.selection.schedule import Schedule
-from flexkit.selection.threshold import Threshold
-from flexkit.zoom import zoom_pair
-
-PUBLISHED_POLICY = Threshold(48 / 255).pooled(9)
-"""The selection of the authors' code."""
+from flexkit.selection.threshold import PUBLISHED_POLICY
 
 
 class AttentionMapSelector(nn.Module):

@@ -5,36 +5,11 @@ from dataclasses import fields
 from typing import Any
 
 from flexkit.errors import PolicyError
-from flexkit.selection.border import Border
-from flexkit.selection.center import Center
-from flexkit.selection.compose import Complement, Intersection, Union
-from flexkit.selection.constant import Everything, Nothing
-from flexkit.selection.morphology import Dilated, Pooled
+from flexkit.selection import policies
 from flexkit.selection.policy import FunctionPolicy, Policy
-from flexkit.selection.random import Random
 from flexkit.selection.schedule import Schedule
-from flexkit.selection.threshold import Threshold
-from flexkit.selection.topk import TopK
-from flexkit.selection.topp import TopP
 
-_BUILT_IN: dict[str, type[Any]] = {
-    policy.__name__: policy
-    for policy in (
-        Border,
-        Center,
-        Complement,
-        Dilated,
-        Everything,
-        Intersection,
-        Nothing,
-        Pooled,
-        Random,
-        Threshold,
-        TopK,
-        TopP,
-        Union,
-    )
-}
+_BUILT_IN: dict[str, type[Any]] = {name: getattr(policies, name) for name in policies.__all__}
 
 
 def policy_to_dict(policy: Policy | Schedule) -> dict[str, Any]:
@@ -57,6 +32,7 @@ def policy_to_dict(policy: Policy | Schedule) -> dict[str, Any]:
 
     Examples
     --------
+    >>> from flexkit.selection import Border
     >>> policy_to_dict(~Border(2))
     {'type': 'Complement', 'policy': {'type': 'Border', 'width': 2}}
     """

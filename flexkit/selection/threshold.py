@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from flexkit.checks import is_number
 from flexkit.errors import PolicyError
-from flexkit.selection._checks import is_number
 from flexkit.selection.policy import Policy
 
 
@@ -50,3 +50,10 @@ class Threshold(Policy):
         high = halves.masked_fill(missing, -torch.inf).amax((-2, -1), keepdim=True)
         # Multiplied out, so that a constant map needs no division by its range of 0.
         return halves - low > self.value * (high - low)
+
+
+PUBLISHED_THRESHOLD = Threshold(48 / 255)
+"""Of the authors' code."""
+
+PUBLISHED_POLICY = PUBLISHED_THRESHOLD.pooled(9)
+"""The selection of the authors' code."""

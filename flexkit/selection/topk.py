@@ -6,8 +6,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from flexkit.selection._checks import check_count
-from flexkit.selection._ranking import cells_of, descending, first_of
 from flexkit.selection.policy import Policy
+from flexkit.selection.ranking import cells_of, descending, first_of
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from flexkit.checks import is_number
 from flexkit.errors import PolicyError
-from flexkit.selection._checks import is_number
-from flexkit.selection._ranking import descending, mask_of
 from flexkit.selection.policy import Policy
+from flexkit.selection.ranking import descending, mask_of
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import flexkit
 from flexkit.patching import get_patch
+from flexkit.selection.threshold import PUBLISHED_THRESHOLD
 from flexkit.visual_search.weights import load_model
 
 __all__ = ["BUDGET", "Oracle", "Place", "Way", "load_ways", "read_fraction"]
@@ -46,7 +47,7 @@ class Oracle:
 
 POLICIES = {
     "topk": flexkit.TopK(BUDGET),
-    "threshold": flexkit.Threshold(48 / 255),
+    "threshold": PUBLISHED_THRESHOLD,
     "top_p": flexkit.TopP(0.5),
     "random": flexkit.Random(BUDGET),
     "center": flexkit.Center(BUDGET),

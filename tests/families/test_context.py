@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import flexkit
 from flexkit import FlexConfig
-from flexkit.attention.rotary import fractional_positions
+from flexkit.grids import fractional_positions
 from flexkit.patching import get_patch
 from flexkit.patching.memory import HighResMemory
 from tests.zoo import CONTEXT, Family, Row, low_res, prompt

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import GenerationMixin, PreTrainedModel
 
 from flexkit.errors import HighResInputError
+from flexkit.grids import Pair
 from flexkit.patching.call import FlexCall
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.context.carriers import Carried, Carrier, Keyword, held
@@ -25,7 +26,6 @@ from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.memory import HighResMemory, ImageSpan, cached_memory
 from flexkit.patching.state import Patch
 from flexkit.patching.views import PREFIX, checked_view
-from flexkit.zoom import Pair
 
 __all__ = ["Context", "Places"]
 

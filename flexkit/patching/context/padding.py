@@ -8,8 +8,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
 
-from flexkit.encoding import split_tiles, stitch_tiles
-from flexkit.zoom import Pair
+from flexkit.grids import Pair, split_tiles, stitch_tiles
 
 __all__ = ["Padding", "cut", "stitched"]
 

@@ -8,10 +8,9 @@ from einops import rearrange
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from flexkit.encoding import split_tiles, stitch_tiles
+from flexkit.grids import Pair, split_tiles, stitch_tiles
 from flexkit.patching.context.geometry import Places
 from flexkit.patching.context.pictures import Pictures
-from flexkit.zoom import Pair
 
 __all__ = ["Page"]
 

@@ -8,11 +8,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
+from flexkit.grids import Pair
 from flexkit.patching.context.geometry import Context, Places
 from flexkit.patching.declared import Declared
 from flexkit.patching.views import PREFIX
-from flexkit.selection import Policy, Threshold
-from flexkit.zoom import Pair
+from flexkit.selection import Policy
+from flexkit.selection.threshold import PUBLISHED_THRESHOLD
 
 __all__ = ["Patches"]
 
@@ -25,7 +26,7 @@ class Patches(Context):
 
     @property
     def default_policy(self) -> Policy:
-        return Threshold(48 / 255).dilated(1)
+        return PUBLISHED_THRESHOLD.dilated(1)
 
     def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
         return {"flattened_patches": Declared(("images", "patches", ...))}

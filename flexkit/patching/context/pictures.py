@@ -8,11 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
+from flexkit.grids import Pair
 from flexkit.patching.context.arrangements import Arrangement, OneARow
 from flexkit.patching.context.geometry import Context, Places
 from flexkit.patching.context.padding import Padding, cut, stitched
 from flexkit.patching.declared import Axis, Declared
-from flexkit.zoom import Pair
 
 __all__ = ["Pictures"]
 

@@ -8,12 +8,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError, UnsupportedModelError
+from flexkit.grids import Pair
 from flexkit.patching.declared import Declared
 from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.geometry.features import image_features
 from flexkit.patching.views import PREFIX
-from flexkit.selection import Policy, Threshold
-from flexkit.zoom import Pair
+from flexkit.selection import Policy
+from flexkit.selection.threshold import PUBLISHED_THRESHOLD
 
 __all__ = ["SIZES", "AnySize", "pairs"]
 
@@ -39,7 +40,7 @@ class AnySize(Geometry):
     @property
     def default_policy(self) -> Policy:
         # Grids differ from image to image: a neighbourhood in cells, not a fixed number of pooled cells.
-        return Threshold(48 / 255).dilated(1)
+        return PUBLISHED_THRESHOLD.dilated(1)
 
     @abstractmethod
     def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError, UnsupportedModelError
+from flexkit.grids import Pair
 from flexkit.patching.call import FlexCall
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.config_view import CALL
@@ -18,8 +19,7 @@ from flexkit.patching.decoder import DecoderLayer, find_decoder, find_layers
 from flexkit.patching.features import no_tiles
 from flexkit.patching.in_sequence import prepare
 from flexkit.patching.state import Patch
-from flexkit.selection import Policy, Threshold
-from flexkit.zoom import Pair
+from flexkit.selection import PUBLISHED_POLICY, Policy
 
 __all__ = ["Geometry"]
 
@@ -47,7 +47,7 @@ class Geometry(ABC):
     @property
     def default_policy(self) -> Policy:
         """The selection policy where a config names none."""
-        return Threshold(48 / 255).pooled(9)
+        return PUBLISHED_POLICY
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Raise :class:`~flexkit.errors.UnsupportedModelError` if the model lacks what this geometry reads."""

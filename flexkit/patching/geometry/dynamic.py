@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
+from flexkit.grids import Pair
 from flexkit.patching.declared import Declared
 from flexkit.patching.geometry.anysize import AnySize
 from flexkit.patching.geometry.features import image_features
-from flexkit.zoom import Pair
 
 __all__ = ["DynamicGrid", "LinedGrid", "MergedGrid"]
 

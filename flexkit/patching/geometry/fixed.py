@@ -9,14 +9,13 @@ from einops import rearrange
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from flexkit.encoding import split_tiles, stitch_tiles
 from flexkit.errors import HighResInputError, UnsupportedModelError
+from flexkit.grids import Pair, split_tiles, stitch_tiles
 from flexkit.patching.declared import Declared
 from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.geometry.layouts import cells_alone
 from flexkit.patching.geometry.patches import sides, vision_size
 from flexkit.patching.geometry.tiles import TileEncoder, encode_images
-from flexkit.zoom import Pair
 
 __all__ = ["FixedGrid"]
 

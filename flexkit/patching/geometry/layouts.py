@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from flexkit.zoom import Pair
+from flexkit.grids import Pair
 
 __all__ = ["cells_alone", "line_ends", "newline_after_all", "newline_after_rows"]
 

@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from flexkit.zoom import Pair
+from flexkit.grids import Pair
 
 __all__ = [
     "merged_by_stages",

@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
+from flexkit.grids import Pair
 from flexkit.patching.declared import Declared
 from flexkit.patching.geometry.anysize import SIZES, AnySize, pairs
-from flexkit.zoom import Pair
 
 __all__ = ["PatchStrip"]
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedModel
 
+from flexkit.grids import Pair
 from flexkit.patching.declared import Declared
 from flexkit.patching.geometry.fixed import FixedGrid
 from flexkit.patching.geometry.patches import merged_patches
 from flexkit.patching.geometry.tiles import encode_in_two_sizes
-from flexkit.zoom import Pair
 
 __all__ = ["TwoSizes"]
 

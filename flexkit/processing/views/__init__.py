@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flexkit.errors import UnsupportedModelError
+from flexkit.grids import Pair
 from flexkit.processing.views.fixed import fixed_view
 from flexkit.processing.views.grid import SIZES, grid_view
 from flexkit.processing.views.numbered import numbered_view
 from flexkit.processing.views.raw import fuyu_view, inkling_view
 from flexkit.processing.views.shaped import shaped_view
 from flexkit.processing.views.tiled import tiled_view
-from flexkit.zoom import Pair
 
 __all__ = ["View", "choose_tiled_view", "choose_view", "has_one_size"]
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from flexkit.errors import UnsupportedModelError
+from flexkit.grids import Pair
 from flexkit.processing.outputs import like, processed
 from flexkit.processing.overviews import to_square
 from flexkit.processing.resizing import resized, tell_enlarged
-from flexkit.zoom import Pair
 
 __all__ = ["PICTURES", "fixed_view", "original_sizes", "overview", "scaled_sizes", "shrunk"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from flexkit.errors import HighResInputError, UnsupportedModelError
+from flexkit.grids import Pair
 from flexkit.processing.outputs import joined, like, processed
 from flexkit.processing.resizing import extent, resized, tell_enlarged
-from flexkit.zoom import Pair
 
 __all__ = ["SIZES", "grid_view"]
 

@@ -10,9 +10,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from flexkit.grids import Pair
 from flexkit.processing.outputs import joined, like, processed
 from flexkit.processing.resizing import tell_enlarged
-from flexkit.zoom import Pair
 
 __all__ = ["numbered_view"]
 

@@ -9,9 +9,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from flexkit.grids import Pair
 from flexkit.processing.outputs import like, processed
 from flexkit.processing.resizing import extent, resized, tell_enlarged
-from flexkit.zoom import Pair
 
 __all__ = ["fuyu_view", "inkling_view"]
 

@@ -8,9 +8,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from flexkit.grids import Pair
 from flexkit.processing.outputs import joined, like, processed
 from flexkit.processing.resizing import extent, resized, tell_enlarged
-from flexkit.zoom import Pair
 
 __all__ = ["shaped_view"]
 

@@ -12,11 +12,11 @@ from transformers.image_processing_backends import TorchvisionBackend
 
 from flexkit.encoding import ArraySource, TileSource, TileView
 from flexkit.errors import UnsupportedModelError
+from flexkit.grids import Pair
 from flexkit.processing.canvas import Framed, Resized, canvas_of, extent_of
 from flexkit.processing.outputs import processed
 from flexkit.processing.overviews import to_square
 from flexkit.processing.views.fixed import overview, scaled_sizes, shrunk
-from flexkit.zoom import Pair
 
 __all__ = ["SourceView", "check_arithmetic"]
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexkit.encoding import TileSource
+from flexkit.grids import Pair
 from flexkit.processing.resizing import tell_enlarged
 from flexkit.processing.views.fixed import PICTURES, original_sizes
 from flexkit.processing.views.source import SourceView, check_arithmetic
-from flexkit.zoom import Pair
 
 __all__ = ["tiled_view"]
 
