@@ -86,10 +86,17 @@ def test_a_scene_is_the_same_at_any_size(size: int) -> None:
     assert abs(coarse[0] - coarse[1]).mean() < 3
 
 
-@pytest.mark.parametrize(("side", "least", "most"), [(64, 0.0, 0.15), (192, 0.9, 1.0)], ids=["low-res", "high-res"])
-def test_digits_are_lost_in_the_low_res_view_alone(side: int, least: float, most: float) -> None:
+def test_digits_are_lost_in_the_low_res_view_alone() -> None:
     """A small network that is shown where the digits are reads them in one view and not in the other."""
-    pixels, digits = _digits(side, 700)
+    scenes = [draw_scene([17, index]) for index in range(700)]
+    assert _read(scenes, side=64) <= 0.15
+    assert _read(scenes, side=192) >= 0.9
+
+
+def _read(scenes: list[Scene], side: int) -> float:
+    """Share of unseen digits that a network reads, which is trained on views of some size."""
+    torch.manual_seed(0)
+    pixels, digits = _digits(scenes, side)
     unseen = len(pixels) // 5
     network = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1),
@@ -110,16 +117,14 @@ def test_digits_are_lost_in_the_low_res_view_alone(side: int, least: float, most
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    accuracy = float((network(pixels[:unseen]).argmax(-1) == digits[:unseen]).float().mean())
-    assert least <= accuracy <= most
+    return float((network(pixels[:unseen]).argmax(-1) == digits[:unseen]).float().mean())
 
 
-def _digits(side: int, count: int) -> tuple[Any, Any]:
+def _digits(scenes: list[Scene], side: int) -> tuple[Any, Any]:
     """The middles of shapes in views of some size, and the digits on them."""
     reach = side // 16
     pixels, digits = [], []
-    for index in range(count):
-        scene = draw_scene([17, index])
+    for scene in scenes:
         view = np.asarray(scene.image.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
         view = np.pad(view, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
         for item in scene.items:

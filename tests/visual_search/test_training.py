@@ -1,9 +1,12 @@
 """Training and evaluation, from nothing to a table, in few steps."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,6 @@ from flexkit.checkpoints.files import held
 from flexkit.errors import ConfigError
 from flexkit.visual_search import TRACKS, draw_scene, evaluation, load_model, questions
 from flexkit.visual_search import training as module
-from flexkit.visual_search.evaluation import evaluate
 from flexkit.visual_search.recipe import CONFIG, STAGES
 from flexkit.visual_search.training import train
 from flexkit.visual_search.ways import BUDGET
@@ -42,10 +44,12 @@ TWO = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"
 PLAIN = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in processes.QUICK.items():
-        monkeypatch.setattr(evaluation, name, value)
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in processes.QUICK.items():
+            monkeypatch.setattr(evaluation, name, value)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     train(folder, seed=3, stages=QUICK, workers=0, quiet=True)
     return folder
+
+
+SEED = 11
+COUNT = processes.QUICK["BATCH"] + 1
+"""Questions in two batches that differ in length."""
+
+
+@pytest.fixture(scope="module")
+def command(trained: Path) -> list[str]:
+    return ["eval", "visual-search", "--weights", str(trained), "--questions", str(COUNT), "--seed", str(SEED)]
+
+
+@pytest.fixture(scope="module")
+def scores(_quick: None, command: list[str]) -> Any:
+    """What the command prints for all tracks."""
+    with redirect_stdout(io.StringIO()) as printed:
+        assert main([*command, "--json"]) == 0
+    return json.loads(printed.getvalue())
 
 
 def test_a_deeper_base_grows_from_the_same_tower(trained: Path, tmp_path: Path) -> None:
@@ -144,53 +166,54 @@ def test_a_stage_that_was_cut_off_goes_on(
     assert one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
 
 
-def test_the_table_has_every_track_and_way(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["eval", "visual-search", "--weights", str(trained), "--questions", "3", "--seed", "5"]
-    assert main([*command, "--json"]) == 0
-    scores = json.loads(capsys.readouterr().out)
+def test_the_table_has_every_track_and_way(
+    scores: Any, command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert list(scores) == list(TRACKS)
     for track in scores.values():
         assert list(track) == WAYS
         for name, score in track.items():
-            assert set(score) == FIELDS and score["questions"] == 3
+            assert set(score) == FIELDS and score["questions"] == COUNT
             assert 0 <= score["accuracy"] <= 1 and score["lm_gflops"] > 0 and score["seconds"] > 0
             if name in ("topk", "random", "center", "oracle"):
                 assert score["selected_fraction"] == pytest.approx(BUDGET / 64)
         assert track["low_res"]["selected_fraction"] == 0 and track["everything"]["selected_fraction"] == 1
         assert track["low_res"]["lm_gflops"] < track["flexkit"]["lm_gflops"] < track["all_in_sequence"]["lm_gflops"]
+
+    def known(seed: int, count: int, *, tracks: list[str], **options: Any) -> Any:
+        assert (seed, count) == (SEED, COUNT)
+        return {track: scores[track] for track in tracks}
+
+    monkeypatch.setattr(evaluation, "evaluate", known)
     assert main([*command, "--track", "attribute"]) == 0
     printed = capsys.readouterr().out
-    assert "attribute (3 questions)" in printed and "all_in_sequence" in printed and "low-res" not in printed
+    assert f"attribute ({COUNT} questions)" in printed and "all_in_sequence" in printed and "low-res" not in printed
 
 
-def test_accuracy_is_the_share_of_right_answers(trained: Path) -> None:
-    scores = evaluate(11, 4, weights=trained, tracks=["attribute"], quiet=True)
-    assert scores is not None
+def test_accuracy_is_the_share_of_right_answers(scores: Any, trained: Path) -> None:
     model, processor = load_model("base", weights=trained)
     right = 0
-    for index in range(4):
-        scene = draw_scene([11, index])
+    for index in range(COUNT):
+        scene = draw_scene([SEED, index])
         asked = questions(scene, "attribute")
         question = asked[index % len(asked)]
         inputs = processor(images=scene.image, text=f"<image> {question.text}", return_tensors="pt")
         answer = model.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1:]
         right += processor.decode(answer) == question.answer
-    assert scores["attribute"]["low_res"]["accuracy"] == right / 4
+    assert scores["attribute"]["low_res"]["accuracy"] == right / COUNT
 
 
-def test_two_processes_give_the_same_numbers(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each has a batch of its own, of another length."""
-    count = str(processes.QUICK["BATCH"] + 1)
-    command = ["eval", "visual-search", "--weights", str(trained), "--questions", count, "--json"]
-    command += ["--track", "attribute"]
-    assert main(command) == 0
-    alone = json.loads(capsys.readouterr().out)["attribute"]
+def test_two_processes_give_the_same_numbers(scores: Any, command: list[str]) -> None:
+    """Each has a batch of its own, of another length; they are asked for one track, and get no other."""
     root = Path(processes.__file__).parents[2]
     environment: dict[str, Any] = {"PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    line = [sys.executable, *TWO, *PLAIN, processes.__file__, *command]
+    line = [sys.executable, *TWO, *PLAIN, processes.__file__, *command, "--json", "--track", "attribute"]
     done = subprocess.run(line, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    together = json.loads(done.stdout)["attribute"]
+    together = json.loads(done.stdout)
+    assert list(together) == ["attribute"]
     for name in WAYS:
-        first, second = ({k: v for k, v in score[name].items() if k != "seconds"} for score in (alone, together))
-        assert first == pytest.approx(second)
+        alone, shared = (
+            {k: v for k, v in of["attribute"][name].items() if k != "seconds"} for of in (scores, together)
+        )
+        assert alone == pytest.approx(shared)
