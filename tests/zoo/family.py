@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -117,10 +117,15 @@ class Family:
         torch.set_rng_state(random_state)
         return copy.deepcopy(model)
 
-    @property
+    @cached_property
+    def settled(self) -> tf.PreTrainedConfig:
+        """A config to look into; models are made of their own. It takes as long to make one as to run a layer."""
+        return self.config()
+
+    @cached_property
     def model_class(self) -> Any:
         """The class with the head that generates."""
-        return getattr(tf, HEADS[self.config().model_type])
+        return getattr(tf, HEADS[self.settled.model_type])
 
     def views(self, config: Any, grids: Sequence[Grid], zoom: Grid | None = None) -> dict[str, Tensor]:
         """Inputs of all images: those of the base model, or with a zoom those of the high-res view."""

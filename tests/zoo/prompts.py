@@ -35,7 +35,7 @@ def prompt(
 
     ``only`` gives one of the rows as a batch of its own, the same words and pictures without padding.
     """
-    config = family.config()
+    config = family.settled
     sequences, low, high = [], [], []
     for index, row in enumerate(rows):
         torch.manual_seed(1000 * seed + index)
