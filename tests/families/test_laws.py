@@ -137,7 +137,7 @@ _OF_WORDS = (
 def test_decoding_equals_recomputing(family: Family, patched: Any) -> None:
     """Law 4: with the cache or without."""
     model, inputs = built(family), prompt(family, [Row()])
-    base = generation(model, low_res(inputs))
+    base = generation(model, low_res(inputs), tokens=1)
     patched(model)
     output = generation(model, inputs)
     assert not torch.equal(output.logits[0], base.logits[0])
@@ -179,10 +179,13 @@ def test_a_batch_equals_its_rows(family: Family, padding: str, patched: Any) -> 
         ]
 
     patched(model)
+    ours = differences()
+    if max(ours) <= 1e-5:  # whatever the base model has
+        return
     with flexkit.disabled(model):
         own = differences()
-    for ours, base in zip(differences(), own, strict=True):
-        assert ours <= max(1e-5, 10 * base), f"{ours} where the base model has {base}"
+    for found, base in zip(ours, own, strict=True):
+        assert found <= max(1e-5, 10 * base), f"{found} where the base model has {base}"
 
 
 @every_family
