@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +29,19 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Matrix(), "matrix")
 
 
+REPEATING = {"families", "patching"}
+"""Folders whose tests run the same lines on model after model: coverage looks at the first case of each test."""
+USING = {"benchmarks", "examples", "studies", "training", "ways"}
+"""Folders whose tests use flexkit as a whole, nearly all of whose lines the others run too: coverage looks away."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    seen = set()
+    for item in items:
+        folder, test = item.path.relative_to(Path(__file__).parent).parts[0], item.nodeid.partition("[")[0]
+        if folder in USING or (folder in REPEATING and test in seen):
+            item.add_marker("no_cover")  # measuring slows down every line of torch and transformers as well
+        seen.add(test)
     on_a_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not on_a_gpu:
         return

@@ -86,6 +86,7 @@ def test_a_scene_is_the_same_at_any_size(size: int) -> None:
     assert abs(coarse[0] - coarse[1]).mean() < 3
 
 
+@pytest.mark.no_cover  # it trains a network of its own
 def test_digits_are_lost_in_the_low_res_view_alone() -> None:
     """A small network that is shown where the digits are reads them in one view and not in the other."""
     scenes = [draw_scene([17, index]) for index in range(700)]

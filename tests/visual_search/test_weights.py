@@ -10,6 +10,8 @@ from flexkit.visual_search.evaluation import Batch, Score, score
 from flexkit.visual_search.ways import load_ways
 from flexkit.visual_search.weights import READERS, WEIGHTS, load_model
 
+pytestmark = pytest.mark.no_cover  # hundreds of questions to lines that the other tests of this folder cover
+
 
 def accuracies(track: str, *names: str) -> dict[str, float]:
     ways = load_ways(WEIGHTS, READERS[track])
