@@ -1,7 +1,5 @@
 """A low-res grid of cells, and the finer grid of the high-res view."""
 
-from typing import Any
-
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -28,11 +26,12 @@ _TAPS = 4
 """Of a bicubic filter along one axis."""
 
 
-def check_pair(name: str, value: object) -> Pair:
+def check_pair(name: str, value: object, expected: str = "two positive ints (rows, columns)") -> Pair:
     """Return ``value`` as two positive integers, rows first, or raise :class:`ConfigError`."""
-    pair = _positive(value)
-    if pair is None:
-        raise ConfigError(f"{name} must be two positive ints (rows, columns), got {value!r}")
+    pair = tuple(value) if isinstance(value, tuple | list) else ()
+    fits = len(pair) == 2 and all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in pair)
+    if not fits:
+        raise ConfigError(f"{name} must be {expected}, got {value!r}")
     return pair
 
 
@@ -44,17 +43,9 @@ def zoom_pair(zoom: int | Pair) -> Pair:
     ConfigError
         If the zoom is not one or two positive ints.
     """
-    pair = _positive(zoom if isinstance(zoom, tuple | list) else (zoom, zoom))
-    if pair is None:
-        raise ConfigError(f"zoom must be a positive int or a pair of them (rows, columns), got {zoom!r}.")
-    return pair
-
-
-def _positive(value: Any) -> Pair | None:
-    """``value`` as a tuple if it is two positive integers, no bools."""
-    pair = tuple(value) if isinstance(value, tuple | list) else ()
-    fits = len(pair) == 2 and all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in pair)
-    return pair if fits else None
+    if isinstance(zoom, tuple | list):
+        return check_pair("zoom", zoom, "a positive int or a pair of them (rows, columns)")
+    return check_pair("zoom", (zoom, zoom), "a positive int or a pair of them (rows, columns)")
 
 
 def pyramid(zoom: Pair, levels: int) -> tuple[Pair, ...]:
@@ -178,6 +169,9 @@ def interpolate_table(table: Tensor, grid: Pair, zoom: int | Pair, tokens: Tenso
     torch.Tensor
         ``(..., zoomed rows * zoomed columns, dim)``, or ``(..., tokens, dim)``, in the dtype of ``table``.
     """
+    if table.is_complex():
+        real, imaginary = (interpolate_table(part, grid, zoom, tokens) for part in (table.real, table.imag))
+        return torch.complex(real, imaginary)
     rows, columns = grid
     zoom_rows, zoom_columns = zoom_pair(zoom)
     batch = table.shape[:-2]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from flexkit.errors import ConfigError, HighResInputError, PatchError, UnsupportedModelError
 from flexkit.patching import FlexConfig, is_patched, patch_model, unpatch_model
+from flexkit.patching.geometry.base import PREFIX
 from flexkit.patching.state import get_patch
-from flexkit.patching.views import PREFIX
 from flexkit.selection import Nothing, Schedule
 
 __all__ = ["LayerProbe", "patched", "probe_start_layer", "without_high_res"]

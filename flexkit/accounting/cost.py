@@ -15,7 +15,7 @@ from flexkit.checks import is_int
 from flexkit.errors import ConfigError, UnsupportedModelError
 from flexkit.grids import Pair
 from flexkit.patching import FlexConfig, is_patched, patch_model
-from flexkit.patching.geometry import find_geometry
+from flexkit.patching.registry import find_geometry
 from flexkit.patching.state import get_patch
 from flexkit.selection import Policy, as_policy
 

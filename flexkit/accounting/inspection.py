@@ -10,7 +10,8 @@ from flexkit.accounting.known import KNOWN
 from flexkit.accounting.shapes import config_of, without_weights
 from flexkit.errors import ConfigError, UnsupportedModelError
 from flexkit.patching import FlexConfig, patch_model
-from flexkit.patching.geometry import find_geometry
+from flexkit.patching.call.in_sequence import route_of
+from flexkit.patching.registry import find_geometry
 from flexkit.patching.state import added_parameters, get_patch
 
 __all__ = ["Inspection", "inspect_model"]
@@ -86,7 +87,7 @@ def inspect_model(given: PreTrainedModel | PretrainedConfig | str, config: FlexC
     model = without_weights(shapes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     geometry = find_geometry(model)
-    layers = len(geometry.layers(model))
+    layers = len(route_of(geometry).layers(model, geometry.decoder(model)))
     patch = get_patch(patch_model(model, config, trained=True))
     grid = geometry.tile_grid(model)
     return Inspection(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from flexkit.measuring import count_flops, count_flops_of
-from flexkit.patching.decoder import DecoderLayer, rotary_embedding
+from flexkit.patching.seam.decoder import DecoderLayer, rotary_embedding
 from flexkit.patching.state import Patch
 
 __all__ = ["HighResReading", "TextCost", "text_cost"]

@@ -12,8 +12,8 @@ from flexkit.errors import UnsupportedModelError
 from flexkit.grids import Pair
 from flexkit.measuring import count_flops
 from flexkit.patching.geometry.base import Geometry
-from flexkit.patching.geometry.dynamic import DynamicGrid
-from flexkit.patching.geometry.fixed import FixedGrid
+from flexkit.patching.geometry.fixed_grid import FixedGrid
+from flexkit.patching.geometry.patch_lists import DynamicGrid
 
 __all__ = ["Tower"]
 

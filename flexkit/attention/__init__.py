@@ -3,19 +3,29 @@
 Plain tensors; nothing here knows transformers.
 """
 
-from flexkit.attention.base import base_attention, key_mask
-from flexkit.attention.core import attend, attention_logits, attention_map, log_normaliser, merge_high_res
-from flexkit.attention.hierarchical import HierarchicalSelfAttention
-from flexkit.attention.joint import joint_attention, replaced_keys
-from flexkit.attention.output import HierarchicalAttentionOutput
+import warnings
+from typing import Any
+
+from flexkit.attention.core import (
+    attend,
+    attention_logits,
+    attention_map,
+    joint_attention,
+    log_normaliser,
+    merge_high_res,
+)
+from flexkit.attention.hierarchical import HierarchicalAttentionOutput, HierarchicalSelfAttention
+from flexkit.attention.plain import base_attention
+from flexkit.attention.ragged import RaggedIndex
 from flexkit.attention.rotary import rotary_tables, rotate
-from flexkit.attention.rows import QueryRows
+from flexkit.attention.select import replaced_keys
+from flexkit.attention.visible import key_mask
 from flexkit.grids import fractional_positions, interpolate_table
 
 __all__ = [
     "HierarchicalAttentionOutput",
     "HierarchicalSelfAttention",
-    "QueryRows",
+    "RaggedIndex",
     "attend",
     "attention_logits",
     "attention_map",
@@ -30,3 +40,10 @@ __all__ = [
     "rotary_tables",
     "rotate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "QueryRows":
+        warnings.warn("QueryRows is RaggedIndex now, which serves tokens too.", DeprecationWarning, stacklevel=2)
+        return RaggedIndex
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

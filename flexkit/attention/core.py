@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["attend", "attention_logits", "attention_map", "hidden_keys", "log_normaliser", "merge_high_res"]
+__all__ = [
+    "attend",
+    "attention_logits",
+    "attention_map",
+    "hidden_keys",
+    "joint_attention",
+    "log_normaliser",
+    "merge_high_res",
+]
 
 
 def attention_logits(
@@ -48,7 +56,11 @@ def attention_logits(
         ``(batch, heads, queries, keys)``; minus infinity where masked.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
-    logits = _apart(_by_key_head(query.to(dtype) * scaling, key) @ key.to(dtype).transpose(-1, -2), query)
+    # The queries of all heads that share a key head in one.
+    rows = query.shape[1] // key.shape[1] * query.shape[2]
+    by_key_head = (query.to(dtype) * scaling).reshape(len(query), key.shape[1], rows, query.shape[-1])
+    logits = by_key_head @ key.to(dtype).transpose(-1, -2)
+    logits = logits.reshape(*query.shape[:3], key.shape[2])
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if isinstance(bias, Tensor) or bias:
@@ -119,7 +131,9 @@ def attention_map(logits: Tensor, sinks: Tensor | None = None, *, normaliser: Te
     torch.Tensor
         ``(batch, heads, queries, keys)``, at least 0, summing to 1 (or less, by what a sink takes).
     """
-    return torch.exp(logits - _finite(log_normaliser(logits, sinks) if normaliser is None else normaliser))
+    normaliser = log_normaliser(logits, sinks) if normaliser is None else normaliser
+    # Next to the lowest finite number every logit is infinitely larger, or itself minus infinity.
+    return torch.exp(logits - normaliser.clamp_min(torch.finfo(normaliser.dtype).min))
 
 
 def attend(
@@ -184,31 +198,72 @@ def merge_high_res(
     """
     selected = selected[:, None]
     # To the high-res tokens, all base keys together are one key more.
-    both = torch.cat([logits.masked_fill(~selected, -torch.inf), _finite(base_normaliser)], dim=-1)
+    base_logit = base_normaliser.clamp_min(torch.finfo(base_normaliser.dtype).min)
+    both = torch.cat([logits.masked_fill(~selected, -torch.inf), base_logit], dim=-1)
     weights, share = torch.split(torch.softmax(both, dim=-1), [logits.shape[-1], 1], dim=-1)
     base_part = base.masked_fill(base_normaliser == -torch.inf, 0.0).to(share.dtype) * share
     joint = base_part + _weighted(weights, value, dropout)
     return torch.where(selected.any(-1, keepdim=True), joint.to(base.dtype), base)
 
 
+def joint_attention(
+    base: Tensor,
+    base_logits: Tensor,
+    base_value: Tensor,
+    logits: Tensor,
+    value: Tensor,
+    selected: Tensor,
+    *,
+    replaced: Tensor | None = None,
+    sinks: Tensor | None = None,
+    dropout: float = 0.0,
+    normaliser: Tensor | None = None,
+) -> Tensor:
+    """Attention of the querying rows over base keys and selected high-res keys (paper, section 3.2).
+
+    Parameters
+    ----------
+    base : torch.Tensor
+        ``(batch, heads, queries, value_dim)``: their attention over the base keys alone, from any kernel.
+    base_logits : torch.Tensor
+        ``(batch, heads, queries, keys)``: the logits of that attention.
+    base_value : torch.Tensor
+        ``(batch, key_heads, keys, value_dim)``.
+    logits : torch.Tensor
+        ``(batch, heads, queries, tokens)``: logits of the high-res tokens.
+    value : torch.Tensor
+        ``(batch, key_heads, tokens, value_dim)``: V' of the high-res tokens.
+    selected : torch.Tensor
+        ``(batch, queries, tokens)``, bool: the tokens that each querying row reads.
+    replaced : torch.Tensor, optional
+        ``(batch, queries, keys)``, bool: base keys that a row gives up, if it selects anything.
+    sinks : torch.Tensor, optional
+        ``(heads,)`` logits of attention sinks.
+    dropout : float
+        Probability with which an attention weight is dropped.
+    normaliser : torch.Tensor, optional
+        ``(batch, heads, queries, 1)``: what :func:`log_normaliser` gives for the base logits and sinks, where it is
+        known.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(batch, heads, queries, value_dim)`` in the dtype of ``base``. Rows that select nothing keep the
+        bits of ``base``.
+    """
+    if replaced is None:
+        normaliser = log_normaliser(base_logits, sinks) if normaliser is None else normaliser
+    else:
+        left = base_logits.masked_fill(replaced[:, None], -torch.inf)
+        rest, normaliser = attend(left, base_value, sinks, dropout=dropout)
+        base = torch.where(selected.any(-1)[:, None, :, None], rest.to(base.dtype), base)
+    return merge_high_res(base, normaliser, logits, value, selected, dropout=dropout)
+
+
 def _weighted(weights: Tensor, value: Tensor, dropout: float) -> Tensor:
     """Means of values, for any number of query heads per key head."""
     if dropout:
         weights = F.dropout(weights, dropout)
-    return _apart(_by_key_head(weights, value) @ value.to(weights.dtype), weights)
-
-
-def _by_key_head(states: Tensor, key: Tensor) -> Tensor:
-    """``(batch, heads, queries, dim)`` with the queries of all heads that share a key head in one."""
-    batch, heads, queries, dim = states.shape
-    return states.reshape(batch, key.shape[1], heads // key.shape[1] * queries, dim)
-
-
-def _apart(states: Tensor, like: Tensor) -> Tensor:
-    """``(batch, key_heads, ..., dim)`` with queries by heads again, as they are in ``like``."""
-    return states.reshape(*like.shape[:3], states.shape[-1])
-
-
-def _finite(normaliser: Tensor) -> Tensor:
-    """A log-normaliser without minus infinity, next to which every logit is infinitely larger or itself that."""
-    return normaliser.clamp_min(torch.finfo(normaliser.dtype).min)
+    rows = weights.shape[1] // value.shape[1] * weights.shape[2]
+    means = weights.reshape(len(weights), value.shape[1], rows, weights.shape[-1]) @ value.to(weights.dtype)
+    return means.reshape(*weights.shape[:3], value.shape[-1])

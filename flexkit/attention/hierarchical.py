@@ -1,22 +1,53 @@
 """Self-attention with a second, high-resolution set of keys, as a module for people who build models."""
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from flexkit.attention.core import attention_logits, attention_map
-from flexkit.attention.inputs import ImageCells, check_dense, check_tensor, check_tokens, image_cells, selection_by_row
-from flexkit.attention.joint import joint_attention, replaced_keys
-from flexkit.attention.output import HierarchicalAttentionOutput
-from flexkit.attention.plain import PlainSelfAttention, Tables, check_settings, gather_heads
+from flexkit.attention.core import attention_map
+from flexkit.attention.layer import HighResKeys, Looked, look, read
+from flexkit.attention.plain import PlainSelfAttention, Tables, check_settings
+from flexkit.attention.ragged import RaggedIndex
 from flexkit.attention.rotary import rotate
-from flexkit.attention.rows import QueryRows
+from flexkit.attention.select import select_tokens
+from flexkit.attention.validation import check_dense, check_tensor, check_tokens, image_group, selection_by_row
+from flexkit.attention.visible import ImageGroup, visibility
 from flexkit.errors import ConfigError, HighResInputError
 from flexkit.grids import Pair
 from flexkit.selection import AttentionMapSelector
 
-__all__ = ["HierarchicalSelfAttention"]
+__all__ = ["HierarchicalAttentionOutput", "HierarchicalSelfAttention"]
+
+
+@dataclass(frozen=True)
+class HierarchicalAttentionOutput:
+    """What :class:`HierarchicalSelfAttention` returns.
+
+    Parameters
+    ----------
+    hidden_states : torch.Tensor
+        ``(batch, length, dim)``.
+    map : torch.Tensor or None
+        ``(batch, querying rows, rows, columns)``: the selector's scores of each querying row; None unless
+        asked for.
+    selected : torch.Tensor or None
+        ``(batch, querying rows, high-res rows, high-res columns)``, bool: made from this layer's map, for the
+        next layer. None without a selector or a grid.
+    queries : RaggedIndex
+        Which positions the querying rows are; entries beyond a batch row's own number mean nothing.
+    past : tuple
+        Keys and values so far, each ``(batch, key_heads, keys, head_dim)``, to be handed in with the next
+        positions.
+    """
+
+    hidden_states: Tensor
+    map: Tensor | None
+    selected: Tensor | None
+    queries: RaggedIndex
+    past: tuple[Tensor, Tensor]
 
 
 class HierarchicalSelfAttention(PlainSelfAttention):
@@ -58,7 +89,8 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         Turns this layer's map into a selection, for this layer or the next.
     select_from : str
         "previous": read what the caller hands in as ``selected``. "same": read what this layer's own low-res
-        logits select, in the same softmax.
+        logits select, in the same softmax. Either way a map counts only where its row sees all of the image, cells of
+        padding apart; other rows select nothing.
     share_selection : bool
         Make one selection for all querying rows of a batch row, from the map of the last one (paper, Eq.
         6-7).
@@ -74,6 +106,8 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         has none.
     gate : float, optional
         Querying rows whose low-res answer has an ``entropy`` below this many nats read no high-res token.
+    alpha : float
+        Weight in [0, 1] of the hierarchical output: querying rows get ``(1 - alpha) * base + alpha * hierarchical``.
 
     Raises
     ------
@@ -114,6 +148,7 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         logit_bias: float = 0.0,
         key_norm: nn.Module | None = None,
         gate: float | None = None,
+        alpha: float = 1.0,
     ) -> None:
         super().__init__(
             dim,
@@ -143,13 +178,14 @@ class HierarchicalSelfAttention(PlainSelfAttention):
             (replace_dilation >= 0, f"replace_dilation must be at least 0, got {replace_dilation}."),
             (replaces or replace_dilation == 0, 'replace_dilation needs low_res_keys="replace".'),
             (gate is None or gate >= 0, f"gate is an entropy in nats, at least 0, got {gate}."),
+            (0.0 <= alpha <= 1.0, f"alpha must lie in [0, 1], got {alpha}."),
         )
         self.k_proj_hd = nn.Linear(dim, self.num_kv_heads * self.head_dim, bias=bias)
         self.v_proj_hd = nn.Linear(dim, self.num_kv_heads * self.head_dim, bias=bias)
         self.selector, self.key_norm = selector, key_norm
         self.select_from, self.share_selection = select_from, share_selection
         self.low_res_keys, self.replace_dilation = low_res_keys, replace_dilation
-        self.logit_bias, self.gate = logit_bias, gate
+        self.logit_bias, self.gate, self.alpha = logit_bias, gate, alpha
 
     def forward(
         self,
@@ -241,19 +277,18 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         query, key, value = self._project(hidden_states, rotary, past)
         mask = self._mask(attention_mask, query, key)
         heads = self._attend(query, key, value, mask)
-        image = None if grid is None else image_cells(grid, zoom, image_positions, key)
+        image = None if grid is None else image_group(grid, zoom, image_positions, key, margins)
         scores = made = None
         if high_res is not None or image is not None:
-            asking, logits = self._row_logits(rows, query, key, mask)
+            looked = self._look(rows, query, key, value, mask, image)
             if self.selector is not None and image is not None:
-                scores = self._scores(self.selector, logits if return_map else logits.detach(), image, margins)
-                made = self._select(self.selector, scores, rows, image, layer)
+                made = self._select(self.selector, looked, rows, image, layer)
+                scores = self._scores(self.selector, looked, image) if return_map else None
             selected = made if self.select_from == "same" else selected
             if high_res is not None and selected is not None:
                 chosen = self._chosen(selected, rows, high_res, high_res_mask, entropy, image)
-                heads = self._read(heads, rows, asking, logits, value, high_res, high_res_rotary, chosen, image)
-        shown = scores if return_map else None
-        return HierarchicalAttentionOutput(self._merge_heads(heads), shown, made, rows, (key, value))
+                heads = self._read(heads, rows, looked, high_res, high_res_rotary, chosen, image)
+        return HierarchicalAttentionOutput(self._merge_heads(heads), scores, made, rows, (key, value))
 
     def _check_states(self, states: Tensor) -> None:
         check_tensor("hidden_states", states, batch=None, length=None, dim=self.dim)
@@ -295,34 +330,53 @@ class HierarchicalSelfAttention(PlainSelfAttention):
             ),
         )
 
-    def _scores(
-        self, selector: AttentionMapSelector, logits: Tensor, image: ImageCells, margins: Tensor | None
-    ) -> Tensor:
-        weights = attention_map(logits, self.sinks)
-        weights = torch.take_along_dim(weights, image.positions[:, None, None], dim=-1)
-        return selector.scores(weights, image.grid, margins)
+    def _look(
+        self,
+        rows: RaggedIndex,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        image: ImageGroup | None,
+    ) -> Looked:
+        """Attention of the querying rows over the sequence."""
+        keys = key.shape[2]
+        if mask is not None:
+            mask = rows.gather(mask, dim=2)
+        positions = rows.index + keys - query.shape[2]
+        mask = self._visible(positions, keys, mask)
+        return look(
+            rows.gather(query, dim=2),
+            key,
+            value,
+            visibility(mask, () if image is None else (image,), positions, keys),
+            scaling=self.scaling,
+            softcap=self.softcap,
+            sinks=self.sinks,
+        )
 
     def _select(
-        self,
-        selector: AttentionMapSelector,
-        scores: Tensor,
-        rows: QueryRows,
-        image: ImageCells,
-        layer: int | None,
+        self, selector: AttentionMapSelector, looked: Looked, rows: RaggedIndex, image: ImageGroup, layer: int | None
     ) -> Tensor:
-        if self.share_selection and rows.count:
-            last = rows.valid.sum(-1).sub(1).clamp_min(0)
-            scores = torch.take_along_dim(scores, last[:, None, None, None], dim=1)
-        return selector.select(scores, image.zoom, layer=layer).expand(-1, rows.count, -1, -1)
+        """``(batch, querying rows, high-res rows, high-res columns)``, bool."""
+        shared_from = rows.valid.sum(-1).sub(1).clamp_min(0) if self.share_selection else None
+        made = select_tokens(selector, looked.seen.images, looked.map, layer=layer, shared_from=shared_from)
+        return made.masks[0]
+
+    def _scores(self, selector: AttentionMapSelector, looked: Looked, image: ImageGroup) -> Tensor:
+        """The map that was selected from, with gradient."""
+        weights = attention_map(looked.logits, normaliser=looked.normaliser)
+        weights = torch.take_along_dim(weights, image.columns[:, None, None], dim=-1)
+        return selector.scores(weights, image.grid, image.margins)
 
     def _chosen(
         self,
         selected: Tensor,
-        rows: QueryRows,
+        rows: RaggedIndex,
         high_res: Tensor,
         high_res_mask: Tensor | None,
         entropy: Tensor | None,
-        image: ImageCells | None,
+        image: ImageGroup | None,
     ) -> Tensor:
         """The high-res tokens that each querying row reads, ``(batch, querying rows, tokens)``."""
         batch, length = rows.mask.shape
@@ -352,53 +406,34 @@ class HierarchicalSelfAttention(PlainSelfAttention):
     def _read(
         self,
         heads: Tensor,
-        rows: QueryRows,
-        asking: Tensor,
-        logits: Tensor,
-        value: Tensor,
+        rows: RaggedIndex,
+        looked: Looked,
         high_res: Tensor,
         rotary: Tables | None,
         chosen: Tensor,
-        image: ImageCells | None,
+        image: ImageGroup | None,
     ) -> Tensor:
         """Attention heads with the querying rows extended by the high-res tokens that they read."""
-        # Tokens that no row reads need no key and no value: the same gathering as for rows leaves them out.
-        tokens = QueryRows(chosen.any(1))
-        if not tokens.count:
-            return heads
-        replaced = None
-        if self.low_res_keys == "replace" and image is not None:
-            replaced = replaced_keys(chosen, *image, logits.shape[-1], dilation=self.replace_dilation)
-        key_hd, value_hd = self._project_high_res(tokens, high_res, rotary)
-        logits_hd = attention_logits(asking, key_hd, scaling=self.scaling, softcap=self.softcap, bias=self.logit_bias)
-        read = torch.take_along_dim(chosen, tokens.index[:, None], dim=-1) & tokens.valid[:, None]
-        joint = joint_attention(
-            gather_heads(rows, heads),
-            logits,
-            value,
-            logits_hd,
-            value_hd,
-            read,
-            replaced=replaced,
-            sinks=self.sinks,
-            dropout=self._dropout,
-        )
-        return rows.scatter(joint.transpose(1, 2), heads.transpose(1, 2)).transpose(1, 2)
+        project = partial(self._project_high_res, high_res, rotary)
+        levels = () if image is None else ((image,),)
+        joint = read(rows.gather(heads, dim=2), looked, chosen, project, self, levels=levels, dropout=self._dropout)
+        return rows.scatter(joint.output.transpose(1, 2), heads.transpose(1, 2)).transpose(1, 2)
 
-    def _project_high_res(self, tokens: QueryRows, high_res: Tensor, rotary: Tables | None) -> tuple[Tensor, Tensor]:
-        """K' and V' of the tokens that some row reads, each ``(batch, key_heads, tokens read, head_dim)``."""
+    def _project_high_res(self, high_res: Tensor, rotary: Tables | None, wanted: Tensor) -> HighResKeys:
+        """K' and V' of the high-res tokens that some row reads."""
+        tokens = RaggedIndex(wanted)
         features = tokens.gather(high_res).masked_fill(~tokens.valid[..., None], 0.0)
         if self.key_norm is not None:
             features = self.key_norm(features)
         key = self.k_norm(self._split_heads(self.k_proj_hd(features)))
         if rotary is not None:
-            cos, sin = (tokens.gather(table.expand(len(high_res), -1, -1)) for table in rotary)
+            cos, sin = (tokens.gather(table) for table in rotary)
             key = rotate(key, cos, sin)
-        return key, self._split_heads(self.v_proj_hd(features))
+        return HighResKeys(key, self._split_heads(self.v_proj_hd(features)), tokens)
 
 
-def _querying(queries: Tensor | None, states: Tensor) -> QueryRows:
+def _querying(queries: Tensor | None, states: Tensor) -> RaggedIndex:
     if queries is None:
-        return QueryRows(torch.ones(states.shape[:2], dtype=torch.bool, device=states.device))
+        return RaggedIndex.all(torch.ones(states.shape[:2], dtype=torch.bool, device=states.device))
     check_tensor("queries", queries, dtype=torch.bool, like=states, batch=states.shape[0], length=states.shape[1])
-    return QueryRows(queries)
+    return RaggedIndex(queries)

@@ -1,17 +1,17 @@
-"""The parts of plain self-attention: projections, norms, positions, cache, and who sees whom."""
+"""Plain self-attention: the fast kernel where it can say it, projections, norms, positions, cache, who sees whom."""
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from flexkit.attention.base import base_attention, key_mask
-from flexkit.attention.core import attention_logits
-from flexkit.attention.inputs import broadcast_mask, check_dense, check_pair_of_tensors, check_tensor
+from flexkit.attention.core import attend, attention_logits
 from flexkit.attention.rotary import rotate
-from flexkit.attention.rows import QueryRows
+from flexkit.attention.validation import broadcast_mask, check_dense, check_pair_of_tensors, check_tensor
+from flexkit.attention.visible import key_mask
 from flexkit.errors import ConfigError
 
-__all__ = ["PlainSelfAttention", "Tables", "check_settings", "gather_heads"]
+__all__ = ["PlainSelfAttention", "Tables", "base_attention", "check_settings"]
 
 Tables = tuple[Tensor, Tensor]
 
@@ -23,9 +23,79 @@ def check_settings(*conditions: tuple[bool, str]) -> None:
             raise ConfigError(message)
 
 
-def gather_heads(rows: QueryRows, states: Tensor) -> Tensor:
-    """Take the querying rows of ``states`` ``(batch, heads, length, ...)``."""
-    return rows.gather(states.transpose(1, 2)).transpose(1, 2)
+def base_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Softmax attention by torch's fused kernel, or from logits for a soft cap or sinks, which that lacks.
+
+    Parameters
+    ----------
+    query : torch.Tensor
+        ``(batch, heads, queries, head_dim)``, floating.
+    key, value : torch.Tensor
+        ``(batch, key_heads, keys, head_dim)``; ``heads`` is a multiple of ``key_heads``.
+    scaling : float
+        Factor on the products.
+    mask : torch.Tensor, optional
+        Broadcastable to ``(batch, heads, queries, keys)``; bool (True attends) or additive, hiding by minus
+        infinity.
+    is_causal : bool
+        Instead of a mask: queries and keys are the same positions, each sees itself and those before.
+    softcap : float, optional
+        Logits are squashed to ``softcap * tanh(logits / softcap)`` before the mask.
+    sinks : torch.Tensor, optional
+        ``(heads,)`` logits of attention sinks.
+    dropout : float
+        Probability with which an attention weight is dropped.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(batch, heads, queries, head_dim)`` in the dtype of ``query``; zero where every key is hidden.
+    """
+    if softcap is not None or sinks is not None:
+        if is_causal:
+            mask = key_mask(torch.arange(query.shape[2], device=query.device)[None], key.shape[2])
+        logits = attention_logits(query, key, scaling=scaling, mask=mask, softcap=softcap)
+        return attend(logits, value, sinks, dropout=dropout)[0].to(query.dtype)
+    if mask is None:
+        return _fused(query, key, value, None, scaling, is_causal, dropout)
+    # A row without a key is NaN in some kernels: let it see all keys, then blank it.
+    visible = mask if mask.dtype == torch.bool else mask != -torch.inf
+    blind = ~visible.any(-1, keepdim=True)
+    mask = mask | blind if mask.dtype == torch.bool else mask.masked_fill(blind, 0.0).to(query.dtype)
+    return _fused(query, key, value, mask, scaling, False, dropout).masked_fill(blind, 0.0)
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    is_causal: bool,
+    dropout: float,
+) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=is_causal,
+        scale=scaling,
+        enable_gqa=grouped,
+    )
 
 
 class PlainSelfAttention(nn.Module):
@@ -144,15 +214,6 @@ class PlainSelfAttention(nn.Module):
             sinks=self.sinks,
             dropout=self._dropout,
         )
-
-    def _row_logits(self, rows: QueryRows, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Queries of the querying rows and their masked logits over the sequence."""
-        keys = key.shape[2]
-        if mask is not None:
-            mask = gather_heads(rows, mask.expand(len(query), -1, -1, -1))
-        mask = self._visible(rows.index + keys - query.shape[2], keys, mask)
-        query = gather_heads(rows, query)
-        return query, attention_logits(query, key, scaling=self.scaling, mask=mask, softcap=self.softcap)
 
     def _mask(self, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
         if mask is None:

@@ -16,7 +16,6 @@ from flexkit.checkpoints.hub import HubOptions, fetched
 from flexkit.checkpoints.tensors import check_tensors
 from flexkit.errors import CheckpointError
 from flexkit.patching import added_parameters
-from flexkit.patching.methods import METHODS
 
 __all__ = ["from_pretrained", "load_state_dict", "save_pretrained"]
 
@@ -100,10 +99,12 @@ def save_pretrained(
 
 def load_state_dict(self: PreTrainedModel, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
     """``load_state_dict`` of a patched model: a Trainer that resumes offers the base model's file only."""
-    folder = _resumed()
+    added = added_parameters(self)
+    # Sharded models (FSDP2) get the whole state, in shards, to which a file's tensors do not fit.
+    folder = _resumed() if not added.keys() <= state_dict.keys() else None
     if folder is not None and (folder / WEIGHTS).exists():
         _, tensors = read_flex(folder)
-        check_tensors({name: weight.shape for name, weight in added_parameters(self).items()}, tensors, source=folder)
+        check_tensors({name: weight.shape for name, weight in added.items()}, tensors, source=folder)
         if not state_dict.keys() <= self.state_dict().keys():
             # Many models are saved under names of older versions, which only from_pretrained translates.
             state_dict = type(self).from_pretrained(folder).state_dict()
@@ -125,9 +126,6 @@ def _set_aside(path: Path, place: Path | None) -> Iterator[None]:
         if not path.exists():
             aside.replace(path)
         raise
-
-
-METHODS.update(save_pretrained=save_pretrained, load_state_dict=load_state_dict)
 
 
 def _without(module: nn.Module, added: Container[str], prefix: str = "") -> Any:

@@ -1,7 +1,7 @@
 """Patching Hugging Face models: a second view for a model that exists."""
 
 from flexkit.patching.config import FlexConfig
-from flexkit.patching.geometry import Geometry, register_geometry, supported_models
+from flexkit.patching.geometry import Geometry
 from flexkit.patching.patch import (
     UntrainedProjectionsWarning,
     disabled,
@@ -11,6 +11,7 @@ from flexkit.patching.patch import (
     set_policy,
     unpatch_model,
 )
+from flexkit.patching.registry import register_geometry, supported_models
 from flexkit.patching.state import added_parameters, get_patch, is_patched
 
 __all__ = [

@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 from torch import Tensor
 
 from flexkit.checks import is_count, is_int, is_integer, is_number
 from flexkit.errors import ConfigError
-from flexkit.grids import Pair, zoom_pair
-from flexkit.lazy import lazy
+from flexkit.grids import Pair, pyramid, zoom_pair
 from flexkit.selection import AttentionMapSelector, Policy, Schedule, as_policy, policy_from_dict, policy_to_dict
 from flexkit.selection.threshold import PUBLISHED_POLICY, PUBLISHED_THRESHOLD
 
@@ -116,6 +115,15 @@ class FlexConfig:
     budget: int | float | None = None
     alpha: float = 1.0
 
+    selector: AttentionMapSelector = field(init=False, repr=False)
+    """The selector that these settings describe; only of a config that has a policy."""
+    zoom_pair: Pair = field(init=False, repr=False)
+    """Zoom along rows and columns; only of a config that has one."""
+    zooms: tuple[Pair, ...] = field(init=False, repr=False)
+    """That of every level; only of a config that has one."""
+    shares_selection: bool = field(init=False, repr=False)
+    """Whether all querying rows read what the last one selected."""
+
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -142,10 +150,16 @@ class FlexConfig:
             raise ConfigError(f"kept must be a number of tokens, or a share of them in (0, 1]; got {self.kept!r}.")
         if self.heads is not None and not isinstance(self.heads, Sequence):
             raise ConfigError(f"heads must be a sequence of ints or None, got {self.heads!r}.")
+        # What follows is worked out once: a call asks for it in every layer.
+        if self.policy is not None:
+            policy = self.policy if isinstance(self.policy, Schedule) else as_policy(self.policy)
+            selector = AttentionMapSelector(policy, reduce=self.reduce, heads=self.heads, budget=self.budget)
+            vars(self).update(policy=policy, selector=selector)
         if self.zoom is not None:
-            zoom_pair(self.zoom)
-        if self.policy is not None and not isinstance(self.policy, Schedule):
-            object.__setattr__(self, "policy", as_policy(self.policy))
+            pair = zoom_pair(self.zoom)
+            vars(self).update(zoom_pair=pair, zooms=pyramid(pair, self.levels))
+        queries_all = isinstance(self.queries, str) and self.queries == "all"
+        vars(self).update(shares_selection=queries_all if self.share_selection is None else self.share_selection)
 
     @classmethod
     def published(cls, **settings: Any) -> Self:
@@ -188,36 +202,17 @@ class FlexConfig:
         """A copy with other settings, checked again."""
         return replace(self, **settings)
 
-    @property
-    def zoom_pair(self) -> Pair:
-        """Zoom along rows and columns; only for a config that has one."""
-        if self.zoom is None:
-            raise ConfigError("this config leaves the zoom to the model; patch a model, or set zoom.")
-        return zoom_pair(self.zoom)
+    def __getattr__(self, name: str) -> Any:
+        if name in ("selector", "zoom_pair", "zooms"):
+            setting = "policy" if name == "selector" else "zoom"
+            raise ConfigError(f"this config leaves the {setting} to the model; patch a model, or set {setting}.")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def limit_kept(self, tokens: int) -> int:
         """How many of so many high-res tokens may keep K' and V' in a layer."""
         if self.kept is None:
             return tokens
         return int(self.kept * tokens) if isinstance(self.kept, float) else self.kept
-
-    @property
-    def selector(self) -> AttentionMapSelector:
-        """The selector that these settings describe; only for a config that has a policy."""
-        return self._selector
-
-    @lazy
-    def _selector(self) -> AttentionMapSelector:
-        if self.policy is None:
-            raise ConfigError("this config leaves the policy to the model; patch a model, or set policy.")
-        return AttentionMapSelector(self.policy, reduce=self.reduce, heads=self.heads, budget=self.budget)
-
-    @property
-    def shares_selection(self) -> bool:
-        """Whether all querying rows read what the last one selected."""
-        if self.share_selection is not None:
-            return self.share_selection
-        return isinstance(self.queries, str) and self.queries == "all"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; a policy that is not one of flexkit's is only named.
@@ -231,7 +226,7 @@ class FlexConfig:
             raise ConfigError(
                 'a tensor of queries belongs to one batch and is not saved; set queries to "last" or "all".'
             )
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {setting.name: getattr(self, setting.name) for setting in fields(self) if setting.init}
         plain["policy"] = policy_to_dict(self.policy) if isinstance(self.policy, Policy | Schedule) else None
         plain["zoom"] = None if self.zoom is None else list(self.zoom_pair)
         plain["heads"] = None if self.heads is None else list(self.heads)
@@ -248,7 +243,7 @@ class FlexConfig:
         ConfigError
             If a key is not a setting of this version.
         """
-        unknown = sorted(set(plain) - {field.name for field in fields(cls)})
+        unknown = sorted(set(plain) - {setting.name for setting in fields(cls) if setting.init})
         if unknown:
             raise ConfigError(f"unknown settings {unknown}; was this written by a newer flexkit?")
         settings = dict(plain)

@@ -4,21 +4,35 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeVar
+from pkgutil import resolve_name
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-import flexkit.patching.generation  # noqa: F401 - adds to METHODS
 from flexkit.errors import ConfigError, PatchError, UnsupportedModelError
-from flexkit.patching.attention import divert, restore
+from flexkit.patching.call.forward import forward, place_images
+from flexkit.patching.call.generation import CANDIDATES, EXPAND, candidate_generator, expand_inputs, generate
+from flexkit.patching.call.in_sequence import route_of
+from flexkit.patching.call.route import Route
 from flexkit.patching.config import FlexConfig
-from flexkit.patching.decoder import DecoderLayer
-from flexkit.patching.forward import place_images
-from flexkit.patching.geometry import Geometry, find_geometry
-from flexkit.patching.methods import METHODS, Method
-from flexkit.patching.projection import add_projections, own_projections, remove_projections
-from flexkit.patching.state import ATTRIBUTE, LOCK, Patch, added_parameters, get_patch, is_patched, patched_model
+from flexkit.patching.geometry.base import Geometry
+from flexkit.patching.registry import find_geometry
+from flexkit.patching.seam.config_view import divert, restore
+from flexkit.patching.seam.decoder import DecoderLayer
+from flexkit.patching.seam.projections import add_projections, own_projections, remove_projections
+from flexkit.patching.state import (
+    ATTRIBUTE,
+    LOCK,
+    Method,
+    Patch,
+    added_parameters,
+    get_patch,
+    is_patched,
+    patched_model,
+    refuse_sharing,
+    state_of_copies,
+)
 from flexkit.selection import Policy, Schedule
 
 __all__ = [
@@ -32,6 +46,19 @@ __all__ = [
 ]
 
 Model = TypeVar("Model", bound=nn.Module)
+
+_METHODS: dict[str, Callable[..., Any] | str] = {
+    "forward": forward,
+    "generate": generate,
+    EXPAND: expand_inputs,
+    CANDIDATES: candidate_generator,
+    "__getstate__": state_of_copies,
+    "_replicate_for_data_parallel": refuse_sharing,
+    # By name what stands on patching, and is imported when a model is patched.
+    "save_pretrained": "flexkit.checkpoints.pretrained:save_pretrained",
+    "load_state_dict": "flexkit.checkpoints.pretrained:load_state_dict",
+}
+"""What stands for methods of every patched model; its geometry and its route may add some, or have their own."""
 
 
 class UntrainedProjectionsWarning(UserWarning):
@@ -92,14 +119,15 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
     geometry = find_geometry(model)
     _check(model)
     decoder = geometry.decoder(model)
-    layers = geometry.layers(model)
-    config = _resolved(config or FlexConfig(), geometry, layers)
+    route = route_of(geometry)
+    layers = route.layers(model, decoder)
+    config = _resolved(config or FlexConfig(), geometry, route, layers)
     if config.levels > 1 and geometry.tile_grid(model) is None:
         raise ConfigError(f"{type(model).__name__} encodes a high-res view as a whole, not in tiles: set levels to 1.")
     reading = [layer for layer in layers if layer.index >= config.start_layer]  # type: ignore[operator]
     first = layers.index(reading[0]) - (config.select_from == "previous" and reading[0] is not layers[0])
     patched = {layer.index: layer for layer in layers[first:]}
-    patch = Patch(model, find_geometry, config, decoder, patched, earlier=[], hooks=[])
+    patch = Patch(model, find_geometry, route, config, decoder, patched, earlier=[], hooks=[])
     try:
         _put_on(patch)
     except BaseException:
@@ -137,7 +165,8 @@ def unpatch_model(model: Model) -> Model:
     patch, patched = get_patch(model), patched_model(model)
     forward = vars(patched).get("forward")
     if isinstance(forward, Method):
-        forward.check()
+        if forward.is_shared:
+            refuse_sharing(patched)
     elif forward is not None:
         raise PatchError("the forward of this model was replaced after patching; undo that first, then unpatch.")
     with LOCK:
@@ -246,11 +275,15 @@ def _put_on(patch: Patch) -> None:
     for layer in patch.reading.values():
         add_projections(layer.attention, layer.source, model.dtype)
     for layer in patch.layers.values():
-        divert(layer)
+        if not layer.has_own_code:
+            divert(layer.attention, layer.index)
     patch.hooks.append(patch.decoder.register_forward_pre_hook(place_images, with_kwargs=True))
-    patch.hooks.extend(patch.geometry.hooks(model, list(patch.layers.values())))
-    own = {(module, name): function for module, name, function in patch.geometry.methods(model)}
-    for (module, name), function in ({(model, name): function for name, function in METHODS.items()} | own).items():
+    patch.hooks.extend(patch.route.hooks(model, list(patch.layers.values())))
+    methods = {(model, name): function for name, function in _METHODS.items()}
+    for module, name, function in (*patch.geometry.methods(model), *patch.route.methods(model)):
+        methods[module, name] = function
+    for (module, name), method in methods.items():
+        function = resolve_name(method) if isinstance(method, str) else method
         patch.earlier.append((module, name, vars(module).get(name)))
         vars(module)[name] = Method(name, function, module, patch)
 
@@ -266,20 +299,20 @@ def _take_off(patch: Patch) -> None:
     for hook in patch.hooks:
         hook.remove()
     for layer in patch.layers.values():
-        restore(layer)
+        restore(layer.attention)
         remove_projections(layer.attention)
     vars(patch.model).pop(ATTRIBUTE, None)
 
 
-def _resolved(config: FlexConfig, geometry: Geometry, layers: list[DecoderLayer]) -> FlexConfig:
+def _resolved(config: FlexConfig, geometry: Geometry, route: Route, layers: list[DecoderLayer]) -> FlexConfig:
     """Fill in what follows the model, and check the rest against it."""
     config = config.replace(
         start_layer=_default_start(layers) if config.start_layer is None else config.start_layer,
         zoom=geometry.default_zoom if config.zoom is None else config.zoom_pair,
         policy=geometry.default_policy if config.policy is None else config.policy,
     )
-    geometry.check_config(config)
-    alone = len(layers) == 1 and geometry.single_reader
+    route.check_config(config)
+    alone = len(layers) == 1 and route.single_reader
     needs_map_before = config.select_from == "previous" and config.selector.uses_scores and not alone
     lowest = layers[0].index + 1 if needs_map_before else 0
     start = config.start_layer

@@ -1,28 +1,37 @@
-"""What patching leaves on a model."""
+"""What patching leaves on a model: its settings, and functions that stand for some of its methods."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from flexkit.errors import PatchError
-from flexkit.lazy import lazy
 from flexkit.patching.config import FlexConfig
-from flexkit.patching.decoder import DecoderLayer
-from flexkit.patching.projection import ADDED
-from flexkit.patching.wrappers import inner, inside
+from flexkit.patching.geometry.base import Geometry
+from flexkit.patching.seam.decoder import DecoderLayer
+from flexkit.patching.seam.projections import ADDED, innermost
 
-if TYPE_CHECKING:
-    from flexkit.patching.call import FlexCall
-    from flexkit.patching.geometry.base import Geometry
-
-__all__ = ["ATTRIBUTE", "LOCK", "Patch", "added_parameters", "get_patch", "is_patched", "patched_model"]
+__all__ = [
+    "ATTRIBUTE",
+    "LOCK",
+    "Method",
+    "Patch",
+    "added_parameters",
+    "get_patch",
+    "is_patched",
+    "of_class",
+    "patched_model",
+    "refuse_sharing",
+    "state_of_copies",
+]
 
 ATTRIBUTE = "_flexkit_patch"
 LOCK = Lock()
@@ -34,8 +43,10 @@ class Patch:
     """One patched model; nothing in here belongs to a single call."""
 
     model: PreTrainedModel
-    find_geometry: Callable[[Any], "Geometry"]
+    find_geometry: Callable[[Any], Geometry]
     """What finds the geometry of a model, of a copy too."""
+    route: Any
+    """How a call reaches the attention that reads (a :class:`~flexkit.patching.call.route.Route`)."""
     config: FlexConfig
     """The settings, with what followed the model filled in."""
     decoder: nn.Module
@@ -46,7 +57,7 @@ class Patch:
     hooks: list[RemovableHandle]
     disabled: int = 0
     """How many ``disabled`` blocks are open."""
-    recorders: list[Callable[["FlexCall"], None]] = field(default_factory=list)
+    recorders: list[Callable[[Any], None]] = field(default_factory=list)
     """Called with every finished call that read high-res tokens."""
     running: int = 0
     """How many calls of the model's methods have not ended."""
@@ -60,8 +71,8 @@ class Patch:
         own = {name: value for name, value in vars(self).items() if name != "geometry"}
         return own | {"disabled": 0, "recorders": [], "running": 0}
 
-    @lazy
-    def geometry(self) -> "Geometry":
+    @cached_property
+    def geometry(self) -> Geometry:
         """How the family of the model lays out its image tokens."""
         return self.find_geometry(self.model)
 
@@ -90,22 +101,14 @@ class Patch:
 
     def before(self, layer: int) -> int:
         """The patched layer in front of ``layer``; -1 if there is none. Layers without attention do not count."""
-        return self._before[layer]
-
-    @lazy
-    def _before(self) -> dict[int, int]:
-        return dict(zip(self.layers, [-1, *self.layers], strict=False))
+        layers = list(self.layers)
+        index = layers.index(layer)
+        return layers[index - 1] if index else -1
 
     def source(self, layer: int) -> int:
         """The layer whose map selects what ``layer`` reads."""
         same = self.config.select_from == "same" or self.before(layer) < 0
         return layer if same else self.before(layer)
-
-    @property
-    def position_axes(self) -> int:
-        """How many axes the rotary positions of this model may have."""
-        rope = getattr(getattr(self.decoder, "config", None), "rope_parameters", None) or {}
-        return len(rope.get("mrope_section", ())) or 3
 
     def projection(self, cache: object) -> str:
         """When K' and V' are computed in a generation with this cache.
@@ -124,7 +127,8 @@ class Patch:
     @property
     def sources(self) -> set[int]:
         """The layers whose maps are read."""
-        return {self.source(layer) for layer in self.reading}
+        first: Any = self.config.start_layer
+        return {self.source(layer) for layer in self.layers if layer >= first}
 
 
 def is_patched(model: nn.Module) -> bool:
@@ -135,7 +139,7 @@ def is_patched(model: nn.Module) -> bool:
     model : torch.nn.Module
         Any module.
     """
-    return inside(model, ATTRIBUTE) is not None or any(_is_added(path) for path, _ in model.named_modules())
+    return _inside(model) is not None or any(_is_added(path) for path, _ in model.named_modules())
 
 
 def get_patch(model: nn.Module) -> Patch:
@@ -151,7 +155,8 @@ def get_patch(model: nn.Module) -> Patch:
     PatchError
         If the model is not patched.
     """
-    patch: Patch = vars(patched_model(model))[ATTRIBUTE]
+    own = vars(model).get(ATTRIBUTE)
+    patch: Patch = vars(patched_model(model))[ATTRIBUTE] if own is None else own
     return patch
 
 
@@ -163,7 +168,7 @@ def patched_model(model: nn.Module) -> nn.Module:
     PatchError
         If there is none.
     """
-    patched = inside(model, ATTRIBUTE)
+    patched = _inside(model)
     if patched is not None:
         return patched
     name = type(model).__name__
@@ -186,9 +191,91 @@ def added_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         f"{path}.{name}": parameter
         for path, module in patched_model(model).named_modules(remove_duplicate=False)
         if _is_added(path)
-        for name, parameter in inner(module).named_parameters()
+        for name, parameter in innermost(module).named_parameters()
     }
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    """The outermost module that patching was given, ``model`` itself first; None if there is none."""
+    return next((module for module in model.modules() if ATTRIBUTE in vars(module)), None)
 
 
 def _is_added(path: str) -> bool:
     return path.rpartition(".")[-1] in ADDED
+
+
+class Method:
+    """A function that stands for a method of a module while the model around it is patched.
+
+    Unlike a bound method it can be pickled, and its copy belongs to the copy of the module.
+
+    Parameters
+    ----------
+    name : str
+        Of the method, whose signature it has; if the function has an attribute ``signature_of``, from the module to a
+        signature, it has that.
+    function : callable
+        Takes the module first.
+    module : torch.nn.Module
+        Whose method it is.
+    patch : Patch
+        Of the model.
+    is_shared : bool
+        Whether it stands in a shallow copy of the module, and so belongs to another.
+    """
+
+    def __init__(
+        self, name: str, function: Callable[..., Any], module: nn.Module, patch: Patch, *, is_shared: bool = False
+    ) -> None:
+        self.name, self.__func__, self.__self__ = name, function, module
+        self.patch, self.is_shared = patch, is_shared
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"is_shared": False}  # what is made of it by deepcopy or pickle shares nothing
+
+    def __getattr__(self, name: str) -> Any:
+        # As bound methods do: torch.export asks for the code. Copies and pickles ask before there is a function.
+        if "__func__" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.__func__, name)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        signature_of: Callable[[nn.Module], inspect.Signature] | None = getattr(self.__func__, "signature_of", None)
+        return signature_of(self.__self__) if signature_of else inspect.signature(of_class(self.__self__, self.name))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.__func__(self.__self__, *args, **kwargs)
+        if self.is_shared:
+            refuse_sharing(self.__self__)
+        with self.patch.counted("running"):
+            return self.__func__(self.__self__, *args, **kwargs)
+
+
+def of_class(module: nn.Module, name: str) -> Callable[..., Any]:
+    """A method of a module's class, static or not, whatever is set on the module."""
+    method: Callable[..., Any] = inspect.getattr_static(type(module), name).__get__(module, type(module))
+    return method
+
+
+def state_of_copies(self: nn.Module) -> dict[str, Any]:
+    """``__getstate__`` of a patched model, which all its copies and pickles are made of."""
+    state: dict[str, Any] = of_class(self, "__getstate__")()
+    shared = {
+        name: Method(name, method.__func__, method.__self__, method.patch, is_shared=True)
+        for name, method in state.items()
+        if isinstance(method, Method)
+    }
+    return state | shared
+
+
+def refuse_sharing(self: nn.Module, *args: object) -> NoReturn:
+    """Raise :class:`~flexkit.errors.PatchError`: something would run a patched model with another one's parts.
+
+    It stands for ``_replicate_for_data_parallel``, by which DataParallel makes shallow copies.
+    """
+    raise PatchError(
+        f"a shallow copy of a patched {type(self).__name__} cannot be used, since it shares its layers with the "
+        "original: make a deep one (copy.deepcopy), and use DistributedDataParallel in the place of DataParallel."
+    )

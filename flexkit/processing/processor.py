@@ -15,7 +15,7 @@ from flexkit.errors import ConfigError, PatchError, UnsupportedModelError
 from flexkit.grids import Pair, pyramid, zoom_pair
 from flexkit.patching import get_patch
 from flexkit.processing.overviews import check_options, without_tiles
-from flexkit.processing.sources import with_overviews
+from flexkit.processing.source_overviews import with_overviews
 from flexkit.processing.tap import tap
 from flexkit.processing.views import choose_view, has_one_size
 from flexkit.processing.views.source import SourceView, check_arithmetic
@@ -143,7 +143,7 @@ class FlexProcessor:
             raise PatchError(
                 f"{type(model).__name__} is not patched: patch it again, or use the plain processor."
             ) from error
-        return pyramid(config.zoom_pair, config.levels)
+        return config.zooms
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
         """Prepare text and images as the wrapped processor does, and the high-res view of the images.

@@ -10,7 +10,7 @@ from flexkit.grids import Pair
 from flexkit.processing.outputs import appended, named
 from flexkit.processing.overviews import counting_overviews, keep_overviews, to_one_tile, without_tiles
 from flexkit.processing.reading import read_images, read_pixels
-from flexkit.processing.sources import as_source, source_of
+from flexkit.processing.source_overviews import as_source, source_of
 from flexkit.processing.views import choose_tiled_view, choose_view
 
 __all__ = ["tap"]

@@ -81,7 +81,7 @@ class Policy(ABC):
         """
         check_scores(self, scores)
         with named_failures(self, scores):
-            mask: object = self.mask(at_least_float32(scores))
+            mask: object = self.mask(scores.to(torch.promote_types(scores.dtype, torch.float32)))
         return check_mask(self, mask, scores.shape, scores.device)
 
     def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
@@ -331,17 +331,14 @@ class Pooled(_OfOne):
     @override
     def mask(self, scores: Tensor) -> Tensor:
         rows, columns = scores.shape[-2:]
-        return resample_nearest(self._blocks(scores), (rows, columns))
+        return self.select(scores, (rows, columns))
 
     @override
     def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
-        return resample_nearest(self._blocks(scores), check_pair("size", size))
-
-    def _blocks(self, scores: Tensor) -> Tensor:
         kept = self.policy(scores)
-        size = [min(self.size, side) for side in kept.shape[-2:]]
-        blocks = F.adaptive_max_pool2d(_as_images(kept), size)
-        return blocks.bool().reshape(*kept.shape[:-2], *size)
+        blocks = [min(self.size, side) for side in kept.shape[-2:]]
+        pooled = F.adaptive_max_pool2d(rearrange(kept.float(), "... r c -> (...) 1 r c"), blocks)
+        return resample_nearest(pooled.bool().reshape(*kept.shape[:-2], *blocks), check_pair("size", size))
 
 
 @dataclass(frozen=True)
@@ -390,17 +387,10 @@ def dilate(mask: Tensor, cells: int) -> Tensor:
         Shape (..., rows, columns), bool.
     """
     reach = min(cells, max(mask.shape[-2:]))
-    grown = F.max_pool2d(_as_images(mask), kernel_size=2 * reach + 1, stride=1, padding=reach)
+    grown = F.max_pool2d(
+        rearrange(mask.float(), "... r c -> (...) 1 r c"), kernel_size=2 * reach + 1, stride=1, padding=reach
+    )
     return grown.bool().reshape(mask.shape)
-
-
-def _as_images(mask: Tensor) -> Tensor:
-    return rearrange(mask.float(), "... rows columns -> (...) 1 rows columns")
-
-
-def at_least_float32(scores: Tensor) -> Tensor:
-    """Return half precisions as float32, others as they are."""
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 @contextmanager

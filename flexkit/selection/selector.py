@@ -12,7 +12,7 @@ from flexkit.checks import is_count, is_int
 from flexkit.errors import ConfigError, PolicyError
 from flexkit.grids import check_pair, zoom_pair
 from flexkit.selection.margins import valid_cells
-from flexkit.selection.policy import Policy, as_policy, at_least_float32, check_mask, check_scores, named_failures
+from flexkit.selection.policy import Policy, as_policy, check_mask, check_scores, named_failures
 from flexkit.selection.ranking import within_budget
 from flexkit.selection.schedule import Schedule
 from flexkit.selection.threshold import PUBLISHED_POLICY
@@ -140,7 +140,15 @@ class AttentionMapSelector(nn.Module):
                 f"(batch, heads, queries, {rows * columns}) for a grid of {rows} x {columns} cells: pass the "
                 "columns of the low-res image tokens only"
             )
-        maps = self._reduce_heads(at_least_float32(attention))
+        heads = attention.to(torch.promote_types(attention.dtype, torch.float32))
+        if self.heads is not None:
+            available = heads.shape[1]
+            if max(self.heads) >= available:
+                raise ConfigError(
+                    f"heads {self.heads} were chosen, the attention has {available}: 0 to {available - 1}"
+                )
+            heads = torch.stack([heads[:, head] for head in self.heads], dim=1)
+        maps = heads.sum(1) if self.reduce == "sum" else heads.mean(1) if self.reduce == "mean" else heads.amax(1)
         maps = maps.reshape(*maps.shape[:2], rows, columns)
         if margins is None:
             return maps
@@ -177,7 +185,11 @@ class AttentionMapSelector(nn.Module):
             If the policy failed or returned anything but such a mask, or the layer of a schedule is missing.
         """
         zoom_rows, zoom_columns = zoom_pair(zoom)
-        policy = self._policy_at(layer)
+        policy = self.policy
+        if not isinstance(policy, Policy):
+            if layer is None:
+                raise PolicyError(f"the policy is {policy!r}, which differs by layer: pass layer=...")
+            policy = policy.at(layer)
         check_scores(policy, scores)
         scores = scores.detach()
         rows, columns = scores.shape[-2:]
@@ -190,25 +202,6 @@ class AttentionMapSelector(nn.Module):
     @override
     def extra_repr(self) -> str:
         return f"policy={self.policy!r}, reduce={self.reduce!r}, heads={self.heads}, budget={self.budget}"
-
-    def _policy_at(self, layer: int | None) -> Policy:
-        if isinstance(self.policy, Policy):
-            return self.policy
-        if layer is None:
-            raise PolicyError(f"the policy is {self.policy!r}, which differs by layer: pass layer=...")
-        return self.policy.at(layer)
-
-    def _reduce_heads(self, attention: Tensor) -> Tensor:
-        if self.heads is not None:
-            available = attention.shape[1]
-            if max(self.heads) >= available:
-                raise ConfigError(
-                    f"heads {self.heads} were chosen, the attention has {available}: 0 to {available - 1}"
-                )
-            attention = torch.stack([attention[:, head] for head in self.heads], dim=1)
-        if self.reduce == "sum":
-            return attention.sum(1)
-        return attention.mean(1) if self.reduce == "mean" else attention.amax(1)
 
 
 def _check_heads(heads: Sequence[int]) -> tuple[int, ...]:

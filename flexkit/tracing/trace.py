@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flexkit.attention.rows import QueryRows
+from flexkit.attention.ragged import RaggedIndex
+from flexkit.attention.select import Selection
 from flexkit.errors import ConfigError
-from flexkit.patching.call import FlexCall
-from flexkit.patching.selections import Selection
+from flexkit.patching.call.call import FlexCall
 from flexkit.patching.state import get_patch
 
 __all__ = ["Step", "Trace", "trace"]
@@ -52,9 +52,10 @@ class Step:
     @classmethod
     def of(cls, call: FlexCall) -> "Step":
         """What a finished call did."""
-        shut = call.shut or QueryRows(call.rows.mask & False)
+        shut = call.shut or RaggedIndex(call.rows.mask & False)
         queries, gated = (_positions(rows, call.past) for rows in (call.rows, shut))
-        layers = {layer: own.and_then(call.opened.get(layer)) for layer, own in sorted(call.selections.items())}
+        layers = dict(sorted(call.selections.items()))
+        layers |= {layer: own.and_then(call.opened[layer]) for layer, own in layers.items() if layer in call.opened}
         return cls(queries, layers, call.memory.features.opened, gated)
 
 
@@ -169,7 +170,7 @@ class Trace:
         return maps
 
 
-def _positions(rows: QueryRows, past: int | Tensor) -> Tensor:
+def _positions(rows: RaggedIndex, past: int | Tensor) -> Tensor:
     """``(batch, count)``: positions in the sequence; -1 where a row has fewer."""
     return (rows.index + past).masked_fill(~rows.valid, -1)
 
@@ -209,9 +210,9 @@ def trace(model: nn.Module) -> Iterator[Trace]:
 def _by_sequence(selection: Selection, stacks: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
     """``(batch row, maps of all queries)`` of every image, in the order of the prompt."""
     found = [
-        (span.row, span.start, stack[index])
+        (row, start, image)
         for group, stack in zip(selection.groups, stacks, strict=True)
-        for index, span in enumerate(group.images)
+        for row, start, image in zip(group.rows.tolist(), group.starts.tolist(), stack, strict=True)
     ]
     return [(row, stack) for row, _, stack in sorted(found, key=lambda entry: entry[:2])]
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import flexkit.attention.base
+import flexkit.attention.plain
 from flexkit.attention import (
     attend,
     attention_logits,
@@ -214,7 +214,7 @@ def test_rows_without_keys_are_zero_whatever_the_kernel_says(monkeypatch: pytest
         logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
         return logits.softmax(-1) @ value
 
-    monkeypatch.setattr(flexkit.attention.base, "_fused", kernel)
+    monkeypatch.setattr(flexkit.attention.plain, "_fused", kernel)
     query, key, value = (normal(1, 2, 3, 4).requires_grad_() for _ in range(3))
     mask = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])[None, None]
     if additive:

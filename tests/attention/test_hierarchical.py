@@ -46,14 +46,19 @@ def expected(case: Case, chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def own_selection(case: Case, maps: Tensor) -> Tensor:
-    """What the layer's selector makes of the reference's maps, ``(batch, querying rows, high-res grid)``."""
+    """What the layer's selector makes of the reference's maps, ``(batch, querying rows, high-res grid)``.
+
+    A row that does not see all of the image selects nothing.
+    """
     weights = torch.stack([maps[b][:, :, where] for b, where in enumerate(case.image_positions)])
-    scores = weights.sum(1).reshape(*weights.shape[:1], -1, *case.grid)
+    scores, whole = weights.sum(1).reshape(*weights.shape[:1], -1, *case.grid), (weights > 0).any(1).all(-1)
     rows = torch.zeros(len(scores), case.rows, *case.grid, dtype=scores.dtype)
+    seeing = torch.zeros(len(scores), case.rows, 1, 1, dtype=torch.bool)
     for b, mask in enumerate(case.queries):
         rows[b, : mask.sum()] = scores[b, mask]
+        seeing[b, : mask.sum(), 0, 0] = whole[b, mask]
     assert case.layer.selector is not None
-    return case.layer.selector.select(rows, case.zoom)
+    return case.layer.selector.select(rows, case.zoom) & seeing
 
 
 def queried(case: Case, states: Tensor) -> Tensor:
@@ -389,8 +394,10 @@ def test_a_schedule_needs_and_gets_the_layer() -> None:
     selector = AttentionMapSelector(Schedule({2: TopK(1), 4: TopK(3)}))
     layer = HierarchicalSelfAttention(DIM, 2, selector=selector)
     place = {"grid": (2, 2), "zoom": (1, 2), "image_positions": torch.arange(4)[None]}
-    counts = [layer(torch.randn(1, 5, DIM), layer=index, **place).selected.sum(-1).sum(-1) for index in (1, 2, 5)]
-    assert [count.unique().tolist() for count in counts] == [[0], [2], [6]]
+    selected = [layer(torch.randn(1, 5, DIM), layer=index, **place).selected for index in (1, 2, 5)]
+    seeing = [each[:, 3:].sum((-2, -1)).unique().tolist() for each in selected]  # rows before do not see the image
+    assert seeing == [[0], [2], [6]]
+    assert not any(bool(each[:, :3].any()) for each in selected)
 
 
 def test_margins_reach_the_selector() -> None:
@@ -501,12 +508,12 @@ PAST = torch.zeros(1, 2, 3, 4)
         ({}, {"high_res": torch.zeros(1, 4, DIM + 1), "selected": None}, HighResInputError, "high_res .*dim=8"),
         ({}, {"selected": SELECTED["selected"].numpy()}, HighResInputError, "selected is a ndarray"),
         ({}, {"selected": SELECTED["selected"].to("meta")}, HighResInputError, "selected lies on meta"),
-        ({"selector": 1}, {"margins": [[0, 0]]}, ConfigError, "margins must be a dense tensor"),
+        ({"selector": 1}, {"margins": [[0, 0]]}, ConfigError, "margins is a list, expected a tensor"),
         (
             {"selector": 1},
             {"margins": torch.zeros(1, 2, device="meta").long()},
             ConfigError,
-            "they lie on meta and cpu",
+            "margins lies on meta, the hidden states on cpu",
         ),
     ],
 )

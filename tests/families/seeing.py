@@ -81,3 +81,23 @@ def attention_input(layers: Any, change: Callable[[Any, Tensor], Tensor]) -> Ite
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def norm_input(layers: Any, change: Callable[[Any, Tensor], Tensor]) -> Iterator[None]:
+    """Change the hidden states that enter the norm in front of the attention of each layer."""
+
+    def hook_of(layer: Any) -> Any:
+        return lambda module, args: (change(layer, args[0]), *args[1:])
+
+    hooks = [
+        norm.register_forward_pre_hook(hook_of(layer))
+        for layer in layers
+        for norm in (layer.input_norm, layer.value_norm)
+        if norm is not None
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

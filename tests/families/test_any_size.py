@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import flexkit
 from flexkit import FlexConfig
 from flexkit.errors import HighResInputError
-from flexkit.patching.geometry import find_geometry
+from flexkit.patching.registry import find_geometry
 from tests.zoo import ZOO, Family, Row, low_res, prompt
 from tests.zoo.discrete import DISCRETE
 from tests.zoo.raw import RAW

@@ -33,7 +33,7 @@ def patched(model: Any, **settings: Any) -> Iterator[Any]:
 def read(model: Any, inputs: dict[str, Tensor]) -> HighResMemory:
     """The high-res tokens of the inputs of a patched model."""
     patch, high = get_patch(model), {name: value for name, value in inputs.items() if name.startswith("hd_")}
-    memory = patch.geometry.read(model, patch, high, low_res(inputs))  # type: ignore[attr-defined]
+    memory = patch.geometry.route.read(model, patch, high, low_res(inputs))  # type: ignore[attr-defined]
     assert isinstance(memory, HighResMemory)
     return memory
 
@@ -154,7 +154,7 @@ def longer_context(
 
     hooks: list[Any] = []
     for site in sites:
-        if site.rotated:
+        if site.is_rotated:
             hooks += hooks_of_rotated(site)
         elif site.reads == "hidden_states":
             hooks.append(site.attention.register_forward_hook(hook_of_sequence(site), with_kwargs=True))

@@ -15,11 +15,13 @@ from transformers import AttentionInterface, DynamicCache
 import flexkit
 from flexkit import FlexConfig
 from flexkit.patching import get_patch
-from flexkit.patching.decoder import modeling_module
 from flexkit.patching.memory import ImageSpan, cached_memory
+from flexkit.patching.seam.attention import modeling_module
 from tests.zoo import IN_SEQUENCE, Family, Row, low_res, prompt
+from tests.zoo.squares import CAPPED
 
-every_family = pytest.mark.parametrize("family", IN_SEQUENCE.values(), ids=list(IN_SEQUENCE))
+families = [*IN_SEQUENCE.values(), CAPPED]
+every_family = pytest.mark.parametrize("family", families, ids=[family.name for family in families])
 
 
 @contextmanager

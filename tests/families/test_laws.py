@@ -10,12 +10,13 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 import flexkit
 from flexkit import FlexConfig
+from flexkit.attention.layer import HighResKeys
 from flexkit.patching import get_patch
-from flexkit.patching.features import no_tiles
-from flexkit.patching.memory import cached_memory
-from flexkit.patching.projected import Projected
-from flexkit.patching.projection import ADDED
-from tests.families.seeing import attention_input, watching
+from flexkit.patching.memory import cached_memory, no_tiles
+from flexkit.patching.registry import find_geometry
+from flexkit.patching.seam.decoder import find_layers
+from flexkit.patching.seam.projections import ADDED
+from tests.families.seeing import attention_input, norm_input, watching
 from tests.patching.laws import keys_values
 from tests.versions import counts_positions_once
 from tests.zoo import IMAGE, IN_SEQUENCE, MAIN, VOCABULARY, ZOO, Family, Row, low_res, prompt
@@ -205,13 +206,21 @@ def test_the_high_res_view_matters(family: Family, patched: Any) -> None:
 
 
 @in_sequence
-@pytest.mark.parametrize("positions", ["interpolated", "fractional"])
-def test_high_res_keys_are_made_as_low_res_keys(family: Family, positions: str) -> None:
-    """At zoom 1, of the same hidden states, K' and V' are what the model itself gives its kernel for a cell."""
+@pytest.mark.parametrize(
+    ("positions", "key_norm"), [("interpolated", False), ("fractional", False), ("fractional", True)]
+)
+def test_high_res_keys_are_made_as_low_res_keys(family: Family, positions: str, key_norm: bool) -> None:
+    """At zoom 1, of the same hidden states, K' and V' are what the model itself gives its kernel for a cell.
+
+    Behind the norm, the states are those that enter it.
+    """
     model, inputs = family.model(), prompt(family, [Row()], zoom=(1, 1))
     forget_the_token_before(model)
     settings = {"zoom": 1, "positions": positions, "policy": flexkit.Everything(), "select_from": "same"}
-    flexkit.patch_model(model, FlexConfig(start_layer=0, **settings), trained=True)
+    config = FlexConfig(start_layer=0, key_norm=key_norm, **settings)
+    if key_norm and any(layer.input_norm is None for layer in find_layers(find_geometry(model).decoder(model))):
+        pytest.skip("the norm stands behind the attention")
+    flexkit.patch_model(model, config, trained=True)
     try:
         patch = get_patch(model)
         cache = empty_cache(model)
@@ -225,11 +234,13 @@ def test_high_res_keys_are_made_as_low_res_keys(family: Family, positions: str) 
 
     def with_features(layer: Any, hidden: Tensor) -> Tensor:
         hidden = hidden.clone()
-        hidden[0, image.columns] = memory.features_of(None, no_tiles)[0].to(hidden.dtype)
+        features = memory.features.of(memory.all_tokens, memory.images, no_tiles)[0]
+        hidden[0, image.columns] = features.to(hidden.dtype)
         return hidden
 
     layers = list(patch.layers.values())
-    with watching(model, patch.decoder, layers) as record, attention_input(layers, with_features), torch.no_grad():
+    changed = norm_input if key_norm else attention_input
+    with watching(model, patch.decoder, layers) as record, changed(layers, with_features), torch.no_grad():
         model(**low_res(inputs))
     for layer, held in memory.projected.items():
         for ours, theirs in ((held.key, record.keys[layer]), (held.value, record.values[layer])):
@@ -257,7 +268,7 @@ def empty_cache(model: Any) -> DynamicCache:
     return DynamicCache(config=get_patch(model).decoder.config)
 
 
-def holds_keys_and_values(layer: Any, projected: Projected) -> bool:
+def holds_keys_and_values(layer: Any, projected: HighResKeys) -> bool:
     """Whether a layer of a cache holds what kernels are given, and nothing else."""
     own = getattr(layer, "own", type(layer))  # one layer of a cache carries the memory, in a class made of its own
     plain = own in (DynamicLayer, DynamicSlidingWindowLayer)

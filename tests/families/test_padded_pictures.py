@@ -69,9 +69,9 @@ def test_at_zoom_1_the_features_are_those_of_the_padded_picture(name: str) -> No
     inputs["hd_pixel_values"] = inputs["pixel_values"].view(inputs["hd_pixel_values"].shape)
     geometry: Any = get_patch(model).geometry
     high = {"hd_pixel_values": inputs["hd_pixel_values"]}
-    features = geometry.read(model, get_patch(model), high, low_res(inputs)).features.states
+    features = geometry.route.read(model, get_patch(model), high, low_res(inputs)).features.states
     with torch.no_grad():
-        shown = geometry.show(model, low_res(inputs), 2).view(2, 3, 3, -1)
+        shown = geometry.route.show(model, low_res(inputs), 2).view(2, 3, 3, -1)
     for own, given, (rows, columns) in zip(features, shown, CELLS, strict=True):
         assert torch.equal(own.view(3, 3, -1)[:rows, :columns], given[:rows, :columns])
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flexkit.patching.geometry import find_geometry
+from flexkit.patching.registry import find_geometry
 from tests.zoo import ZOO
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from flexkit.errors import HighResInputError
+from flexkit.patching.families import FAMILIES
 from flexkit.patching.geometry import DynamicGrid, find_geometry
-from flexkit.patching.geometry.families import FAMILIES
 from tests.versions import tells_images_apart
 from tests.zoo import ZOO, Family
 from tests.zoo.raster import RASTER

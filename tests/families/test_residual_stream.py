@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flexkit.patching.geometry import find_geometry
+from flexkit.patching.registry import find_geometry
 from tests.zoo import ZOO, Family, Row, low_res, prompt
 
 KINDS = (

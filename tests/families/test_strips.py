@@ -9,7 +9,7 @@ from torch import Tensor
 import flexkit
 from flexkit import FlexConfig
 from flexkit.errors import HighResInputError
-from flexkit.patching.geometry import find_geometry
+from flexkit.patching.registry import find_geometry
 from tests.families.test_tiles import keep_places_apart
 from tests.versions import tells_images_apart
 from tests.zoo import ZOO, Family, Row, prompt

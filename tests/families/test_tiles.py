@@ -9,9 +9,9 @@ from torch import Tensor, nn
 import flexkit
 from flexkit import FlexConfig
 from flexkit.errors import HighResInputError
+from flexkit.patching.families import FAMILIES
 from flexkit.patching.geometry import FixedGrid, find_geometry
-from flexkit.patching.geometry.any_res import AnyRes
-from flexkit.patching.geometry.families import FAMILIES
+from flexkit.patching.geometry.fixed_grid import AnyRes
 from tests.zoo import ZOO, Family, Row, low_res, prompt
 
 ZOOM = (2, 3)

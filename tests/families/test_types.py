@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 import flexkit
 from flexkit import FlexConfig, UnsupportedModelError
 from flexkit.patching import get_patch
-from flexkit.patching.geometry.families import REFUSED as REASONS
+from flexkit.patching.families import REFUSED as REASONS
 from tests.matrix import COLUMNS
 from tests.zoo import CONTEXT, REFUSED, ZOO
 

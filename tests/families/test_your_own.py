@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import flexkit
-from flexkit.patching.geometry import registry
+from flexkit.patching import registry
 from tests.scripts import load_example
 
 

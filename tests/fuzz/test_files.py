@@ -86,7 +86,9 @@ def mutated_tensors(draw: st.DrawFn, path: Path) -> bytes:
             dtypes = ["BF16", "F64", "I32", "BOOL", "F8_E4M3", "U8", "C64", "nonsense"]
             header[name]["dtype"] = draw(st.sampled_from(dtypes))
         elif what == "shape":
-            header[name]["shape"] = draw(st.sampled_from([[], [-1], [2**62], [0, 2**62], header[name]["shape"][::-1]]))
+            header[name]["shape"] = draw(
+                st.sampled_from([[], [-1], [2**62], [0, 2**62], header[name].get("shape", [])[::-1]])
+            )
         elif what == "data_offsets":
             header[name]["data_offsets"] = draw(st.sampled_from([[], [0, 0], [4, 0], [0, 2**63], [-1, 4]]))
         elif what == "name":

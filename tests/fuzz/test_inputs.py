@@ -86,7 +86,7 @@ def values(draw: st.DrawFn, given: Any) -> Any:
 def test_any_high_res_input_is_read_or_refused(name: str, data: st.DataObject) -> None:
     model, inputs, base, state = subject(name)
     own = [key for key in inputs if key.startswith("hd_")]
-    names = [*own, *own, "hd_image_sizes", "hd_queries", "hd_tiles", "hd_repeats", "hd_image_tokens", "hd_unknown"]
+    names = [*own, *own, "hd_image_sizes", "hd_queries", "hd_tiles", "hd_unknown"]
     given = dict(inputs)
     for key in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=3), label="changed"):
         if data.draw(st.integers(0, 9)):

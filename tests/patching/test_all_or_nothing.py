@@ -42,7 +42,7 @@ def breaking(owner: Any, name: str, after: int) -> Iterator[list[None]]:
 
 
 STEPS = {
-    "copies": (flexkit.patching.projection, "trainable_copy"),
+    "copies": (flexkit.patching.seam.projections, "trainable_copy"),
     "layers": (patch, "divert"),
     "hooks": (nn.Module, "register_forward_pre_hook"),
     "methods": (patch, "Method"),
@@ -192,6 +192,16 @@ def test_weights_that_are_shared_out(one_process: Any) -> None:
     with pytest.raises(flexkit.UnsupportedModelError, match=r"tensor parallelism.*tp_plan.*before FSDP"):
         flexkit.patch_model(model, CONFIG)
     assert anatomy(model) == before
+
+
+def test_a_model_under_tensor_parallelism() -> None:
+    """transformers notes on the model how many processes share it, and says so by a property."""
+    model = plain("llava")
+    assert model.tp_size is None
+    model._tp_size = 2
+    with pytest.raises(flexkit.UnsupportedModelError, match="tensor parallelism"):
+        flexkit.patch_model(model, CONFIG)
+    assert not flexkit.is_patched(model)
 
 
 def test_the_patch_tells_in_a_line_what_it_is() -> None:

@@ -13,7 +13,7 @@ from flexkit import Border, Everything, FlexConfig, Nothing, Schedule, Threshold
 from flexkit.errors import ConfigError, PolicyError
 from flexkit.patching import get_patch
 from tests.patching.ways import families, inputs_of, logits_of, patched, plain
-from tests.zoo import FAMILIES, TEXT
+from tests.zoo import FAMILIES, TEXT, ZOO
 
 POLICIES = [
     Threshold(48 / 255),
@@ -232,3 +232,12 @@ def test_what_is_left_to_the_model_is_said() -> None:
         _ = FlexConfig().selector
     with pytest.raises(flexkit.ConfigError, match="zoom"):
         _ = FlexConfig().zoom_pair
+
+
+def test_a_norm_behind_the_attention_is_none_in_front() -> None:
+    config = ZOO["molmo2"].config()
+    config.text_config.norm_after = True
+    model = tf.Molmo2ForConditionalGeneration(config).eval()
+    with pytest.raises(ConfigError, match="key_norm needs the norm in front of the attention"):
+        flexkit.patch_model(model, FlexConfig(key_norm=True), trained=True)
+    flexkit.patch_model(model, FlexConfig(), trained=True)

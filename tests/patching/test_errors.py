@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import flexkit
 from flexkit.errors import ConfigError, HighResInputError, PatchError, PolicyError, UnsupportedModelError
+from flexkit.patching.call.call import FlexCall
 from tests.patching.ways import (
     families,
     generate,
@@ -332,22 +333,21 @@ def test_a_model_that_drops_the_call() -> None:
         logits_of(model, inputs)
 
 
-def test_flex_attention_blocks_cannot_be_read() -> None:
+def test_flex_attention_blocks_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     class BlockMask:
         pass
 
-    from flexkit.attention.rows import QueryRows
-    from flexkit.patching.masks import rows_of_mask
+    attend = FlexCall.attend
 
+    def with_blocks(
+        call: FlexCall, layer: int, query: Any, key: Any, value: Any, mask: Any, *rest: Any, **own: Any
+    ) -> Any:
+        return attend(call, layer, query, key, value, BlockMask(), *rest, **own)  # type: ignore[arg-type]
+
+    model = patched("llava")
+    monkeypatch.setattr(FlexCall, "attend", with_blocks)
     with pytest.raises(UnsupportedModelError, match=r"BlockMask.*attn_implementation='sdpa'"):
-        rows_of_mask(
-            BlockMask(),  # type: ignore[arg-type]
-            QueryRows(torch.ones(1, 2, dtype=torch.bool)),
-            keys=2,
-            past=0,
-            is_causal=True,
-            sliding_window=None,
-        )
+        logits_of(model, inputs_of("llava"))
 
 
 @families

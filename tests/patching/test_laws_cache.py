@@ -12,8 +12,7 @@ from transformers import DynamicCache, StaticCache
 
 import flexkit
 from flexkit import Everything
-from flexkit.patching.features import Tiled
-from flexkit.patching.memory import cached_memory
+from flexkit.patching.memory import Tiled, cached_memory
 from tests.patching.laws import ROUNDED, batches, last_attended, model_of, patched, position_ids, row_alone, settings_of
 from tests.patching.ways import generate
 from tests.zoo import FAMILIES, MAIN, Row, prompt

@@ -128,9 +128,8 @@ def test_unselected_tokens_get_no_gradient(name: str, data: st.DataObject, confi
         gradient = output.grad.view(len(queries), -1, output.shape[-1])
         selected = torch.zeros(gradient.shape[:2], dtype=torch.bool)
         for group, masks in zip(selection.groups, selection.masks, strict=True):
-            for span, mask in zip(group.images, masks, strict=True):
-                read = mask[queries[span.row]].any(0).flatten()
-                selected[span.row, span.start : span.start + span.tokens] = read
+            for row, tokens, mask in zip(group.rows, group.tokens, masks, strict=True):
+                selected[row, tokens] = mask[queries[row]].any(0).flatten()
         touched = (gradient != 0).any(-1)
         if part == "v_proj_hd" and index == 3 and config["queries"] == "last":
             assert torch.equal(touched, selected)  # the last layer's attention is all that the last logits see

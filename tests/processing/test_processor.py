@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPImageProcessorPil
 
-from flexkit import PictureSource
+from flexkit import FlexConfig, PictureSource
 from flexkit.errors import ConfigError, PatchError, UnsupportedModelError
 from flexkit.processing import FlexProcessor, SmallImageWarning
 from tests.processing.pictures import PROCESSORS, image_prompt, picture
@@ -42,7 +42,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
     def get_patch(model: Patched) -> Any:
         if model.zoom is None:
             raise PatchError("not patched")
-        return SimpleNamespace(config=SimpleNamespace(zoom_pair=model.zoom, levels=1))
+        return SimpleNamespace(config=FlexConfig(zoom=model.zoom))
 
     monkeypatch.setattr("flexkit.processing.processor.get_patch", get_patch)
 

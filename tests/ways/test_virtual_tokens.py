@@ -10,6 +10,8 @@ from torch import Tensor
 
 import flexkit
 from flexkit.errors import HighResInputError
+from flexkit.patching.call.route import Prompt
+from flexkit.patching.seam.config_view import PROMPT
 from tests.patching.ways import assert_close, assert_same_logits, generate, logits_of, new_tokens
 from tests.versions import before, places_embeddings
 from tests.ways.questions import ONE, TOKENS, longer, own_model, patch, patched_model, question
@@ -96,10 +98,9 @@ def first_call(model: Any, inputs: dict[str, Any], **settings: Any) -> tuple[Ten
     hook = patched.register_forward_pre_hook(keep, with_kwargs=True)
     answer = generate(model, inputs, 2, **settings)
     hook.remove()
-    noted = ("hd_image_tokens", "hd_queries", "hd_repeats")
-    given = {key: value for key, value in calls[0].items() if key not in noted}
-    repeats = calls[0].get("hd_repeats", 1)
-    return answer.logits[0], logits_of(patched, given, **({"hd_repeats": repeats} if repeats > 1 else {}))[:, -1]
+    given = dict(calls[0])
+    prompt = Prompt(repeats=given.pop(PROMPT).repeats)
+    return answer.logits[0], logits_of(patched, given, **{PROMPT: prompt})[:, -1]
 
 
 @each_with_padding

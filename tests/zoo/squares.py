@@ -46,11 +46,11 @@ def _janus() -> tf.PreTrainedConfig:
     )
 
 
-def _paligemma() -> tf.PreTrainedConfig:
+def _paligemma(**text: Any) -> tf.PreTrainedConfig:
     width = TEXT["hidden_size"]
     return config(
         "paligemma",
-        text_config=TEXT,
+        text_config=TEXT | text,
         vision_config=_TOWER,
         image_token_index=IMAGE,
         vocab_size=TEXT["vocab_size"],
@@ -90,6 +90,10 @@ def _images(settings: Any, grid: Grid, zoom: Grid) -> dict[str, Tensor]:
     return {"pixel_values" if "pixel_values" in known else "pixel_values_images": pixels}
 
 
+CAPPED = Family(
+    "paligemma-capped", lambda: _paligemma(model_type="gemma2", attn_logit_softcapping=0.5), square, finish=_prefixed
+)
+"""PaliGemma 2, which caps its attention logits; padding is NaN in the base model."""
 SQUARES = (
     Family("vipllava", lambda: _llava("vipllava", vision_feature_layers=[-1, -2]), square),
     Family("video_llava", lambda: _llava("video_llava", video_token_index=VIDEO), square, low_res=_images),

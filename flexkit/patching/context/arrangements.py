@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from flexkit.errors import HighResInputError
-from flexkit.patching.context.geometry import Places
+from flexkit.patching.context.beside import Places
 
-__all__ = ["Arrangement", "AtTokens", "ByRow", "Frames", "InSequence", "OneARow", "RealOnes"]
+__all__ = ["Arrangement", "AtTokens", "ByRow", "Frames", "OneARow", "RealOnes", "WithQueries"]
 
 
 class Arrangement(ABC):
@@ -47,7 +47,7 @@ class OneARow(Arrangement):
         return Places(images, list(range(images)), [prefix + torch.arange(cells)] * images)
 
 
-class InSequence(OneARow):
+class WithQueries(OneARow):
     """A row for every image, in one sequence with queries behind it, which counts positions."""
 
     def places(self, config: Any, inputs: Mapping[str, Any], prefix: int, cells: int) -> Places:

@@ -9,16 +9,20 @@ from threading import local
 from typing import Any, Protocol
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.hooks import RemovableHandle
 
 from flexkit.errors import ConfigError
-from flexkit.patching.call import FlexCall
-from flexkit.patching.config_view import CALL
+from flexkit.patching.call.call import FlexCall
+from flexkit.patching.context.own_code import HEADS
 from flexkit.patching.context.sites import Site
+from flexkit.patching.seam.attention import reached
+from flexkit.patching.seam.config_view import CALL
 from flexkit.patching.state import Patch
 
-__all__ = ["Carrier", "Door", "Held", "Keyword", "Tag", "argument", "carried", "held", "held_in"]
+__all__ = ["Carrier", "Door", "Held", "Keyword", "Tag", "argument", "carried", "held", "held_in", "read_beside"]
 
 Find = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], str], FlexCall | None]
 """The call that a reading module got: of the module, what it is called with, and the name of its source argument."""
@@ -186,5 +190,57 @@ def _finish(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], o
     """Forward hook of a decoder: a call that was made at its door ends here."""
     if callable(held_in(decoder)):
         call: FlexCall = getattr(kwargs["encoder_hidden_states"].untyped_storage(), CALL)
-        call.finish()
-        call.keep(kwargs.get("past_key_values"))
+        call.finish(kwargs.get("past_key_values"))
+
+
+def read_beside(site: Site, find: Find) -> RemovableHandle:
+    """Let an attention module with code of its own read high-res tokens when ``find`` finds a call."""
+    hook = partial(_read, index=site.index, source=site.reads, find=find)
+    return site.attention.register_forward_hook(hook, with_kwargs=True)
+
+
+def _read(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+    *,
+    index: int,
+    source: str,
+    find: Find,
+) -> Any:
+    call = find(module, args, kwargs, source)
+    own: Tensor = output[0] if isinstance(output, tuple) else output
+    read = own if call is None else _reading(module, args, kwargs, own, call, index)
+    if module.training:
+        read = reached(module, read)
+    if read is own:
+        return None
+    return (read, *output[1:]) if isinstance(output, tuple) else read
+
+
+def _reading(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], own: Tensor, call: FlexCall, index: int
+) -> Tensor:
+    """The output ``own`` of a module with the rows of a call changed that read."""
+    given = {name: value for name, value in kwargs.items() if name != CALL}
+    heads = HEADS[type(module).__name__](module, *args, **given)
+
+    def attend(base: Tensor) -> Tensor:
+        return call.attend(
+            index,
+            heads.query,
+            heads.key,
+            heads.value,
+            heads.mask,
+            base,
+            scaling=heads.scaling,
+        )
+
+    if heads.project is None:
+        return attend(rearrange(own, "b n (h d) -> b n h d", h=heads.query.shape[1])).flatten(2)
+    base = scaled_dot_product_attention(heads.query, heads.key, heads.value, heads.mask, scale=heads.scaling)
+    base = base.transpose(1, 2)
+    merged = attend(base)
+    changed = (merged != base).flatten(2).any(-1, keepdim=True)
+    return torch.where(changed, heads.project(merged.flatten(2)), own)

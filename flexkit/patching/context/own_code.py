@@ -5,25 +5,15 @@ The output of a module stays its own; only the rows that read high-res tokens ar
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
+from torch.nn.functional import linear
 from transformers.cache_utils import EncoderDecoderCache
 
-from flexkit.patching.config_view import CALL
-from flexkit.patching.projection import reached
-
-if TYPE_CHECKING:
-    from flexkit.patching.call import FlexCall
-    from flexkit.patching.context.carriers import Find
-    from flexkit.patching.context.sites import Site
-
-__all__ = ["READERS", "Heads", "read_beside"]
+__all__ = ["HEADS", "Heads"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +108,7 @@ def _perceiver(module: Any, context: Tensor, latents: Tensor) -> Heads:
     return Heads(query, key, value, None, module.qk_scale, module.output_proj)
 
 
-READERS: dict[str, Callable[..., Heads]] = {
+HEADS: dict[str, Callable[..., Heads]] = {
     "AriaCrossAttention": _aria,
     "BlipTextSelfAttention": _blip,
     "GitSelfAttention": _git,
@@ -126,62 +116,3 @@ READERS: dict[str, Callable[..., Heads]] = {
     "TrOCRAttention": _trocr,
 }
 """By the class of the module; of each nothing is repeated but how it makes queries, keys and values."""
-
-
-def read_beside(site: "Site", find: "Find") -> RemovableHandle:
-    """Let an attention module with code of its own read high-res tokens when ``find`` finds a call."""
-    hook = partial(_read, index=site.index, source=site.reads, find=find)
-    return site.attention.register_forward_hook(hook, with_kwargs=True)
-
-
-def _read(
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    output: Any,
-    *,
-    index: int,
-    source: str,
-    find: "Find",
-) -> Any:
-    call = find(module, args, kwargs, source)
-    own: Tensor = output[0] if isinstance(output, tuple) else output
-    read = own if call is None else _reading(module, args, kwargs, own, call, index)
-    if module.training:
-        read = reached(module, read)
-    if read is own:
-        return None
-    return (read, *output[1:]) if isinstance(output, tuple) else read
-
-
-def _reading(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], own: Tensor, call: "FlexCall", index: int
-) -> Tensor:
-    """The output ``own`` of a module with the rows of a call changed that read."""
-    given = {name: value for name, value in kwargs.items() if name != CALL}
-    heads = READERS[type(module).__name__](module, *args, **given)
-
-    def attend(base: Tensor) -> Tensor:
-        return call.attend(
-            index,
-            heads.query,
-            heads.key,
-            heads.value,
-            heads.mask,
-            base,
-            scaling=heads.scaling,
-            softcap=None,
-            sinks=None,
-            position_bias=None,
-            is_causal=False,
-            sliding_window=None,
-            dropout=0.0,
-        )
-
-    if heads.project is None:
-        return attend(rearrange(own, "b n (h d) -> b n h d", h=heads.query.shape[1])).flatten(2)
-    base = scaled_dot_product_attention(heads.query, heads.key, heads.value, heads.mask, scale=heads.scaling)
-    base = base.transpose(1, 2)
-    merged = attend(base)
-    changed = (merged != base).flatten(2).any(-1, keepdim=True)
-    return torch.where(changed, heads.project(merged.flatten(2)), own)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from flexkit.attention.rows import QueryRows
+from flexkit.attention.ragged import RaggedIndex
 from flexkit.errors import ConfigError, HighResInputError, UnsupportedModelError
-from flexkit.patching.call import FlexCall
+from flexkit.patching.call.call import FlexCall
+from flexkit.patching.call.inputs import IGNORED, asks_last, query_rows
 from flexkit.patching.config import FlexConfig
-from flexkit.patching.memory import HighResMemory, cached_length, cached_memory
-from flexkit.patching.queries import IGNORED, asks_last, query_rows
+from flexkit.patching.memory.high_res import HighResMemory, cached_length, cached_memory, group_images
 from flexkit.patching.state import Patch
 
 __all__ = ["LearnedQueries", "Reader", "Reading", "Words"]
@@ -192,7 +192,7 @@ class Words(Reader):
             length=front + length,
             repeats=batch // max(1, len(named)) if named is not None else 1,
         )
-        return FlexCall.of(patch, memory, rows, past, cache=inputs.get("past_key_values"), training=training)
+        return FlexCall(patch, memory, rows, past, patch.projection(inputs.get("past_key_values")), training)
 
     def check_later(self, inputs: Mapping[str, Any], image: str) -> None:
         if not self.prefix and inputs.get(image) is not None:
@@ -228,9 +228,9 @@ class LearnedQueries(Reader):
     ) -> FlexCall:
         if named is not None:
             raise HighResInputError("hd_queries names words, and in this model learned queries read; leave it out.")
-        unknown = QueryRows(torch.zeros(memory.batch, 0, dtype=torch.bool, device=memory.device))
+        unknown = RaggedIndex(torch.zeros(memory.batch, 0, dtype=torch.bool, device=memory.device))
         first = _taken_up(memory) if self._behind_image else 0
-        return _OfLearnedQueries.of(patch, memory, unknown, 0, training=training, first=first)
+        return _OfLearnedQueries(patch, memory, unknown, 0, patch.projection(None), training, first=first)
 
     def held(self, patch: Patch, memory: HighResMemory, named: Tensor | None, *, training: bool) -> FlexCall:
         return self.call(patch, memory, {}, named, training=training)
@@ -248,26 +248,29 @@ class _OfLearnedQueries(FlexCall):
     first: int = 0
     """The first position that reads."""
 
-    @property
-    def _shared_from(self) -> None:
-        return None
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.shares_selection = False
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, base: Tensor, **options: Any
     ) -> Tensor:
-        if options["is_causal"] and mask is None:  # KOSMOS-2 in early versions of transformers
+        if options.get("is_causal") and mask is None:  # KOSMOS-2 in early versions of transformers
             raise UnsupportedModelError(
                 "the kernel hides from every learned query all but the first patches of the image; load the model with "
                 "attn_implementation='eager'."
             )
-        if not self.length:  # a generation may repeat every image for its beams
+        if not self.rows.mask.shape[1]:  # a generation may repeat every image for its beams
             self.memory = self.memory.repeat_interleave(len(query) // self.memory.batch)
+            self.levels = group_images(self.memory)
             reading = torch.arange(query.shape[2], device=query.device) >= self.first
-            self.rows = QueryRows(self.memory.rows_with_images[:, None] & reading)
+            has_image = torch.zeros(self.memory.batch, dtype=torch.bool)
+            has_image[[span.row for span in self.memory.images]] = True
+            self.rows = RaggedIndex(has_image.to(query.device)[:, None] & reading)
         return super().attend(layer, query, key, value, mask, base, **options)
 
-    def keep(self, cache: object) -> None:
-        """Nothing: the next calls of a generation do not look at the image."""
+    def finish(self, cache: object) -> None:
+        super().finish(None)  # the next calls of a generation do not look at the image
 
 
 def _taken_up(memory: HighResMemory) -> int:

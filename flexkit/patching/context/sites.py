@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from flexkit.errors import UnsupportedModelError
-from flexkit.patching.context.own_code import READERS
-from flexkit.patching.decoder import DecoderLayer
-from flexkit.patching.projection import apart, captured, own_projections, together, twin_of
+from flexkit.patching.context.own_code import HEADS
+from flexkit.patching.seam.attention import apart, captured, together, twin_of
+from flexkit.patching.seam.decoder import DecoderLayer
+from flexkit.patching.seam.projections import own_projections
 
 __all__ = ["Site", "find_sites"]
 
@@ -26,26 +27,16 @@ class Site(DecoderLayer):
     """A norm through which its layer passes that argument first."""
     behind_text: bool = False
     """Whether the keys of the context stand behind those of the text."""
-    rotated: bool = False
-    """Whether keys of the context are rotated."""
-
-    @property
-    def has_own_code(self) -> bool:
-        return type(self.attention).__name__ in READERS
-
-    @property
-    def is_rotated(self) -> bool:
-        return self.rotated
 
     def first_key(self, end: int | Tensor, keys: int) -> int:
         return -keys if self.behind_text else 0  # columns count from the end, or from the start, of the keys
 
-    def project(self, features: Tensor, tables: Any) -> tuple[Tensor, Tensor]:
+    def project(self, features: Tensor, tables: Any, *, normed: bool = False) -> tuple[Tensor, Tensor]:
         if self.source_norm is not None:
             features = self.source_norm(features)
-        if self.rotated:
+        if self.is_rotated:
             return super().project(features, tables)
-        states = apart(self.attention, self.source, features)
+        states = apart(self.attention, features)
         unrotated = states.new_ones(1, 1, 1), states.new_zeros(1, 1, 1)
         known = {
             "hidden_states": torch.zeros_like(states),
@@ -58,7 +49,7 @@ class Site(DecoderLayer):
         accepted = inspect.signature(type(self.attention).forward).parameters
         arguments = {name: value for name, value in known.items() if name in accepted}
         if self.has_own_code:
-            heads = READERS[type(self.attention).__name__](twin, **arguments)
+            heads = HEADS[type(self.attention).__name__](twin, **arguments)
             parts = heads.key, heads.value
         else:
             parts = captured(twin, arguments)
@@ -104,7 +95,8 @@ def find_sites(
                 reads=reads,
                 source_norm=getattr(layer, norm) if norm else None,
                 behind_text=behind_text,
-                rotated=rotated,
+                is_rotated=rotated,
+                has_own_code=type(module).__name__ in HEADS,
             )
         )
     return sites

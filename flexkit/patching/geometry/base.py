@@ -1,27 +1,118 @@
-"""What flexkit must know about how a family lays out its image tokens."""
+"""What flexkit must know of how a family lays out its image tokens, what their inputs are, and how it encodes them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from types import EllipsisType
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from flexkit.checks import FLOATS
 from flexkit.errors import HighResInputError, UnsupportedModelError
 from flexkit.grids import Pair
-from flexkit.patching.call import FlexCall
-from flexkit.patching.config import FlexConfig
-from flexkit.patching.config_view import CALL
-from flexkit.patching.declared import Declared
-from flexkit.patching.decoder import DecoderLayer, find_decoder, find_layers
-from flexkit.patching.features import no_tiles
-from flexkit.patching.in_sequence import prepare
-from flexkit.patching.state import Patch
+from flexkit.patching.memory.tokens import no_tiles
+from flexkit.patching.seam.decoder import find_decoder
 from flexkit.selection import PUBLISHED_POLICY, Policy
 
-__all__ = ["Geometry"]
+__all__ = ["PREFIX", "Axis", "Declared", "Geometry", "check_readable", "features_owner", "image_features"]
+
+PREFIX = "hd_"
+"""What names of high-res inputs begin with."""
+
+Axis = int | str
+"""A size, or a name for any size but 0: the same one in all inputs that have it."""
+
+_SHOWN = 32
+"""How many numbers an error shows."""
+_WORDS = {"integers": "integers", "sizes": "positive integers", "mask": "a mask of bools"}
+
+
+@dataclass(frozen=True)
+class Declared:
+    """Axes and numbers of one input."""
+
+    axes: tuple[Axis | EllipsisType, ...]
+    """An ellipsis at the end stands for one axis or more: those of the base model's own input."""
+    numbers: Literal["floating", "integers", "sizes", "mask"] = "floating"
+    """Sizes are positive integers; a mask is bool, or 0 and 1."""
+    meaning: str = ""
+    """What the sizes of the axes say, for errors."""
+    zoom: Pair = (1, 1)
+    """How many times as large as the base model's own the last two of those are."""
+
+    def check_axes(self, name: str, value: Tensor, known: dict[str, int], base: object = None) -> None:
+        """Raise :class:`~flexkit.errors.HighResInputError` unless an input has these axes.
+
+        Parameters
+        ----------
+        name : str
+            Of the input.
+        value : torch.Tensor
+            The input.
+        known : dict
+            Sizes of the axes that other inputs have named; new ones are added.
+        base : object
+            The base model's own input of this name, if it is a tensor.
+        """
+        axes: list[Axis] = [axis for axis in self.axes if isinstance(axis, Axis)]
+        if len(axes) < len(self.axes):
+            if isinstance(base, Tensor) and base.ndim > len(axes):
+                rest = list(base.shape[len(axes) :])
+                rest[-2:] = [size * zoom for size, zoom in zip(rest[-2:], self.zoom, strict=False)]
+            else:
+                rest = list(value.shape[len(axes) :])
+            axes += rest or ["..."]
+        wanted = [known.get(axis, axis) if isinstance(axis, str) else axis for axis in axes]
+        if value.ndim != len(axes) or not all(
+            got > 0 and (isinstance(want, str) or got == want) for got, want in zip(value.shape, wanted, strict=True)
+        ):
+            raise HighResInputError(self._message(name, value, f"({', '.join(map(str, wanted))})"))
+        known.update((axis, got) for axis, got in zip(axes, value.shape, strict=True) if isinstance(axis, str))
+
+    def checked(self, name: str, value: Tensor, base: object = None) -> Tensor:
+        """The input: integers as int64, floating numbers in the dtype and on the device of the base model's own.
+
+        Raises :class:`~flexkit.errors.HighResInputError` if its numbers are not what is declared.
+        """
+        if self.numbers == "floating":
+            if not value.is_floating_point():
+                raise HighResInputError(
+                    f"{name} is {value.dtype}; expected floating numbers: normalised pixels, as an image processor "
+                    "gives them."
+                )
+            own = isinstance(base, Tensor) and base.is_floating_point()
+            return value.to(base.device, base.dtype) if own else value  # type: ignore[attr-defined]
+        fits = not value.is_floating_point() and (value.dtype != torch.bool or self.numbers == "mask")
+        if fits and self.numbers == "mask":
+            fits = bool(((value == 0) | (value == 1)).all())
+        elif fits and self.numbers == "sizes":
+            fits = bool((value > 0).all())
+        if not fits:
+            raise HighResInputError(self._message(name, value))
+        return value if self.numbers == "mask" else value.long()
+
+    def _message(self, name: str, value: Tensor, shape: str = "") -> str:
+        if self.numbers == "floating":
+            meaning = f": {self.meaning}" if self.meaning else ""
+            return f"{name} has shape {tuple(value.shape)}; expected {shape}{meaning}."
+        given = str(value.tolist()) if value.numel() <= _SHOWN else f"{value.dtype} of shape {tuple(value.shape)}"
+        expected = [_WORDS[self.numbers], self.meaning, f"of shape {shape}" if shape else ""]
+        return f"{name} is {given}; expected {', '.join(filter(None, expected))}."
+
+
+def check_readable(name: str, value: Tensor) -> None:
+    """Raise :class:`~flexkit.errors.HighResInputError` for a tensor without plain numbers, or with NaN or infinity."""
+    is_plain = value.dtype in FLOATS if value.is_floating_point() else not (value.is_complex() or value.is_quantized)
+    if not is_plain or value.layout is not torch.strided or value.is_meta:
+        raise HighResInputError(
+            f"{name} is a tensor of {value.dtype}, {value.layout}, on {value.device}; expected a dense one of plain "
+            "numbers, on a device that holds them."
+        )
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise HighResInputError(f"{name} holds NaN or infinite values.")
 
 
 class Geometry(ABC):
@@ -39,10 +130,8 @@ class Geometry(ABC):
     overview_only: str = ""
     """What makes prompts carry overviews only, where a processor cuts images into tiles of its own; for errors."""
 
-    @property
-    def pixels(self) -> tuple[str, ...]:
-        """The arguments of the base model of which one brings new images."""
-        return self.inputs[0], "pixel_values_images", "image_patches"
+    pixels: ClassVar[tuple[str, ...]] = ("pixel_values_images", "image_patches")
+    """The arguments of the base model that bring new images in the place of the first of :attr:`inputs`."""
 
     @property
     def default_policy(self) -> Policy:
@@ -107,35 +196,8 @@ class Geometry(ABC):
         """Functions that stand for methods of the model's parts while it is patched: module, name, function."""
         return ()
 
-    single_reader: ClassVar[bool] = False
-    """Whether a model may have one layer only, which then reads what it has selected itself."""
-
-    # What follows differs only where attention reads the image beside the decoder's sequence (patching/context).
-
-    def layers(self, model: PreTrainedModel) -> list[DecoderLayer]:
-        """The layers whose attention sees the image, in the order in which they run."""
-        return find_layers(self.decoder(model))
-
-    def check_config(self, config: FlexConfig) -> None:
-        """Raise :class:`~flexkit.errors.ConfigError` if a setting means nothing to models of this kind."""
-        return
-
-    def hooks(self, model: PreTrainedModel, layers: Sequence[DecoderLayer]) -> Iterable[RemovableHandle]:
-        """Hooks that a model carries while these layers of it are patched, besides those of every patched model.
-
-        Each is registered when it is asked for, so that those that are there can be removed if a later one fails.
-        """
-        return ()
-
-    def prepare(
-        self, model: nn.Module, patch: Patch, high_res: dict[str, Any], inputs: dict[str, Any]
-    ) -> FlexCall | None:
-        """The call that high-res and base inputs describe together; None if they ask for the base model."""
-        return prepare(model, patch, high_res, inputs)
-
-    def run(self, forward: Callable[..., Any], call: FlexCall, inputs: Mapping[str, Any]) -> Any:
-        """Run the base model's forward so that its attention gets the call."""
-        return forward(**inputs, **{CALL: call})
+    route: Any = None
+    """How calls reach the attention that reads: a ``Route``; None: the images stand in the sequence."""
 
     def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
         """Raise :class:`~flexkit.errors.HighResInputError` if the base model's inputs contradict the high-res view."""
@@ -157,3 +219,44 @@ class Geometry(ABC):
         placeholder = embed(torch.tensor(token, device=inputs_embeds.device))
         same: Tensor = inputs_embeds == placeholder.to(inputs_embeds.dtype)
         return same.all(-1)
+
+
+def image_features(model: PreTrainedModel, **inputs: Tensor) -> list[Tensor]:
+    """Projected features of every image, each ``(tokens, dim)``, as they enter the decoder layers; without gradient.
+
+    A decoder that scales its embeddings (Granite) scales image features too. Where a model adds features of deeper
+    layers of its tower to the image tokens on their way through the decoder (deepstack), these are added here: a
+    high-res token carries what a low-res one has carried.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A model with ``get_image_features``.
+    **inputs : torch.Tensor
+        The arguments of ``get_image_features``.
+    """
+    with torch.no_grad():
+        output = features_owner(model).get_image_features(**inputs, return_dict=True)
+    features = getattr(output, "pooler_output", output)
+    if features is None:
+        features = getattr(output, "last_hidden_state", None)
+    scale = getattr(find_decoder(model), "embedding_multiplier", 1.0)
+    images = [] if features is None else [image.reshape(-1, image.shape[-1]) * scale for image in features]
+    deeper = [_per_image(layer, images) for layer in getattr(output, "deepstack_features", None) or ()]
+    sums = [list(layer) for layer in (images, *deeper) if layer]
+    if not sums:
+        raise UnsupportedModelError(f"{type(model).__name__}.get_image_features gave no features.")
+    return [sum(layers[1:], start=layers[0]) for layers in zip(*sums, strict=True)]
+
+
+def features_owner(model: PreTrainedModel) -> Any:
+    """The part of a model that has ``get_image_features``."""
+    return model if hasattr(model, "get_image_features") else getattr(model, "model", model)
+
+
+def _per_image(layer: Any, images: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Features of a deeper layer image by image: in one tensor, in a list, or in a list behind a layer's number."""
+    if isinstance(layer, Tensor):
+        return torch.split(layer.reshape(-1, layer.shape[-1]), [len(image) for image in images])
+    features: Sequence[Tensor] = layer[1] if isinstance(layer[0], int) else layer
+    return features

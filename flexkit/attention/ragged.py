@@ -1,0 +1,97 @@
+"""Some entries of every batch row: the positions that read high-res tokens, or the tokens that are read."""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+__all__ = ["RaggedIndex"]
+
+
+class RaggedIndex:
+    """Entries along an axis, in numbers that may differ from batch row to batch row, padded to the longest.
+
+    Parameters
+    ----------
+    mask : torch.Tensor
+        ``(batch, length)``, bool: which entries these are.
+    order : tuple of torch.Tensor, optional
+        ``index`` and ``valid`` of the same entries in another order than that of the mask.
+    whole : bool
+        Whether that order is known to be all entries, one after the other.
+
+    Attributes
+    ----------
+    index : torch.Tensor
+        ``(batch, count)``, int64: where the entries are; 0 where a row has fewer.
+    valid : torch.Tensor
+        ``(batch, count)``, bool: which entries of ``index`` mean something.
+    count : int
+        The largest number of entries in a batch row.
+    whole : bool
+        Whether these are all entries in order, as in decoding, so that nothing needs to be gathered.
+    """
+
+    def __init__(self, mask: Tensor, *, order: tuple[Tensor, Tensor] | None = None, whole: bool = False) -> None:
+        self.mask, self.whole = mask, whole
+        counts, entries = mask.sum(-1), torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)
+        most = mask.shape[1]  # while compiling, a bound that no data decides
+        if order is None and not torch.compiler.is_compiling():
+            least, most = torch.stack([counts.amin(), counts.amax()]).tolist()
+            self.whole = least == mask.shape[1]
+        if order is None and self.whole:
+            order = entries, mask
+        elif order is None:
+            # One column more takes what is not among these.
+            place = (mask.cumsum(-1) - 1).masked_fill(~mask, most)
+            index = entries.new_zeros(len(mask), most + 1).scatter(1, place, entries)[:, :most]
+            order = index, entries[:, :most] < counts[:, None]
+        self.index, self.valid = order
+        self.count = self.index.shape[1]
+
+    @classmethod
+    def all(cls, mask: Tensor) -> Self:
+        """All entries in order, where a mask is True throughout: nobody has to look."""
+        entries = torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)
+        return cls(mask, order=(entries, mask), whole=True)
+
+    def gather(self, states: Tensor, dim: int = 1) -> Tensor:
+        """Take these entries of ``states`` ``(batch or 1, ..., length, ...)`` along the axis ``dim``."""
+        states = states.expand(len(self.index), *states.shape[1:])
+        return states if self.whole else _take(states, self.index, dim)
+
+    def scatter(self, part: Tensor, states: Tensor) -> Tensor:
+        """Put ``part`` ``(batch, count, ...)`` in ``states`` ``(batch, length, ...)`` where these entries are."""
+        if not self.count:
+            return states
+        if self.whole:
+            return part.to(states.dtype)
+        # A gather and a `where` instead of an indexed write: no duplicate index, so gradients are exact.
+        length = self.mask.shape[1]
+        places = torch.arange(self.count, device=self.index.device).expand_as(self.index)
+        slots = self.index.new_zeros(len(self.index), length + 1)
+        slots = slots.scatter(1, self.index.masked_fill(~self.valid, length), places)[:, :-1]
+        mask = self.mask.view(*self.mask.shape, *[1] * (states.ndim - 2))
+        return torch.where(mask, _take(part, slots, 1).to(states.dtype), states)
+
+    def among(self, mask: Tensor) -> Tensor:
+        """``(batch, ..., count)``, bool: which of these entries a mask ``(batch, ..., length)`` names."""
+        if self.whole:
+            return mask
+        return self.gather(mask, -1) & self.valid.view(len(self.valid), *[1] * (mask.ndim - 2), -1)
+
+    def and_then(self, later: "RaggedIndex") -> "RaggedIndex":
+        """These entries, followed by others, none of which is among these."""
+        index, valid = torch.cat([self.index, later.index], dim=1), torch.cat([self.valid, later.valid], dim=1)
+        return RaggedIndex(self.mask | later.mask, order=(index, valid))
+
+    def of_rows(self, rows: Tensor) -> "RaggedIndex":
+        """Those of other batch rows."""
+        return RaggedIndex(self.mask[rows], order=(self.index[rows], self.valid[rows]), whole=self.whole)
+
+
+def _take(states: Tensor, index: Tensor, dim: int) -> Tensor:
+    """``states[b, ..., index[b, i], ...]`` for every b and i."""
+    dim %= states.ndim
+    index = index.view(len(index), *[1] * (dim - 1), -1, *[1] * (states.ndim - dim - 1))
+    return states.gather(dim, index.expand(*states.shape[:dim], -1, *states.shape[dim + 1 :]))

@@ -1,0 +1,248 @@
+"""What one forward call of a patched model carries through its layers, and what a layer does with it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from flexkit.attention.layer import HighResKeys, look, read
+from flexkit.attention.ragged import RaggedIndex
+from flexkit.attention.select import Selection, open_tokens, select_tokens
+from flexkit.attention.visible import ImageGroup, Visibility, rows_of_mask, visibility
+from flexkit.errors import PatchError, UnsupportedModelError
+from flexkit.patching.memory.high_res import HighResMemory, attach_memory, group_images
+from flexkit.patching.memory.tokens import Encode, no_tiles, tokens_by_image
+from flexkit.patching.seam.attention import map_tables
+from flexkit.patching.seam.decoder import DecoderLayer, high_res_rotary
+from flexkit.patching.state import Patch
+
+__all__ = ["FlexCall"]
+
+
+@dataclass
+class FlexCall:
+    """State of one forward call; travels as a keyword argument, so calls in two threads never meet."""
+
+    patch: Patch
+    memory: HighResMemory
+    rows: RaggedIndex
+    """The positions that read high-res tokens."""
+    past: int | Tensor
+    """Number of positions in the KV cache before this call."""
+    projection: str
+    """Of which tokens K' and V' are computed, and when: ``"lazy"``, ``"full"`` or ``"recompute"``."""
+    training: bool
+    """Whether layers may be computed twice, by checkpointing: then K' and V' are not kept."""
+    encode: Encode = no_tiles
+    """What encodes tiles that have not been."""
+    selections: dict[int, Selection] = field(default_factory=dict)
+    """What each layer selected; kept by layer, because gradient checkpointing runs layers again."""
+    opened: dict[int, Selection] = field(default_factory=dict)
+    """What each layer's map over the high-res tokens selected on the levels below."""
+    visited: set[int] = field(default_factory=set)
+    seen: list[tuple[Tensor | None, tuple[object, ...], Visibility]] = field(default_factory=list)
+    """What the rows see, by the mask of the kernel and what else decides: in most models the same in all layers."""
+    shut: RaggedIndex | None = None
+    """The positions that the gate keeps from reading."""
+    levels: tuple[tuple[ImageGroup, ...], ...] = field(init=False)
+    """On each level of a pyramid the images by grid."""
+    sources: set[int] = field(init=False)
+    """The layers whose maps are read."""
+    records: bool = field(init=False)
+    """Whether the selections of all layers are wanted, also those that no layer reads."""
+    shares_selection: bool = field(init=False)
+    """Whether all querying rows of a sample read what the last one selected."""
+
+    def __post_init__(self) -> None:
+        self.levels, self.sources = group_images(self.memory), self.patch.sources
+        self.records, self.shares_selection = bool(self.patch.recorders), self.patch.config.shares_selection
+
+    def querying(self, mask: Tensor) -> "FlexCall":
+        """The same call with other querying positions ``(batch, length)``, before any layer has run."""
+        return replace(self, rows=RaggedIndex(mask), selections={}, opened={}, visited=set(), seen=[])
+
+    def finish(self, cache: object) -> None:
+        """Check that every layer has called, tell those who record, and leave with the cache what later calls need."""
+        self.check_visited(self.patch.layers)
+        for record in self.patch.recorders:
+            record(self)
+        attach_memory(cache, self.memory)
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        base: Tensor,
+        *,
+        scaling: float | None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        is_causal: bool = False,
+        sliding_window: int | None = None,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """Put hierarchical attention (paper, section 3.2) into the querying rows of a layer's base attention.
+
+        Parameters
+        ----------
+        layer : int
+            Index of the layer.
+        query : torch.Tensor
+            ``(batch, heads, length, head_dim)``.
+        key, value : torch.Tensor
+            ``(batch, key_heads, keys, head_dim)``: everything the layer's cache gave.
+        mask : torch.Tensor, optional
+            The mask that the base kernel got.
+        base : torch.Tensor
+            ``(batch, length, heads, head_dim)``: what the base kernel gave.
+        scaling, softcap, sinks, position_bias, is_causal, sliding_window, dropout
+            As the attention module passes them to its kernel.
+
+        Returns
+        -------
+        torch.Tensor
+            ``base`` with the querying rows replaced.
+        """
+        is_causal = is_causal and query.shape[2] > 1  # as kernels are that get no mask
+        skipped = self.rows.mask.shape[1] - query.shape[2]
+        if skipped:  # layers that share keys may run for the positions alone whose logits are kept (Gemma 4)
+            query = pad(query, (0, 0, skipped, 0))
+            mask, sinks, position_bias = (_behind(skipped, states) for states in (mask, sinks, position_bias))
+            base = pad(base, (0, 0, 0, 0, skipped, 0))
+        self.visited.add(layer)
+        patch, config, of = self.patch, self.patch.config, self.patch.layers[layer]
+        looked = look(
+            self.rows.gather(query, dim=2),
+            key,
+            value,
+            self._visibility(of, mask, key.shape[2], is_causal, sliding_window),
+            scaling=scaling if scaling is not None else query.shape[-1] ** -0.5,
+            softcap=softcap,
+            sinks=self.rows.gather(sinks, dim=2) if sinks is not None and sinks.ndim == 4 else sinks,
+            bias=None if position_bias is None else self.rows.gather(position_bias, dim=2),
+        )
+        shared_from = (self.rows.mask.sum(-1) - 1).clamp_min(0) if self.shares_selection else None
+        if self.records or layer in self.sources:
+            self.selections[layer] = select_tokens(
+                config.selector,
+                looked.seen.images,
+                looked.map,
+                before=self.selections.get(patch.before(layer)),
+                layer=layer if config.select_from == "same" else layer + 1,
+                shared_from=shared_from,
+            )
+        if layer < config.start_layer or self.rows.count == 0:  # type: ignore[operator]
+            return base[:, skipped:]
+
+        source = patch.source(layer)
+        self.check_visited([source])
+        selection, opened = self.selections[source], self.opened.get(patch.before(layer))
+        selection = selection if opened is None else selection.and_then(opened)
+        selected = selection.tokens(self.memory.batch, self.memory.tokens)
+        if not self.rows.whole:
+            selected = selected & self.rows.valid[..., None]
+        joint = read(
+            self.rows.gather(base).transpose(1, 2),
+            looked,
+            selected,
+            partial(self._project, of, key, value),
+            config,
+            levels=self.levels,
+            dropout=dropout,
+        )
+        if len(self.levels) > 1:
+            self.opened[layer] = open_tokens(
+                config.selector,
+                self.levels,
+                joint.attention(),
+                joint.tokens,
+                selected,
+                layer=layer + 1,
+                shared_from=shared_from,
+            )
+        return self.rows.scatter(joint.output.transpose(1, 2), base)[:, skipped:]
+
+    def check_visited(self, layers: Iterable[int]) -> None:
+        """Raise :class:`~flexkit.errors.PatchError` if the attention of one of these layers has not called."""
+        unseen = sorted(set(layers) - self.visited)
+        if unseen:
+            raise PatchError(
+                f"the attention of layers {unseen} did not run through flexkit: the model dropped the keyword argument "
+                "that carries the call, or its attention no longer comes from transformers' AttentionInterface."
+            )
+
+    def _visibility(
+        self, of: DecoderLayer, given: Tensor | None, keys: int, is_causal: bool, sliding_window: int | None
+    ) -> Visibility:
+        """What the querying rows see in a layer whose kernel got this mask."""
+        kind = keys, is_causal, sliding_window, of.keeps_prompt, of.is_sparse
+        for other, known, seen in self.seen:
+            if other is given and known == kind:
+                return seen
+        if given is not None and not isinstance(given, Tensor):
+            raise UnsupportedModelError(
+                f"flexkit cannot read rows of a {type(given).__name__}; load the model with attn_implementation='sdpa'."
+            )
+        rows, in_sequence = self.rows, self.memory.in_sequence
+        offset = of.first_key(self.past + rows.mask.shape[1], keys)
+        mask = rows_of_mask(
+            given, rows, keys=keys, past=self.past - offset, is_causal=is_causal, sliding_window=sliding_window
+        )
+        # No context beside the sequence is behind any row of it.
+        positions = rows.index + self.past if in_sequence else torch.full_like(rows.index, -1)
+        seen = visibility(
+            mask, self.levels[0], positions, keys, offset=offset, sparse=of.is_sparse, beside=not in_sequence
+        )
+        self.seen.append((given, kind, seen))
+        return seen
+
+    def _project(self, of: DecoderLayer, key: Tensor, value: Tensor, wanted: Tensor) -> HighResKeys:
+        """K' and V' of the tokens that are wanted ``(batch, tokens)``, and of those that were before."""
+        kept = self.memory.projected
+        held = kept.get(of.index)
+        if self.projection == "full" or torch.compiler.is_compiling():
+            if held is None or not held.tokens.whole:
+                held = self._project_tokens(of, RaggedIndex.all(torch.ones_like(wanted)))
+        else:
+            tokens = RaggedIndex(wanted if held is None else wanted & ~held.tokens.mask)
+            # Not every module can be run on no token at all.
+            none = HighResKeys(key[:, :, :0], value[:, :, :0], tokens)
+            new = self._project_tokens(of, tokens) if tokens.count else none
+            held = new if held is None else held.and_then(new)
+            if self.patch.config.kept is not None:
+                limit = self.patch.config.limit_kept(self.memory.tokens)
+                held = held if held.key.shape[2] <= limit else held.only(wanted)
+        if not self.training and self.projection != "recompute" and self.memory.is_placed:
+            kept[of.index] = held
+        return held
+
+    def _project_tokens(self, of: DecoderLayer, tokens: RaggedIndex) -> HighResKeys:
+        """K' and V' of some high-res tokens."""
+        patch, memory, config = self.patch, self.memory, self.patch.config
+        features = memory.features.of(tokens, memory.images, self.encode)
+        places = tokens_by_image(memory.images, tokens)
+        tables = [
+            high_res_rotary(patch.decoder, of, features, span.positions, span.grid, span.zoom, config.positions, local)
+            for span, _, local in places
+        ]
+
+        def laid_out(*images: Tensor) -> Tensor:
+            first = images[0]
+            whole = first.new_zeros(*first.shape[:-3], memory.batch, tokens.count, first.shape[-1])
+            for (span, place, _), table in zip(places, images, strict=True):
+                whole[..., span.row, place, :] = table[..., 0, :, :]
+            return whole
+
+        return HighResKeys(*of.project(features, map_tables(laid_out, *tables), normed=config.key_norm), tokens)
+
+
+def _behind(skipped: int, states: Tensor | None) -> Tensor | None:
+    """``(batch, heads, length, ...)`` with zeros for positions in front; others, as masks of padding, as they are."""
+    return pad(states, (0, 0, skipped, 0)) if states is not None and states.ndim == 4 else states

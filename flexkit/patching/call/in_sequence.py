@@ -1,0 +1,237 @@
+"""Calls of a model whose image tokens stand in the decoder's own sequence."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from flexkit.errors import HighResInputError, UnsupportedModelError
+from flexkit.grids import Pair
+from flexkit.patching.call.call import FlexCall
+from flexkit.patching.call.inputs import View, checked_view, query_rows
+from flexkit.patching.call.route import Prompt, Route
+from flexkit.patching.geometry.base import Geometry
+from flexkit.patching.memory.high_res import HighResMemory, cached_length, cached_memory
+from flexkit.patching.memory.tokens import Encoded, ImageSpan, ReadTiles, Tiled, TiledImage
+from flexkit.patching.seam.config_view import CALL
+from flexkit.patching.seam.decoder import DecoderLayer, find_layers
+from flexkit.patching.state import Patch
+
+__all__ = ["InSequence", "route_of"]
+
+
+class InSequence(Route):
+    """Image tokens are positions of the decoder's sequence, and its layers read."""
+
+    def layers(self, model: nn.Module, decoder: nn.Module) -> list[DecoderLayer]:
+        return find_layers(decoder)
+
+    def prepare(
+        self,
+        model: nn.Module,
+        patch: Patch,
+        high_res: dict[str, Any],
+        inputs: dict[str, Any],
+        prompt: Prompt | None,
+    ) -> FlexCall | None:
+        prompt = prompt or Prompt()
+        cache = inputs.get("past_key_values")
+        past = cached_length(cache)
+        memory = cached_memory(cache)
+        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+        tokens = embeds if ids is None else ids
+        if tokens is None or (memory is None and not high_res):
+            return None
+        batch, length = tokens.shape[:2]
+        named = high_res.pop("hd_queries", None)
+        if high_res and prompt.image_tokens is not None:
+            if memory is None:
+                found = patch.geometry.image_tokens(model, ids, embeds)
+                front = int(past) + _in_front(prompt.image_tokens, found, ids is not None)
+                memory = read_images(model, patch, high_res, prompt.image_tokens, inputs, front, prompt.repeats)
+                memory.front = front
+            named = prompt.queries
+            if named is not None and isinstance(past, int):
+                named = pad(named, (memory.front, 0))[:, : past + length]  # the rest is named for later chunks
+        elif high_res:
+            image_tokens = patch.geometry.image_tokens(model, ids, embeds)
+            # Generate hands the same views in at every step; once read they are in the memory. It may also decode a
+            # token that happens to be the image token: an image comes with its low-res view, or with features of it.
+            encoded = (inputs.get("mm_encoder_outputs") or {}).get("image")
+            pixels = patch.geometry.inputs[0], *patch.geometry.pixels
+            is_new = encoded is not None or any(inputs.get(name) is not None for name in pixels)
+            if memory is None or (is_new and bool(image_tokens.any())):
+                new = read_images(model, patch, high_res, image_tokens, inputs, int(past), prompt.repeats)
+                memory = new if memory is None else memory.joined(new)
+        if memory is None:
+            raise HighResInputError("hd_queries were given without a high-res view.")
+        if memory.batch != batch:
+            raise HighResInputError(
+                f"the KV cache holds high-res tokens of {memory.batch} rows, the inputs have {batch}; change the batch "
+                "of a cache with its own methods (batch_repeat_interleave, batch_select_indices)."
+            )
+        rows = query_rows(patch.config, inputs, memory, named, past=past, length=length, repeats=prompt.repeats)
+        encode = partial(patch.geometry.encode_tiles, model)
+        return FlexCall(patch, memory, rows, past, patch.projection(cache), model.training, encode)
+
+    def run(self, forward: Callable[..., Any], call: FlexCall, inputs: Mapping[str, Any]) -> Any:
+        return forward(**inputs, **{CALL: call})
+
+
+_IN_SEQUENCE = InSequence()
+
+
+def route_of(geometry: Geometry) -> Route:
+    """How calls of a model with this geometry reach the attention that reads."""
+    return geometry.route or _IN_SEQUENCE
+
+
+def read_images(
+    model: Any,
+    patch: Patch,
+    inputs: Mapping[str, Tensor],
+    image_tokens: Tensor,
+    low_res: Mapping[str, object],
+    past: int,
+    repeats: int,
+) -> HighResMemory:
+    """Take the high-res views, encoded or in tiles, and find the low-res tokens that they belong to.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The patched model.
+    patch : Patch
+        Its patch.
+    inputs : mapping
+        The ``hd_*`` inputs of the call.
+    image_tokens : torch.Tensor
+        ``(batch, length)``, bool: where the new part of the sequence holds image tokens.
+    low_res : mapping
+        The base model's inputs of the call.
+    past : int
+        Positions in front of the new part.
+    repeats : int
+        How many successive batch rows continue one sample (beams).
+
+    Raises
+    ------
+    HighResInputError
+        If the views do not fit the images of the prompt.
+    """
+    geometry, zoom = patch.geometry, patch.config.zoom_pair
+    view = checked_view(model, patch, inputs, low_res)
+    layouts = [geometry.layout(model, grid) for grid in view.grids]
+    for layout, (rows, columns) in zip(layouts, view.grids, strict=True):
+        if layout.dtype != torch.bool or int(layout.sum()) != rows * columns:
+            raise UnsupportedModelError(
+                f"{type(geometry).__name__}.layout marks {int(layout.sum())} of {len(layout)} tokens as cells "
+                f"({layout.dtype}); a grid of {rows, columns} has {rows * columns}, marked by a torch.bool tensor."
+            )
+    spans = _spans(image_tokens[::repeats], view.grids, layouts, zoom, view.margins, past, geometry.overview_only)
+    batch = len(image_tokens) // repeats
+    if view.tiles is None:
+        memory = _whole(model, patch, view, spans, batch)
+    else:
+        memory = _in_tiles(model, patch, view.tiles, spans, batch)
+    return memory if repeats == 1 else memory.repeat_interleave(repeats)
+
+
+def _whole(model: Any, patch: Patch, view: View, spans: Sequence[ImageSpan], batch: int) -> HighResMemory:
+    """The memory of views that are encoded as a whole."""
+    features = patch.geometry.encode(model, view.inputs, view.grids, patch.config.zoom_pair)
+    for feature, span in zip(features, spans, strict=True):
+        if len(feature) != span.tokens:
+            raise HighResInputError(
+                f"the model encoded a high-res view to {len(feature)} tokens; a {span.grid} grid zoomed {span.zoom} "
+                f"has {span.tokens}."
+            )
+    return HighResMemory.pack(features, spans, batch)
+
+
+def _in_tiles(
+    model: Any, patch: Patch, tiles: Sequence[Sequence[ReadTiles]], spans: Sequence[ImageSpan], batch: int
+) -> HighResMemory:
+    """The memory of views in tiles, every level of which stands for itself."""
+    levels = list(enumerate(patch.config.zooms))
+    of_levels = [replace(span, zoom=zoom, level=level) for span in spans for level, zoom in levels]
+    unread = torch.empty(0, 1, model.get_input_embeddings().embedding_dim, dtype=model.dtype, device=model.device)
+    readers = [read for own in tiles for read in own]
+    images = [TiledImage(read, of.grid, of.zoom, unread) for read, of in zip(readers, of_levels, strict=True)]
+    memory = HighResMemory.laid_out(Tiled(tuple(images)), of_levels, batch)
+    if patch.config.tiles == "on_demand":
+        return memory
+    encode = partial(patch.geometry.encode_tiles, model)
+    return replace(memory, features=Encoded(memory.features.of(memory.all_tokens, memory.images, encode)))
+
+
+def _spans(
+    image_tokens: Tensor,
+    grids: Sequence[Pair],
+    layouts: Sequence[Tensor],
+    zoom: Pair,
+    margins: Sequence[Tensor | None],
+    past: int,
+    overview_only: str,
+) -> list[ImageSpan]:
+    """Share out the image tokens of every batch row among the images, in order."""
+    lengths = [len(layout) for layout in layouts]
+    held = image_tokens.sum(-1).tolist()
+    spans: list[ImageSpan] = []
+    for row, tokens in enumerate(image_tokens):
+        left = tokens.nonzero().flatten() + past
+        while len(left):
+            index = len(spans)
+            if index == len(grids) or lengths[index] > len(left):
+                raise HighResInputError(
+                    f"the prompt holds {held} image tokens in its rows; the {len(grids)} high-res views fit images of "
+                    f"{lengths} tokens, in this order. Pass one high-res view for each image of the prompt, in its "
+                    "order." + (f" The prompt must carry overviews only: {overview_only}." if overview_only else "")
+                )
+            columns = left[: lengths[index]][layouts[index].to(left.device)]
+            padded = margins[index]
+            margin = None if padded is None else padded.to(left.device)
+            end = int(columns[-1]) + 1
+            spans.append(ImageSpan(row, columns, grids[index], zoom, 0, index, margin, end))
+            left = left[lengths[index] :]
+    if len(spans) != len(grids):
+        raise HighResInputError(f"{len(grids)} high-res views were given for {len(spans)} images in the prompt.")
+    return spans
+
+
+def _in_front(noted: Tensor, found: Tensor, by_ids: bool) -> int:
+    """How many positions of a call stand in front of its prompt: those that no token stands for (PEFT's prompts).
+
+    Parameters
+    ----------
+    noted : torch.Tensor
+        ``(batch, prompt)``, bool: where the prompt that ``generate`` was given holds image tokens.
+    found : torch.Tensor
+        ``(batch, length)``, bool: where the call holds them; it may be a chunk of the prompt, or run on behind it.
+    by_ids : bool
+        Whether they were found among ids: embeddings may hold features in the place of image tokens.
+
+    Raises
+    ------
+    HighResInputError
+        If these are not the image tokens of one prompt.
+    """
+    if not by_ids and noted.shape == found.shape and not found.any():
+        return 0
+    both = noted.any(-1) & found.any(-1)
+    starts = set((found.int().argmax(-1) - noted.int().argmax(-1))[both].tolist()) or ({0} if by_ids else set())
+    front = starts.pop() if len(starts) == 1 else -1
+    if front >= 0:
+        expected = pad(noted, (front, 0))
+        length = min(expected.shape[1], found.shape[1])
+        if torch.equal(found[:, :length], expected[:, :length]):
+            return int(front)
+    raise HighResInputError(
+        f"generate was given a prompt of {noted.shape[1]} positions with {noted.sum(-1).tolist()} image tokens in its "
+        f"rows; the model is given {found.shape[1]} positions with {found.sum(-1).tolist()}, which are not that prompt "
+        "behind something else. Put as many positions in front of every row, and no image tokens among them."
+    )

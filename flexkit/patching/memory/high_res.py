@@ -1,0 +1,317 @@
+"""The high-res tokens of a batch: what a generation reads from, kept with its KV cache."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+
+from flexkit.attention.layer import HighResKeys
+from flexkit.attention.ragged import RaggedIndex
+from flexkit.attention.visible import ImageGroup
+from flexkit.errors import HighResInputError
+from flexkit.grids import Pair
+from flexkit.patching.memory.tokens import Encoded, Features, ImageSpan
+
+__all__ = [
+    "HighResMemory",
+    "MemoryLayer",
+    "attach_memory",
+    "cached_length",
+    "cached_memory",
+    "group_images",
+]
+
+
+@dataclass
+class HighResMemory:
+    """High-res tokens of every batch row, padded to one length, and what has been computed from them."""
+
+    features: Features
+    tokens: int
+    """How many high-res tokens the longest row has; the others are padded."""
+    images: tuple[ImageSpan, ...]
+    items: Tensor
+    """``(batch,)``, int64: which sample a row continues; beams of one sample share it."""
+    projected: dict[int, HighResKeys] = field(default_factory=dict)
+    """K' and V' of each layer that are kept."""
+    seen: int = 0
+    """Number of positions that the text model has run."""
+    in_sequence: bool = True
+    """Whether columns are positions of the decoder's sequence, or keys of a context beside it."""
+    front: int = 0
+    """Positions in front of the prompt that a generation was given."""
+
+    @classmethod
+    def pack(
+        cls, features: Sequence[Tensor], spans: Sequence[ImageSpan], batch: int, *, in_sequence: bool = True
+    ) -> Self:
+        """Lay out the features of images, each ``(tokens, dim)``, by the batch rows of their spans."""
+        rows: list[list[Tensor]] = [[features[0].new_zeros(0, features[0].shape[-1])] for _ in range(batch)]
+        for image, span in zip(features, spans, strict=True):
+            rows[span.row].append(image)
+        packed = torch.nn.utils.rnn.pad_sequence([torch.cat(parts) for parts in rows], batch_first=True)
+        return cls.laid_out(Encoded(packed.detach()), spans, batch, in_sequence=in_sequence)
+
+    @classmethod
+    def laid_out(cls, features: Features, spans: Sequence[ImageSpan], batch: int, *, in_sequence: bool = True) -> Self:
+        """The memory of images that stand one behind the other in their batch rows."""
+        ends, images = [0] * batch, []
+        for index, span in enumerate(spans):
+            images.append(replace(span, start=ends[span.row], image=index))
+            ends[span.row] += span.tokens
+        return cls(features, max(ends), tuple(images), torch.arange(batch), in_sequence=in_sequence)
+
+    @property
+    def batch(self) -> int:
+        """Number of batch rows."""
+        return len(self.items)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the high-res tokens are."""
+        return self.features.device
+
+    @property
+    def all_tokens(self) -> RaggedIndex:
+        """All tokens of every batch row."""
+        return RaggedIndex.all(torch.ones(self.batch, self.tokens, dtype=torch.bool, device=self.device))
+
+    @property
+    def bytes(self) -> int:
+        """What the high-res tokens and all that is kept of them take up."""
+        return self.features.bytes + sum(held.bytes for held in self.projected.values())
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether all images are in the sequence: a prompt may be run in chunks."""
+        return not self.in_sequence or all(span.end <= self.seen for span in self.images)
+
+    def place(self, position_ids: Tensor, past: int | Tensor) -> None:
+        """Note the rotary positions ``(axes, batch, length)`` of images that enter the sequence behind ``past``."""
+        if not self.in_sequence:
+            return
+        if not isinstance(past, int):
+            if self.is_placed:
+                return
+            past = int(past)
+        length = position_ids.shape[-1]
+        images = []
+        for span in self.images:
+            if span.end > past:
+                index = span.columns - past
+                positions = position_ids[:, span.row, index.clamp(0, length - 1)]
+                if span.positions is not None:
+                    positions = torch.where((index >= 0) & (index < length), positions, span.positions)
+                span = replace(span, positions=positions)
+                if span.end <= past + length and len(positions) == 3 and not torch.equal(positions[1], positions[2]):
+                    laid_out = tuple(len(axis.unique()) for axis in positions[1:])  # (time, row, column)
+                    if laid_out != span.grid:
+                        raise HighResInputError(
+                            f"the rotary positions of an image lay out a grid of {laid_out}, its high-res view is a "
+                            f"zoom of {span.grid}; pass the high-res views in the order of the images."
+                        )
+            images.append(span)
+        self.images = tuple(images)
+        self.seen = past + length
+
+    def joined(self, later: "HighResMemory") -> "HighResMemory":
+        """This memory followed by that of later images in the same rows."""
+        known = len(self.features.images)
+        shifted = tuple(
+            replace(span, start=span.start + self.tokens, image=span.image + known) for span in later.images
+        )
+        return replace(
+            self,
+            features=self.features.joined(later.features),
+            tokens=self.tokens + later.tokens,
+            images=self.images + shifted,
+            projected={},
+        )
+
+    def select(self, index: Tensor) -> "HighResMemory":
+        """The memory of a batch made of the rows ``index``; itself if these continue the same samples."""
+        index = torch.arange(self.batch)[index.cpu()]  # a bool mask or negative indices, as tensors take them
+        items = self.items[index]
+        if torch.equal(items, self.items):
+            return self
+        sources = index.tolist()
+        images = tuple(
+            replace(span, row=row) for row, source in enumerate(sources) for span in self.images if span.row == source
+        )
+        return replace(
+            self,
+            features=self.features.rows(index),
+            images=images,
+            items=items,
+            projected={layer: held.of_rows(index) for layer, held in self.projected.items()},
+        )
+
+    def repeat_interleave(self, repeats: int) -> "HighResMemory":
+        """The memory of a batch with every row ``repeats`` times in succession."""
+        return self if repeats == 1 else self.select(torch.arange(self.batch).repeat_interleave(repeats))
+
+    def within(self, length: int) -> "HighResMemory | None":
+        """The memory without images that a cache cropped to ``length`` no longer holds; None if none is left."""
+        if length >= self.seen or not self.in_sequence:
+            return self
+        images = tuple(span for span in self.images if span.end <= length)
+        return replace(self, images=images, seen=length) if images else None
+
+
+def group_images(memory: HighResMemory) -> tuple[tuple[ImageGroup, ...], ...]:
+    """On each level of a pyramid of zooms the images by grid: the same groups, in the same order."""
+    levels: dict[int, dict[Pair, list[ImageSpan]]] = {}
+    for span in memory.images:
+        levels.setdefault(span.level, {}).setdefault(span.grid, []).append(span)
+    grouped = []
+    for level, by_grid in levels.items():
+        groups = []
+        for grid, spans in by_grid.items():
+            rows, starts = [span.row for span in spans], [span.start for span in spans]
+            columns = torch.stack([span.columns for span in spans])
+            padded = next((span.margins for span in spans if span.margins is not None), None)
+            margins = None
+            if padded is not None:
+                own = [torch.zeros_like(padded) if span.margins is None else span.margins for span in spans]
+                margins = torch.stack(own)
+            groups.append(
+                ImageGroup(
+                    grid,
+                    spans[0].zoom,
+                    torch.tensor(rows, device=columns.device),
+                    columns,
+                    torch.tensor(starts, device=columns.device),
+                    margins,
+                    level,
+                    is_batch=rows == list(range(memory.batch)),
+                )
+            )
+        grouped.append(tuple(groups))
+    return tuple(grouped) or ((),)
+
+
+class MemoryLayer:
+    """What makes a layer of a KV cache carry the memory: all that is done to its keys and values is done to both.
+
+    A layer becomes one by its class, so that a cache keeps the layers that its model gave it, and copies and pickles
+    of it carry the memory too.
+    """
+
+    own: ClassVar[Any]
+    """The class that the layer had."""
+    hd_memory: HighResMemory | None
+    hd_length: int
+    """How many positions methods of a growing layer have put in and left there."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _blank, (self.own,), vars(self)
+
+    def update(self, key_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Take keys and values in."""
+        if isinstance(self, DynamicLayer):
+            self.hd_length += key_states.shape[-2]
+        return self.own.update(self, key_states, *args, **kwargs)
+
+    def reset(self) -> None:
+        """Forget the images, too."""
+        self.own.reset(self)
+        self.hd_memory = None
+        if isinstance(self, DynamicLayer):
+            self.hd_length = self.own.get_seq_length(self)  # early versions of transformers keep zeros
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Forget images that are no longer there as a whole, too."""
+        before = self.own.get_seq_length(self)
+        self.own.crop(self, *args, **kwargs)
+        length = self.own.get_seq_length(self)
+        self.hd_length -= before - length
+        if self.hd_memory is not None:
+            self.hd_memory = self.hd_memory.within(length)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Follow the beams."""
+        self.own.reorder_cache(self, beam_idx)
+        if self.hd_memory is not None:
+            self.hd_memory = self.hd_memory.select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the given batch rows."""
+        self.own.batch_select_indices(self, indices)
+        if self.hd_memory is not None:
+            self.hd_memory = self.hd_memory.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every batch row."""
+        self.own.batch_repeat_interleave(self, repeats)
+        if self.hd_memory is not None:
+            self.hd_memory = self.hd_memory.repeat_interleave(repeats)
+
+
+@cache
+def _carrying(own: type) -> type:
+    """The class of layers of this class that carry a memory."""
+    # The layer's own class stands first, whose layout it must have, so that the methods are set on the class itself.
+    # transformers would have classes with a type of layer make all layers of that type.
+    known = {"own": own, "_layer_type": None, "__module__": own.__module__, "__qualname__": own.__qualname__}
+    methods = {name: method for name, method in vars(MemoryLayer).items() if inspect.isfunction(method)}
+    return type(own)(own.__name__, (own, MemoryLayer), known | methods)
+
+
+def _blank(own: type) -> Any:
+    kind: Any = _carrying(own)
+    return kind.__new__(kind)
+
+
+def _carrier(cache: object) -> Any:
+    """The layer that carries the memory: the first that holds the whole sequence, if any does."""
+    if not isinstance(cache, Cache):
+        return None
+    own = getattr(cache, "self_attention_cache", cache)  # the decoder's, where an encoder's stand beside
+    layers: list[Any] = [layer for layer in own.layers if isinstance(layer, CacheLayerMixin)]
+    return next((layer for layer in layers if not getattr(layer, "is_sliding", False)), next(iter(layers), None))
+
+
+def cached_memory(cache: object) -> HighResMemory | None:
+    """The high-res memory that a KV cache carries, if any."""
+    layer = _carrier(cache)
+    return layer.hd_memory if isinstance(layer, MemoryLayer) else None
+
+
+def cached_length(cache: Any) -> int | Tensor:
+    """Positions that a cache holds: a number, but a tensor while compiling a static cache, whose graphs serve all.
+
+    Raises
+    ------
+    HighResInputError
+        If positions came or went by other ways than the methods of a cache that carries a memory.
+    """
+    length = cache.get_seq_length() if cache is not None else 0
+    if isinstance(length, Tensor) and torch.compiler.is_compiling():
+        return length.clone()  # the cache counts on in place
+    layer = _carrier(cache)
+    grows = isinstance(layer, MemoryLayer) and isinstance(layer, DynamicLayer)
+    if grows and layer.hd_memory is not None and layer.hd_memory.in_sequence:
+        held = layer.own.get_seq_length(layer)
+        if held != layer.hd_length:
+            raise HighResInputError(
+                f"the KV cache was given {layer.hd_length} positions and holds {held}: its images may no longer stand "
+                "where they were. Change its length with its own method crop, or run the prompt again."
+            )
+    return int(length)
+
+
+def attach_memory(cache: object, memory: HighResMemory) -> None:
+    """Let a KV cache carry ``memory``, in place of what it carried."""
+    layer = _carrier(cache)
+    if layer is None:
+        return
+    if not isinstance(layer, MemoryLayer):
+        own: type = type(layer)
+        layer.__class__ = _carrying(own)
+        layer.hd_length = memory.seen
+    layer.hd_memory = memory

@@ -1,0 +1,255 @@
+"""The high-res tokens of images: where each image stands, and features, encoded at once or when they are first read."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from flexkit.attention.ragged import RaggedIndex
+from flexkit.grids import Pair
+
+__all__ = [
+    "Encode",
+    "Encoded",
+    "Features",
+    "ImageSpan",
+    "ReadTiles",
+    "Tiled",
+    "TiledImage",
+    "no_tiles",
+    "tokens_by_image",
+]
+
+_TOGETHER = 64
+"""How many tiles are read and encoded at a time, which bounds the memory that they take up."""
+
+ReadTiles = Callable[[Tensor], Sequence[Tensor]]
+"""From indices of tiles to these, ``(tiles, channels, height, width)`` in every size that the model takes."""
+Encode = Callable[[Sequence[Tensor]], Tensor]
+"""From tiles ``(tiles, channels, height, width)``, in every size that a model takes them in, to their cells
+``(tiles, cells, dim)``."""
+
+
+@dataclass(frozen=True)
+class ImageSpan:
+    """Where one image stands: its low-res tokens in the sequence, its high-res tokens in the memory."""
+
+    row: int
+    """Batch row of the image."""
+    columns: Tensor
+    """``(cells,)``, int64: positions of the low-res tokens in the whole sequence, raster order."""
+    grid: Pair
+    zoom: Pair
+    start: int
+    """Index of the first high-res token in the memory's row."""
+    image: int
+    """Which image it is; rows of one sample may share one."""
+    margins: Tensor | None
+    """``(2,)``, int64: padded cells on each side, along rows and columns; None where there are none."""
+    end: int
+    """Position behind the last low-res token; 0 for columns of a context beside the sequence."""
+    positions: Tensor | None = None
+    """``(axes, cells)``: rotary positions of the low-res tokens, known once the text model has run them all."""
+    level: int = 0
+    """Which level of a pyramid of zooms; every level has a span of its own."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of high-res tokens."""
+        return self.grid[0] * self.zoom[0] * self.grid[1] * self.zoom[1]
+
+
+def tokens_by_image(spans: Sequence[ImageSpan], tokens: RaggedIndex) -> list[tuple[ImageSpan, Any, Tensor | None]]:
+    """For every image where tokens of it stand among ``tokens``, and which of the image they are; None for all."""
+    if tokens.whole:
+        return [(span, slice(span.start, span.start + span.tokens), None) for span in spans]
+    found: list[tuple[ImageSpan, Any, Tensor | None]] = []
+    for span in spans:
+        local = tokens.index[span.row] - span.start
+        place = (tokens.valid[span.row] & (local >= 0) & (local < span.tokens)).nonzero().flatten()
+        found.append((span, place, local[place]))
+    return found
+
+
+def no_tiles(tiles: Sequence[Tensor]) -> Tensor:
+    """Of a geometry that encodes views as a whole."""
+    raise NotImplementedError("a geometry whose `cut` gives tiles needs `encode_tiles` too.")
+
+
+class Features(ABC):
+    """Projected image features of the tokens of every batch row; zero where rows are padded."""
+
+    images: tuple["TiledImage", ...] = ()
+    """Those in tiles."""
+
+    @property
+    def opened(self) -> int | None:
+        """How many tiles have been encoded; None where all views were, as a whole."""
+        return None
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where they are."""
+
+    @property
+    @abstractmethod
+    def bytes(self) -> int:
+        """What they take up."""
+
+    @abstractmethod
+    def of(self, wanted: RaggedIndex, spans: Sequence[ImageSpan], encode: Encode) -> Tensor:
+        """``(batch, wanted, dim)``, for images that stand where ``spans`` say."""
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> Self:
+        """Those of other batch rows."""
+
+    @abstractmethod
+    def joined(self, later: Self) -> Self:
+        """These, followed by those of later images in the same rows."""
+
+
+@dataclass(frozen=True)
+class Encoded(Features):
+    """All of them."""
+
+    states: Tensor
+    """``(batch, tokens, dim)``."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.states.device
+
+    @property
+    def bytes(self) -> int:
+        return self.states.nbytes
+
+    def of(self, wanted: RaggedIndex, spans: Sequence[ImageSpan], encode: Encode) -> Tensor:
+        return wanted.gather(self.states)
+
+    def rows(self, index: Tensor) -> "Encoded":
+        return Encoded(self.states[index])
+
+    def joined(self, later: "Encoded") -> "Encoded":
+        return Encoded(torch.cat([self.states, later.states], dim=1))
+
+
+@dataclass
+class TiledImage:
+    """One image in tiles, of which some have been encoded."""
+
+    read: ReadTiles
+    grid: Pair
+    """Cells of a tile."""
+    zoom: Pair
+    """Tiles along rows and columns."""
+    cells: Tensor
+    """``(room, cells, dim)``: of the tiles that have been encoded, and room for some more."""
+    opened: int = 0
+    """How many have been encoded."""
+    slots: Tensor = field(init=False)
+    """``(tiles,)``, int64: where in :attr:`cells` a tile is; -1 if it has not been encoded."""
+
+    def __post_init__(self) -> None:
+        self.slots = torch.full((self.zoom[0] * self.zoom[1],), -1, device=self.cells.device)
+
+    def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tile, and cell in it, of tokens in raster order."""
+        (rows, columns), width = self.grid, self.grid[1] * self.zoom[1]
+        row, column = tokens // width, tokens % width
+        return row // rows * self.zoom[1] + column // columns, row % rows * columns + column % columns
+
+    def add(self, tiles: Tensor, cells: Tensor) -> None:
+        """Note what tiles were encoded to."""
+        end = self.opened + len(tiles)
+        self.slots = self.slots.index_copy(0, tiles, torch.arange(self.opened, end, device=tiles.device))
+        if end > len(self.cells):  # by half at least: a generation opens tiles one by one
+            room = min(len(self.slots), max(end, self.opened + self.opened // 2))
+            grown = cells.new_empty(room, *cells.shape[1:], device=self.cells.device)
+            grown[: self.opened] = self.cells[: self.opened]
+            self.cells = grown
+        self.cells[self.opened : end] = cells
+        self.opened = end
+
+
+@dataclass(frozen=True)
+class Tiled(Features):
+    """Those of the tiles in which a token has been read; rows may share an image."""
+
+    images: tuple[TiledImage, ...]
+
+    @property
+    def device(self) -> torch.device:
+        return self.images[0].cells.device
+
+    @property
+    def bytes(self) -> int:
+        return sum(image.cells.nbytes for image in self.images)
+
+    @property
+    def opened(self) -> int:
+        return sum(image.opened for image in self.images)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # which tiles are missing, no graph can tell
+    @torch.inference_mode(False)  # what is kept may be added to when that mode has been left
+    @torch.no_grad()
+    def of(self, wanted: RaggedIndex, spans: Sequence[ImageSpan], encode: Encode) -> Tensor:
+        found = [
+            (
+                self.images[span.image],
+                span.row,
+                place,
+                torch.arange(span.tokens, device=self.device) if tokens is None else tokens,
+            )
+            for span, place, tokens in tokens_by_image(spans, wanted)
+        ]
+        self._open([(image, tokens) for image, _, _, tokens in found], encode)
+        cells = self.images[0].cells
+        states = cells.new_zeros(*wanted.index.shape, cells.shape[-1])
+        for image, row, place, tokens in found:
+            tile, cell = image.places(tokens)
+            states[row, place] = image.cells[image.slots[tile], cell].to(states.dtype)
+        return states
+
+    def rows(self, index: Tensor) -> "Tiled":
+        return self
+
+    def joined(self, later: "Tiled") -> "Tiled":
+        return Tiled(self.images + later.images)
+
+    def _open(self, tokens: Sequence[tuple[TiledImage, Tensor]], encode: Encode) -> None:
+        """Encode what is missing."""
+        missing: list[tuple[TiledImage, Tensor]] = []
+        for image in self.images:
+            wanted = torch.zeros_like(image.slots, dtype=torch.bool)
+            for other, index in tokens:
+                if other is image:
+                    wanted[image.places(index)[0]] = True
+            tiles = (wanted & (image.slots < 0)).nonzero().flatten()
+            if len(tiles):
+                missing.append((image, tiles))
+        for batch in _batches(missing):
+            views = zip(*(image.read(tiles) for image, tiles in batch), strict=True)
+            cells = encode([torch.cat(view) for view in views])
+            parts: Sequence[Tensor] = torch.split(cells, [len(tiles) for _, tiles in batch])
+            for (image, tiles), part in zip(batch, parts, strict=True):
+                image.add(tiles, part)
+
+
+def _batches(missing: Sequence[tuple[TiledImage, Tensor]]) -> Iterator[list[tuple[TiledImage, Tensor]]]:
+    """The same tiles, so many at a time as are encoded together."""
+    batch: list[tuple[TiledImage, Tensor]] = []
+    room = _TOGETHER
+    for image, tiles in missing:
+        while len(tiles):
+            batch.append((image, tiles[:room]))
+            tiles, room = tiles[room:], room - len(tiles[:room])
+            if not room:
+                yield batch
+                batch, room = [], _TOGETHER
+    if batch:
+        yield batch
