@@ -34,7 +34,7 @@ class TileView(ABC):
         Parameters
         ----------
         level : int
-            Index in :attr:`zooms`.
+            Index in ``zooms``.
         tiles : sequence of int
             In raster order.
 

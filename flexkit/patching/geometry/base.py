@@ -197,7 +197,7 @@ class Geometry(ABC):
         return ()
 
     route: Any = None
-    """How calls reach the attention that reads: a ``Route``; None: the images stand in the sequence."""
+    """A ``Route``, by which calls reach the attention that reads; None where images stand in the sequence."""
 
     def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
         """Raise :class:`~flexkit.errors.HighResInputError` if the base model's inputs contradict the high-res view."""
