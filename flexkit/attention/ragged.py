@@ -57,7 +57,8 @@ class RaggedIndex:
 
     def gather(self, states: Tensor, dim: int = 1) -> Tensor:
         """Take these entries of ``states`` ``(batch or 1, ..., length, ...)`` along the axis ``dim``."""
-        states = states.expand(len(self.index), *states.shape[1:])
+        if len(states) != len(self.index):
+            states = states.expand(len(self.index), *states.shape[1:])
         return states if self.whole else _take(states, self.index, dim)
 
     def scatter(self, part: Tensor, states: Tensor) -> Tensor:

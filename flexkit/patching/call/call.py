@@ -211,11 +211,13 @@ class FlexCall:
             if held is None or not held.tokens.whole:
                 held = self._project_tokens(of, RaggedIndex.all(torch.ones_like(wanted)))
         else:
-            tokens = RaggedIndex(wanted if held is None else wanted & ~held.tokens.mask)
-            # Not every module can be run on no token at all.
-            none = HighResKeys(key[:, :, :0], value[:, :, :0], tokens)
-            new = self._project_tokens(of, tokens) if tokens.count else none
-            held = new if held is None else held.and_then(new)
+            missing = wanted if held is None else wanted > held.tokens.mask
+            if held is None or bool(missing.any()):
+                tokens = RaggedIndex(missing)
+                # Not every module can be run on no token at all.
+                none = HighResKeys(key[:, :, :0], value[:, :, :0], tokens)
+                new = self._project_tokens(of, tokens) if tokens.count else none
+                held = new if held is None else held.and_then(new)
             if self.patch.config.kept is not None:
                 limit = self.patch.config.limit_kept(self.memory.tokens)
                 held = held if held.key.shape[2] <= limit else held.only(wanted)
