@@ -29,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Matrix(), "matrix")
 
 
+REPEATING = {"families", "patching"}
+"""Folders whose tests run the same lines on model after model: coverage looks at the first case of each test."""
 USING = {"benchmarks", "examples", "studies", "training", "ways"}
 """Folders whose tests use flexkit as a whole, nearly all of whose lines the others run too: coverage looks away."""
 
@@ -37,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seen = set()
     for item in items:
         folder, test = item.path.relative_to(Path(__file__).parent).parts[0], item.nodeid.partition("[")[0]
-        if folder in USING or test in seen:  # the cases of a test run the same lines
+        if folder in USING or (folder in REPEATING and test in seen):
             item.add_marker("no_cover")  # measuring slows down every line of torch and transformers as well
         seen.add(test)
     on_a_gpu = [item for item in items if item.get_closest_marker("gpu")]
