@@ -58,6 +58,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_kind_of_device() -> None:
+    """torch.manual_seed notes the whole stack for each kind of device that a machine lacks: 4 ms, many times a test."""
+    import torch
+
+    if not torch.cuda.is_available():
+        setattr(torch, "manual_seed", torch.default_generator.manual_seed)  # noqa: B010 - mypy: it is a function
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     import torch
