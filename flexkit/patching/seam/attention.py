@@ -58,7 +58,8 @@ def _high_res_attention(
             attention_mask,
             output,
             scaling=scaling,
-            softcap=kwargs.get("softcap"),
+            # Early versions of transformers let sdpa, which has no cap, compute without it.
+            softcap=None if name == "sdpa" else kwargs.get("softcap"),
             sinks=kwargs.get("s_aux", kwargs.get("sinks")),
             position_bias=kwargs.get("position_bias"),
             # Eager attention hides what its mask hides, and nothing without one.
