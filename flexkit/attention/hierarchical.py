@@ -287,7 +287,7 @@ class HierarchicalSelfAttention(PlainSelfAttention):
             selected = made if self.select_from == "same" else selected
             if high_res is not None and selected is not None:
                 chosen = self._chosen(selected, rows, high_res, high_res_mask, entropy, image)
-                heads = self._read(heads, rows, looked, high_res, high_res_rotary, chosen, image)
+                heads = self._read(heads, rows, looked, high_res, high_res_rotary, chosen)
         return HierarchicalAttentionOutput(self._merge_heads(heads), scores, made, rows, (key, value))
 
     def _check_states(self, states: Tensor) -> None:
@@ -359,7 +359,7 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         self, selector: AttentionMapSelector, looked: Looked, rows: RaggedIndex, image: ImageGroup, layer: int | None
     ) -> Tensor:
         """``(batch, querying rows, high-res rows, high-res columns)``, bool."""
-        shared_from = rows.valid.sum(-1).sub(1).clamp_min(0) if self.share_selection else None
+        shared_from = rows.last if self.share_selection else None
         made = select_tokens(selector, looked.seen.images, looked.map, layer=layer, shared_from=shared_from)
         return made.masks[0]
 
@@ -411,12 +411,10 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         high_res: Tensor,
         rotary: Tables | None,
         chosen: Tensor,
-        image: ImageGroup | None,
     ) -> Tensor:
         """Attention heads with the querying rows extended by the high-res tokens that they read."""
         project = partial(self._project_high_res, high_res, rotary)
-        levels = () if image is None else ((image,),)
-        joint = read(rows.gather(heads, dim=2), looked, chosen, project, self, levels=levels, dropout=self._dropout)
+        joint = read(rows.gather(heads, dim=2), looked, chosen, project, self, dropout=self._dropout)
         return rows.scatter(joint.output.transpose(1, 2), heads.transpose(1, 2)).transpose(1, 2)
 
     def _project_high_res(self, high_res: Tensor, rotary: Tables | None, wanted: Tensor) -> HighResKeys:

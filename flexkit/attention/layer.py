@@ -159,7 +159,7 @@ def read(
     settings : ReadSettings
         How they are read.
     levels : sequence of sequence of ImageGroup
-        The images, on each level of a pyramid of zooms; needed where keys are replaced, or have a bias by position.
+        The images, on each level of a pyramid of zooms; needed where keys have a bias by position.
     dropout : float
         Probability with which an attention weight is dropped.
 
@@ -169,17 +169,14 @@ def read(
         Rows that select nothing keep the bits of ``base``.
     """
     high_res = project(selected.any(1))
-    tokens, offset = high_res.tokens, looked.seen.offset
+    tokens, images = high_res.tokens, looked.seen.images
     bias: Tensor | float = settings.logit_bias
     if looked.bias is not None:
-        images = [group for level in levels for group in level]
-        bias = bias + tokens.gather(bias_of_tokens(looked.bias, images, selected.shape[-1], offset), -1)
+        bias = bias + tokens.gather(bias_of_tokens(looked.bias, images, levels, selected.shape[-1]), -1)
     logits = attention_logits(looked.query, high_res.key, scaling=looked.scaling, softcap=looked.softcap, bias=bias)
     replaced = None
     if settings.low_res_keys == "replace":
-        replaced = hidden_cells(
-            selected, levels[0], looked.logits.shape[-1], offset=offset, dilation=settings.replace_dilation
-        )
+        replaced = hidden_cells(selected, images, looked.logits.shape[-1], dilation=settings.replace_dilation)
     among = tokens.among(selected)
     output = joint_attention(
         base,

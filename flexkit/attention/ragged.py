@@ -34,18 +34,18 @@ class RaggedIndex:
 
     def __init__(self, mask: Tensor, *, order: tuple[Tensor, Tensor] | None = None, whole: bool = False) -> None:
         self.mask, self.whole = mask, whole
-        counts, entries = mask.sum(-1), torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)
-        most = mask.shape[1]  # while compiling, a bound that no data decides
-        if order is None and not torch.compiler.is_compiling():
-            least, most = torch.stack([counts.amin(), counts.amax()]).tolist()
-            self.whole = least == mask.shape[1]
-        if order is None and self.whole:
+        if order is None:
+            counts, entries = mask.sum(-1), torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)
+            most = mask.shape[1]  # while compiling, a bound that no data decides
+            if not torch.compiler.is_compiling():
+                least, most = torch.stack([counts.amin(), counts.amax()]).tolist()
+                self.whole = least == mask.shape[1]
             order = entries, mask
-        elif order is None:
-            # One column more takes what is not among these.
-            place = (mask.cumsum(-1) - 1).masked_fill(~mask, most)
-            index = entries.new_zeros(len(mask), most + 1).scatter(1, place, entries)[:, :most]
-            order = index, entries[:, :most] < counts[:, None]
+            if not self.whole:
+                # One column more takes what is not among these.
+                place = (mask.cumsum(-1) - 1).masked_fill(~mask, most)
+                index = entries.new_zeros(len(mask), most + 1).scatter(1, place, entries)[:, :most]
+                order = index, entries[:, :most] < counts[:, None]
         self.index, self.valid = order
         self.count = self.index.shape[1]
 
@@ -54,6 +54,11 @@ class RaggedIndex:
         """All entries in order, where a mask is True throughout: nobody has to look."""
         entries = torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)
         return cls(mask, order=(entries, mask), whole=True)
+
+    @property
+    def last(self) -> Tensor:
+        """``(batch,)``, int64: the place among entries in order of the last one that a row has; 0 where it has none."""
+        return (self.mask.sum(-1) - 1).clamp_min(0)
 
     def gather(self, states: Tensor, dim: int = 1) -> Tensor:
         """Take these entries of ``states`` ``(batch or 1, ..., length, ...)`` along the axis ``dim``."""

@@ -9,7 +9,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from flexkit.attention.ragged import RaggedIndex
-from flexkit.attention.visible import ImageGroup, VisibleImages
+from flexkit.attention.visible import ImageGroup, VisibleImages, visibility
 from flexkit.grids import Pair, resample_nearest, zoom_pair
 from flexkit.selection import AttentionMapSelector, dilate
 from flexkit.selection.ranking import cells_of
@@ -162,21 +162,17 @@ def open_tokens(
     return Selection(tuple(groups), tuple(masks), tuple(maps))
 
 
-def hidden_cells(
-    selected: Tensor, groups: Sequence[ImageGroup], keys: int, *, offset: int | Tensor = 0, dilation: int = 0
-) -> Tensor:
+def hidden_cells(selected: Tensor, images: Sequence[VisibleImages], keys: int, *, dilation: int = 0) -> Tensor:
     """Mask of the low-res keys whose cells hold a selected high-res token, and of those around them.
 
     Parameters
     ----------
     selected : torch.Tensor
         ``(batch, queries, tokens)``, bool: the high-res tokens that each querying row reads.
-    groups : sequence of ImageGroup
+    images : sequence of VisibleImages
         The images; of a pyramid, those of the first level.
     keys : int
         Number of base keys.
-    offset : int or torch.Tensor
-        Position in the sequence of the first key.
     dilation : int
         How many cells around the selected ones are hidden with them.
 
@@ -188,12 +184,12 @@ def hidden_cells(
     batch, queries, _ = selected.shape
     # One column more takes the cells that have left the key sequence, or are still to come.
     hidden = selected.new_zeros(batch, keys + 1, queries)
-    for group in groups:
+    for seen in images:
+        group = seen.group
         read = selected[group.rows[:, None], :, group.tokens]
         (rows, columns), (zoom_rows, zoom_columns) = group.grid, group.zoom
         cells = reduce(read, "i (r y c x) q -> i q r c", "any", r=rows, y=zoom_rows, c=columns, x=zoom_columns)
-        places, inside = _within(group.columns - offset, keys)
-        places = places.masked_fill(~inside, keys)
+        places = seen.columns.masked_fill(~seen.inside, keys)
         hidden[group.rows[:, None], places] = rearrange(dilate(cells, dilation), "i q r c -> i (r c) q")
     return hidden[:, :keys].transpose(1, 2)
 
@@ -238,22 +234,25 @@ def replaced_keys(
     [[[0, 1, 0]]]
     """
     image = ImageGroup.of_batch(grid, zoom_pair(zoom), image_positions)
-    return hidden_cells(selected, [image], keys, dilation=dilation)
+    seen = visibility(None, (image,), image_positions[:, :0], keys)  # by no row: it is only asked where the cells are
+    return hidden_cells(selected, seen.images, keys, dilation=dilation)
 
 
-def bias_of_tokens(bias: Tensor, groups: Sequence[ImageGroup], tokens: int, offset: int | Tensor) -> Tensor:
+def bias_of_tokens(
+    bias: Tensor, images: Sequence[VisibleImages], levels: Sequence[Sequence[ImageGroup]], tokens: int
+) -> Tensor:
     """Position bias of the high-res tokens: that of the cells in which they lie, 0 for cells behind the window.
 
     Parameters
     ----------
     bias : torch.Tensor
         ``(batch, heads, queries, keys)``: what the model adds to the logits of its base keys.
-    groups : sequence of ImageGroup
-        The images.
+    images : sequence of VisibleImages
+        The images, on the first level of a pyramid.
+    levels : sequence of sequence of ImageGroup
+        On each level the same images.
     tokens : int
         Number of high-res tokens in every batch row.
-    offset : int or torch.Tensor
-        Position in the sequence of the first key.
 
     Returns
     -------
@@ -262,9 +261,8 @@ def bias_of_tokens(bias: Tensor, groups: Sequence[ImageGroup], tokens: int, offs
     """
     batch, heads, queries, _ = bias.shape
     whole = bias.new_zeros(batch, tokens, heads, queries)
-    for group in groups:
-        columns, inside = _within(group.columns - offset, bias.shape[-1])
-        cells = bias[group.rows[:, None], :, :, columns] * inside[..., None, None]
+    for seen, group in ((seen, group) for level in levels for seen, group in zip(images, level, strict=True)):
+        cells = bias[group.rows[:, None], :, :, seen.columns] * seen.inside[..., None, None]
         rows, (zoom_rows, zoom_columns) = group.grid[0], group.zoom
         whole[group.rows[:, None], group.tokens] = repeat(
             cells, "i (r c) h q -> i (r y c x) h q", r=rows, y=zoom_rows, x=zoom_columns
@@ -275,8 +273,3 @@ def bias_of_tokens(bias: Tensor, groups: Sequence[ImageGroup], tokens: int, offs
 def _of_shared_row(mask: Tensor, group: ImageGroup, shared_from: Tensor) -> Tensor:
     """A mask ``(images, queries, rows, columns)`` in which all rows of a sample have that of the one they share."""
     return mask.gather(1, shared_from[group.rows].view(-1, 1, 1, 1).expand_as(mask))
-
-
-def _within(columns: Tensor, keys: int) -> tuple[Tensor, Tensor]:
-    """Indices that may be used on ``keys`` keys, and which of them were inside."""
-    return columns.clamp(0, keys - 1), (columns >= 0) & (columns < keys)

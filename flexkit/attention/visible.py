@@ -59,7 +59,9 @@ class VisibleImages:
 
     group: ImageGroup
     columns: Tensor
-    """``(images, cells)``, int64: their low-res tokens among the base keys."""
+    """``(images, cells)``, int64: their low-res tokens among the base keys; any key for those that are not there."""
+    inside: Tensor
+    """``(images, cells)``, bool: which are there; others have left a window, or are still to come."""
     behind: Tensor
     """``(images, queries)``, bool: whether the row stands behind the image, in sight or not."""
     whole: Tensor | None = None
@@ -76,8 +78,6 @@ class Visibility:
     """Of these rows, broadcastable to ``(batch, heads, queries, keys)``; None if everything is seen."""
     images: tuple[VisibleImages, ...] = ()
     """Of every group of images."""
-    offset: int | Tensor = 0
-    """Position in the sequence of the first key."""
 
 
 def key_mask(
@@ -206,5 +206,5 @@ def visibility(
         # Asked once, it spares every layer two masks.
         always = not torch.compiler.is_compiling() and bool(whole.all())
         cells = rearrange(seen, "i (r c) q -> i q r c", r=group.grid[0]) if beside else None
-        images.append(VisibleImages(group, columns, behind, None if always else whole, cells))
-    return Visibility(mask, tuple(images), offset)
+        images.append(VisibleImages(group, columns, inside, behind, None if always else whole, cells))
+    return Visibility(mask, tuple(images))

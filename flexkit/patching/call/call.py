@@ -128,7 +128,7 @@ class FlexCall:
             sinks=self.rows.gather(sinks, dim=2) if sinks is not None and sinks.ndim == 4 else sinks,
             bias=None if position_bias is None else self.rows.gather(position_bias, dim=2),
         )
-        shared_from = (self.rows.mask.sum(-1) - 1).clamp_min(0) if self.shares_selection else None
+        shared_from = self.rows.last if self.shares_selection else None
         if self.records or layer in self.sources:
             self.selections[layer] = select_tokens(
                 config.selector,
@@ -214,9 +214,10 @@ class FlexCall:
             missing = wanted if held is None else wanted > held.tokens.mask
             if held is None or bool(missing.any()):
                 tokens = RaggedIndex(missing)
-                # Not every module can be run on no token at all.
-                none = HighResKeys(key[:, :, :0], value[:, :, :0], tokens)
-                new = self._project_tokens(of, tokens) if tokens.count else none
+                if tokens.count:
+                    new = self._project_tokens(of, tokens)
+                else:  # not every module can be run on no token at all
+                    new = HighResKeys(key[:, :, :0], value[:, :, :0], tokens)
                 held = new if held is None else held.and_then(new)
             if self.patch.config.kept is not None:
                 limit = self.patch.config.limit_kept(self.memory.tokens)

@@ -202,11 +202,11 @@ def query_rows(
     repeats : int
         How many successive batch rows continue one sample.
     """
-    labels, padding = inputs.get("labels"), inputs.get("attention_mask")
-    attended = torch.ones(memory.batch, length, dtype=torch.bool, device=memory.device)
+    labels, padding, has_image = inputs.get("labels"), inputs.get("attention_mask"), memory.rows_with_images
+    attended = torch.ones(memory.batch, length, dtype=torch.bool, device=has_image.device)
     # Masks other than a padding mask come from generate, which pads on the left.
     if isinstance(padding, Tensor) and padding.ndim == 2:
-        attended = padding[:, -length:].bool().to(memory.device)
+        attended = padding[:, -length:].bool().to(has_image.device)
     if named is None and isinstance(config.queries, Tensor):
         named = _check_positions("queries", config.queries)
     if labels is not None:
@@ -224,9 +224,7 @@ def query_rows(
         else:
             asked = attended.flip(-1).cumsum(-1).flip(-1) <= max(1, kept)
         mask = attended & asked
-    has_image = torch.zeros(memory.batch, dtype=torch.bool)
-    has_image[[span.row for span in memory.images]] = True
-    return RaggedIndex(mask & has_image.to(memory.device)[:, None])
+    return RaggedIndex(mask & has_image[:, None])
 
 
 def asks_last(config: FlexConfig) -> bool:

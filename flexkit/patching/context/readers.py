@@ -264,9 +264,7 @@ class _OfLearnedQueries(FlexCall):
             self.memory = self.memory.repeat_interleave(len(query) // self.memory.batch)
             self.levels = group_images(self.memory)
             reading = torch.arange(query.shape[2], device=query.device) >= self.first
-            has_image = torch.zeros(self.memory.batch, dtype=torch.bool)
-            has_image[[span.row for span in self.memory.images]] = True
-            self.rows = RaggedIndex(has_image.to(query.device)[:, None] & reading)
+            self.rows = RaggedIndex(self.memory.rows_with_images[:, None] & reading)
         return super().attend(layer, query, key, value, mask, base, **options)
 
     def finish(self, cache: object) -> None:

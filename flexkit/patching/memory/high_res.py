@@ -87,6 +87,13 @@ class HighResMemory:
         return self.features.bytes + sum(held.bytes for held in self.projected.values())
 
     @property
+    def rows_with_images(self) -> Tensor:
+        """``(batch,)``, bool."""
+        mask = torch.zeros(self.batch, dtype=torch.bool)
+        mask[[span.row for span in self.images]] = True
+        return mask.to(self.features.device)
+
+    @property
     def is_placed(self) -> bool:
         """Whether all images are in the sequence: a prompt may be run in chunks."""
         return not self.in_sequence or all(span.end <= self.seen for span in self.images)
@@ -107,14 +114,9 @@ class HighResMemory:
                 positions = position_ids[:, span.row, index.clamp(0, length - 1)]
                 if span.positions is not None:
                     positions = torch.where((index >= 0) & (index < length), positions, span.positions)
+                if span.end <= past + length and len(positions) == 3:
+                    _check_grid(span, positions)
                 span = replace(span, positions=positions)
-                if span.end <= past + length and len(positions) == 3 and not torch.equal(positions[1], positions[2]):
-                    laid_out = tuple(len(axis.unique()) for axis in positions[1:])  # (time, row, column)
-                    if laid_out != span.grid:
-                        raise HighResInputError(
-                            f"the rotary positions of an image lay out a grid of {laid_out}, its high-res view is a "
-                            f"zoom of {span.grid}; pass the high-res views in the order of the images."
-                        )
             images.append(span)
         self.images = tuple(images)
         self.seen = past + length
@@ -161,6 +163,18 @@ class HighResMemory:
             return self
         images = tuple(span for span in self.images if span.end <= length)
         return replace(self, images=images, seen=length) if images else None
+
+
+def _check_grid(span: ImageSpan, positions: Tensor) -> None:
+    """Raise :class:`~flexkit.errors.HighResInputError` if (time, row, column) of all cells lay out another grid."""
+    if torch.equal(positions[1], positions[2]):  # the cells are numbered, three times
+        return
+    laid_out = tuple(len(axis.unique()) for axis in positions[1:])
+    if laid_out != span.grid:
+        raise HighResInputError(
+            f"the rotary positions of an image lay out a grid of {laid_out}, its high-res view is a zoom of "
+            f"{span.grid}; pass the high-res views in the order of the images."
+        )
 
 
 def group_images(memory: HighResMemory) -> tuple[tuple[ImageGroup, ...], ...]:
