@@ -16,6 +16,7 @@ from flexkit.selection.threshold import PUBLISHED_POLICY, PUBLISHED_THRESHOLD
 __all__ = ["FlexConfig"]
 
 _CHOICES = {
+    "high_res_states": ("features", "own"),
     "select_from": ("previous", "same"),
     "low_res_keys": ("keep", "replace"),
     "positions": ("interpolated", "fractional"),
@@ -50,6 +51,11 @@ class FlexConfig:
         positions of one prompt. With ``labels`` given, the label-predicting positions query instead.
     select_from : {"previous", "same"}
         Whether a layer reads what the map of the layer before it selected, or what its own map selects.
+    high_res_states : {"features", "own"}
+        What keys and values of high-res tokens are made of. ``"features"``: their image features, by projections that
+        are added and trained, as in the paper. ``"own"``: their own hidden states in each layer, by the layer's own
+        projections: a token that is read first passes through the text model once, where it sees what stands in front
+        of the end of its image, and itself. Adds no weights, and rotates at fractional positions.
     low_res_keys : {"keep", "replace"}
         Whether a querying row still sees the low-res keys of the cells whose high-res tokens it reads.
     replace_dilation : int
@@ -100,6 +106,7 @@ class FlexConfig:
     policy: Policy | Schedule | Callable[[Tensor], Tensor] | None = None
     queries: Literal["last", "all"] | Tensor = "last"
     select_from: Literal["previous", "same"] = "previous"
+    high_res_states: Literal["features", "own"] = "features"
     low_res_keys: Literal["keep", "replace"] = "keep"
     replace_dilation: int = 0
     logit_bias: float = 0.0

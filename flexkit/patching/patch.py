@@ -1,5 +1,6 @@
 """Patching a model in place, and undoing it."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from flexkit.patching.call.forward import forward, place_images
 from flexkit.patching.call.generation import CANDIDATES, EXPAND, candidate_generator, expand_inputs, generate
 from flexkit.patching.call.in_sequence import route_of
 from flexkit.patching.call.route import Route
+from flexkit.patching.call.runs import read_own_states
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.registry import find_geometry
@@ -121,11 +123,13 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
     decoder = geometry.decoder(model)
     route = route_of(geometry)
     layers = route.layers(model, decoder)
-    config = _resolved(config or FlexConfig(), geometry, route, layers)
+    config = _resolved(config or FlexConfig(), geometry, route, decoder, layers)
     if config.levels > 1 and geometry.tile_grid(model) is None:
         raise ConfigError(f"{type(model).__name__} encodes a high-res view as a whole, not in tiles: set levels to 1.")
     reading = [layer for layer in layers if layer.index >= config.start_layer]  # type: ignore[operator]
     first = layers.index(reading[0]) - (config.select_from == "previous" and reading[0] is not layers[0])
+    if config.high_res_states == "own":  # tokens pass through all layers
+        first = 0
     patched = {layer.index: layer for layer in layers[first:]}
     patch = Patch(model, find_geometry, route, config, decoder, patched, earlier=[], hooks=[])
     try:
@@ -272,12 +276,15 @@ def _put_on(patch: Patch) -> None:
     """Change the model as its patch says; where that fails half-way, :func:`_take_off` undoes what was done."""
     model = patch.model
     vars(model)[ATTRIBUTE] = patch
-    for layer in patch.reading.values():
-        add_projections(layer.attention, layer.source, model.dtype)
+    if patch.config.high_res_states == "features":
+        for layer in patch.reading.values():
+            add_projections(layer.attention, layer.source, model.dtype)
     for layer in patch.layers.values():
         if not layer.has_own_code:
             divert(layer.attention, layer.index)
     patch.hooks.append(patch.decoder.register_forward_pre_hook(place_images, with_kwargs=True))
+    if patch.config.high_res_states == "own":
+        patch.hooks.append(patch.decoder.register_forward_hook(read_own_states, with_kwargs=True))
     patch.hooks.extend(patch.route.hooks(model, list(patch.layers.values())))
     methods = {(model, name): function for name, function in _METHODS.items()}
     for module, name, function in (*patch.geometry.methods(model), *patch.route.methods(model)):
@@ -304,7 +311,31 @@ def _take_off(patch: Patch) -> None:
     vars(patch.model).pop(ATTRIBUTE, None)
 
 
-def _resolved(config: FlexConfig, geometry: Geometry, route: Route, layers: list[DecoderLayer]) -> FlexConfig:
+def _check_own_states(decoder: nn.Module, route: Route, layers: list[DecoderLayer]) -> None:
+    """Raise :class:`~flexkit.errors.UnsupportedModelError` if tokens cannot pass through the layers as others do."""
+    all_layers: Any = getattr(decoder, "layers", ())
+    without = sorted(set(range(len(all_layers))) - {layer.index for layer in layers})
+    reasons = {
+        "it reads the image beside the sequence, as it is": not route.runs_tokens,
+        f"its layers {without} keep a state in the place of keys, and none of an image's end": without,
+        "its layers choose among keys by an index of their own": any(layer.is_sparse for layer in layers),
+        "its cache forgets some of what was decoded": any(layer.keeps_prompt for layer in layers),
+        "its text model takes pictures itself": "pixel_values" in inspect.signature(decoder.forward).parameters,
+        "its attention is biased by whole distances": any(
+            hasattr(layer.attention, "rel_logits_proj") for layer in layers
+        ),
+    }
+    reason = next((words for words, holds in reasons.items() if holds), None)
+    if reason is not None:
+        raise UnsupportedModelError(
+            f"tokens cannot pass through {type(decoder).__name__} for states of their own: {reason}. Set "
+            'high_res_states to "features".'
+        )
+
+
+def _resolved(
+    config: FlexConfig, geometry: Geometry, route: Route, decoder: nn.Module, layers: list[DecoderLayer]
+) -> FlexConfig:
     """Fill in what follows the model, and check the rest against it."""
     config = config.replace(
         start_layer=_default_start(layers) if config.start_layer is None else config.start_layer,
@@ -324,6 +355,8 @@ def _resolved(config: FlexConfig, geometry: Geometry, route: Route, layers: list
         )
     if config.key_norm and any(layer.input_norm is None for layer in layers):
         raise ConfigError("key_norm needs the norm in front of the attention, and here is none that flexkit knows.")
+    if config.high_res_states == "own":
+        _check_own_states(decoder, route, layers)
     if config.projection == "auto":
         config = config.replace(projection=_cheapest_projection(layers, config))
     return config

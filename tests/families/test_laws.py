@@ -119,6 +119,20 @@ def test_unpatching_gives_the_model_back(family: Family) -> None:
     assert torch.equal(logits(model, low_res(inputs)), expected)
 
 
+def continued(family: Family, inputs: dict[str, Any], output: Any) -> dict[str, Any]:
+    """A prompt and what a model said to it, as one prompt that is read at the same positions."""
+    said, text = len(output.logits), output.sequences
+    length = text.shape[1] - said
+    whole = inputs | {family.stream + "input_ids": text}
+    for name in (family.stream + "attention_mask", *_OF_WORDS):
+        if name in inputs:  # what is said is attended to and typed as the last word
+            last = inputs[name][:, -1:]
+            whole[name] = torch.cat([inputs[name][:, :length], last.expand(-1, said, *last.shape[2:])], dim=1)
+    if not family.learned_queries:
+        whole["hd_queries"] = (torch.arange(text.shape[1]) >= length - 1)[None]
+    return whole
+
+
 _OF_WORDS = (
     "mm_token_type_ids",
     "token_type_ids",
@@ -142,17 +156,22 @@ def test_decoding_equals_recomputing(family: Family, patched: Any) -> None:
     patched(model)
     output = generation(model, inputs)
     assert not torch.equal(output.logits[0], base.logits[0])
-    said, text = len(output.logits), output.sequences
-    length = text.shape[1] - said
-    whole = inputs | {family.stream + "input_ids": text}
-    for name in (family.stream + "attention_mask", *_OF_WORDS):
-        if name in inputs:  # what is said is attended to and typed as the last word
-            last = inputs[name][:, -1:]
-            whole[name] = torch.cat([inputs[name][:, :length], last.expand(-1, said, *last.shape[2:])], dim=1)
-    if not family.learned_queries:
-        whole["hd_queries"] = (torch.arange(text.shape[1]) >= length - 1)[None]
-    again = logits(model, whole)[:, -said - 1 : -1]
+    again = logits(model, continued(family, inputs, output))[:, -len(output.logits) - 1 : -1]
     torch.testing.assert_close(torch.stack(output.logits, 1), again.float(), rtol=1e-4, atol=1e-4)
+
+
+def differences(family: Family, model: Any, rows: list[Row], inputs: dict[str, Any], padding: str) -> list[float]:
+    """By how much the logits of each row in a batch differ from those of the row alone."""
+    text = inputs[family.stream + "input_ids"]
+    attended = inputs.get(family.stream + "attention_mask", torch.ones_like(text)).bool()
+    together = logits(model, inputs)
+    front = together.shape[1] - text.shape[1]  # GIT answers for its image too
+    found = []
+    for index, row in enumerate(rows):
+        if row.images or not family.needs_image:
+            alone = logits(model, prompt(family, rows, only=index, padding=padding))[0, front:]
+            found.append(float((together[index, front:][attended[index]] - alone).abs().max()))
+    return found
 
 
 @every_family
@@ -163,28 +182,12 @@ def test_a_batch_equals_its_rows(family: Family, padding: str, patched: Any) -> 
         pytest.skip(family.right_padding)
     model, rows = built(family), rows_of(family)
     inputs = prompt(family, rows, padding=padding)
-    alone = {
-        index: prompt(family, rows, only=index, padding=padding)
-        for index, row in enumerate(rows)
-        if row.images or not family.needs_image
-    }
-    text = inputs[family.stream + "input_ids"]
-    attended = inputs.get(family.stream + "attention_mask", torch.ones_like(text)).bool()
-
-    def differences() -> list[float]:
-        together = logits(model, inputs)
-        front = together.shape[1] - text.shape[1]  # GIT answers for its image too
-        return [
-            float((together[index, front:][attended[index]] - logits(model, each)[0, front:]).abs().max())
-            for index, each in alone.items()
-        ]
-
     patched(model)
-    ours = differences()
+    ours = differences(family, model, rows, inputs, padding)
     if max(ours) <= 1e-5:  # whatever the base model has
         return
     with flexkit.disabled(model):
-        own = differences()
+        own = differences(family, model, rows, inputs, padding)
     for found, base in zip(ours, own, strict=True):
         assert found <= max(1e-5, 10 * base), f"{found} where the base model has {base}"
 

@@ -13,6 +13,7 @@ from flexkit.attention.ragged import RaggedIndex
 from flexkit.attention.select import Selection, open_tokens, select_tokens
 from flexkit.attention.visible import ImageGroup, Visibility, rows_of_mask, visibility
 from flexkit.errors import PatchError, UnsupportedModelError
+from flexkit.patching.call.own_states import OwnStates
 from flexkit.patching.memory.high_res import HighResMemory, attach_memory, group_images
 from flexkit.patching.memory.tokens import Encode, no_tiles, tokens_by_image
 from flexkit.patching.seam.attention import map_tables
@@ -47,6 +48,10 @@ class FlexCall:
     """What the rows see, by the mask of the kernel and what else decides: in most models the same in all layers."""
     shut: RaggedIndex | None = None
     """The positions that the gate keeps from reading."""
+    own: OwnStates | None = None
+    """Own states of the tokens, where these are what is read."""
+    last: "FlexCall | None" = None
+    """The last run of the querying rows, if they were run again."""
     levels: tuple[tuple[ImageGroup, ...], ...] = field(init=False)
     """On each level of a pyramid the images by grid."""
     sources: set[int] = field(init=False)
@@ -62,10 +67,34 @@ class FlexCall:
 
     def querying(self, mask: Tensor) -> "FlexCall":
         """The same call with other querying positions ``(batch, length)``, before any layer has run."""
-        return replace(self, rows=RaggedIndex(mask), selections={}, opened={}, visited=set(), seen=[])
+        own = self.own and replace(self.own, keys={}, missing=None)
+        return replace(self, rows=RaggedIndex(mask), selections={}, opened={}, visited=set(), seen=[], own=own)
+
+    def sees(
+        self,
+        layer: int,
+        kernel: str,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *,
+        queries: int,
+        is_causal: bool,
+        sliding_window: int | None,
+    ) -> tuple[str, Tensor, Tensor, Tensor | None]:
+        """By what name the base kernel of a layer is run, and on what."""
+        if self.own is None or torch.compiler.is_compiling():
+            return kernel, key, value, mask
+        of = self.patch.layers[layer]
+        return kernel, *self.own.seen(
+            of, key, value, mask, queries=queries, is_causal=is_causal, sliding_window=sliding_window
+        )
 
     def finish(self, cache: object) -> None:
         """Check that every layer has called, tell those who record, and leave with the cache what later calls need."""
+        if self.last is not None:
+            self.last.finish(cache)
+            return
         self.check_visited(self.patch.layers)
         for record in self.patch.recorders:
             record(self)
@@ -148,6 +177,10 @@ class FlexCall:
         selected = selection.tokens(self.memory.batch, self.memory.tokens)
         if not self.rows.whole:
             selected = selected & self.rows.valid[..., None]
+        if self.own is not None:
+            selected = self.own.there(selected)
+            if layer not in self.own.held:
+                return base[:, skipped:]
         joint = read(
             self.rows.gather(base).transpose(1, 2),
             looked,
@@ -205,6 +238,8 @@ class FlexCall:
 
     def _project(self, of: DecoderLayer, key: Tensor, value: Tensor, wanted: Tensor) -> HighResKeys:
         """K' and V' of the tokens that are wanted ``(batch, tokens)``, and of those that were before."""
+        if self.own is not None:
+            return self.own.held[of.index]
         kept = self.memory.projected
         held = kept.get(of.index)
         if self.projection == "full" or torch.compiler.is_compiling():

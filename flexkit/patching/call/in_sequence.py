@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from einops import reduce
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -13,6 +14,7 @@ from flexkit.errors import HighResInputError, UnsupportedModelError
 from flexkit.grids import Pair
 from flexkit.patching.call.call import FlexCall
 from flexkit.patching.call.inputs import View, checked_view, query_rows
+from flexkit.patching.call.own_states import OwnStates
 from flexkit.patching.call.route import Prompt, Route
 from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.memory.high_res import HighResMemory, cached_length, cached_memory
@@ -26,6 +28,8 @@ __all__ = ["InSequence", "route_of"]
 
 class InSequence(Route):
     """Image tokens are positions of the decoder's sequence, and its layers read."""
+
+    runs_tokens = True
 
     def layers(self, model: nn.Module, decoder: nn.Module) -> list[DecoderLayer]:
         return find_layers(decoder)
@@ -75,8 +79,11 @@ class InSequence(Route):
                 "of a cache with its own methods (batch_repeat_interleave, batch_select_indices)."
             )
         rows = query_rows(patch.config, inputs, memory, named, past=past, length=length, repeats=prompt.repeats)
-        encode = partial(patch.geometry.encode_tiles, model)
-        return FlexCall(patch, memory, rows, past, patch.projection(cache), model.training, encode)
+        encode = partial(_encode_tiles, model, patch)
+        own = None
+        if patch.config.high_res_states == "own":
+            own = OwnStates(0 if isinstance(past, Tensor) else past, length, held=memory.projected)
+        return FlexCall(patch, memory, rows, past, patch.projection(cache), model.training, encode, own=own)
 
     def run(self, forward: Callable[..., Any], call: FlexCall, inputs: Mapping[str, Any]) -> Any:
         return forward(**inputs, **{CALL: call})
@@ -143,7 +150,8 @@ def read_images(
 
 def _whole(model: Any, patch: Patch, view: View, spans: Sequence[ImageSpan], batch: int) -> HighResMemory:
     """The memory of views that are encoded as a whole."""
-    features = patch.geometry.encode(model, view.inputs, view.grids, patch.config.zoom_pair)
+    encoded = patch.geometry.encode(model, view.inputs, view.grids, patch.config.zoom_pair)
+    features = [_as_read(model, patch, image) for image in encoded]
     for feature, span in zip(features, spans, strict=True):
         if len(feature) != span.tokens:
             raise HighResInputError(
@@ -165,8 +173,19 @@ def _in_tiles(
     memory = HighResMemory.laid_out(Tiled(tuple(images)), of_levels, batch)
     if patch.config.tiles == "on_demand":
         return memory
-    encode = partial(patch.geometry.encode_tiles, model)
+    encode = partial(_encode_tiles, model, patch)
     return replace(memory, features=Encoded(memory.features.of(memory.all_tokens, memory.images, encode)))
+
+
+def _encode_tiles(model: Any, patch: Patch, tiles: Sequence[Tensor]) -> Tensor:
+    return _as_read(model, patch, patch.geometry.encode_tiles(model, tiles))
+
+
+def _as_read(model: Any, patch: Patch, features: Tensor) -> Tensor:
+    """Features ``(..., parts * dim)`` as they are read: a token carries at once what a low-res one has carried."""
+    if patch.config.high_res_states == "own":
+        return features
+    return reduce(features, "... (parts dim) -> ... dim", "sum", dim=model.get_input_embeddings().embedding_dim)
 
 
 def _spans(

@@ -34,6 +34,9 @@ class Route(ABC):
     single_reader: ClassVar[bool] = False
     """Whether a model may have one layer only, which then reads what it has selected itself."""
 
+    runs_tokens: ClassVar[bool] = False
+    """Whether high-res tokens can pass through the layers, as the low-res ones of the image do."""
+
     @abstractmethod
     def layers(self, model: nn.Module, decoder: nn.Module) -> list[DecoderLayer]:
         """The layers whose attention sees the image, in the order in which they run."""

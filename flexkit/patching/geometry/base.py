@@ -222,11 +222,10 @@ class Geometry(ABC):
 
 
 def image_features(model: PreTrainedModel, **inputs: Tensor) -> list[Tensor]:
-    """Projected features of every image, each ``(tokens, dim)``, as they enter the decoder layers; without gradient.
+    """Projected features of every image, each ``(tokens, parts * dim)``, as they enter the decoder; without gradient.
 
     A decoder that scales its embeddings (Granite) scales image features too. Where a model adds features of deeper
-    layers of its tower to the image tokens on their way through the decoder (deepstack), these are added here: a
-    high-res token carries what a low-res one has carried.
+    layers of its tower to the image tokens on their way through the decoder (deepstack), these are the other parts.
 
     Parameters
     ----------
@@ -242,11 +241,11 @@ def image_features(model: PreTrainedModel, **inputs: Tensor) -> list[Tensor]:
         features = getattr(output, "last_hidden_state", None)
     scale = getattr(find_decoder(model), "embedding_multiplier", 1.0)
     images = [] if features is None else [image.reshape(-1, image.shape[-1]) * scale for image in features]
-    deeper = [_per_image(layer, images) for layer in getattr(output, "deepstack_features", None) or ()]
-    sums = [list(layer) for layer in (images, *deeper) if layer]
-    if not sums:
+    deeper = [list(_per_image(layer, images)) for layer in getattr(output, "deepstack_features", None) or ()]
+    if not images and not deeper:
         raise UnsupportedModelError(f"{type(model).__name__}.get_image_features gave no features.")
-    return [sum(layers[1:], start=layers[0]) for layers in zip(*sums, strict=True)]
+    images = images or [torch.zeros_like(image) for image in deeper[0]]
+    return [torch.cat(parts, dim=-1) for parts in zip(images, *deeper, strict=True)]
 
 
 def features_owner(model: PreTrainedModel) -> Any:

@@ -8,7 +8,7 @@ from flexkit.patching.memory.high_res import (
     cached_memory,
     group_images,
 )
-from flexkit.patching.memory.tokens import Encode, Encoded, ImageSpan, ReadTiles, Tiled, TiledImage, no_tiles
+from flexkit.patching.memory.tokens import Encode, Encoded, ImageSpan, Prefix, ReadTiles, Tiled, TiledImage, no_tiles
 
 __all__ = [
     "Encode",
@@ -16,6 +16,7 @@ __all__ = [
     "HighResMemory",
     "ImageSpan",
     "MemoryLayer",
+    "Prefix",
     "ReadTiles",
     "Tiled",
     "TiledImage",

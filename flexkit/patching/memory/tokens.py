@@ -1,7 +1,7 @@
 """The high-res tokens of images: where each image stands, and features, encoded at once or when they are first read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ __all__ = [
     "Encoded",
     "Features",
     "ImageSpan",
+    "Prefix",
     "ReadTiles",
     "Tiled",
     "TiledImage",
@@ -34,6 +35,18 @@ Encode = Callable[[Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """What the last low-res token of an image sees in one layer, up to and with itself."""
+
+    visible: Tensor
+    """``(columns,)``, bool: which keys."""
+    key: Tensor | None = None
+    """``(key_heads, columns, head_dim)``; None where the cache keeps them."""
+    value: Tensor | None = None
+    """``(key_heads, columns, value_dim)``."""
+
+
+@dataclass(frozen=True, eq=False)
 class ImageSpan:
     """Where one image stands: its low-res tokens in the sequence, its high-res tokens in the memory."""
 
@@ -55,6 +68,10 @@ class ImageSpan:
     """``(axes, cells)``: rotary positions of the low-res tokens, known once the text model has run them all."""
     level: int = 0
     """Which level of a pyramid of zooms; every level has a span of its own."""
+    prefix: Mapping[int, Prefix] = field(default_factory=dict)
+    """What high-res tokens see in each layer besides themselves, where they have states of their own."""
+    typed: Mapping[str, Tensor] = field(default_factory=dict)
+    """What else the text model is told of each of its tokens, by the name of the argument."""
 
     @property
     def tokens(self) -> int:
@@ -170,7 +187,8 @@ class TiledImage:
         if end > len(self.cells):  # by half at least: a generation opens tiles one by one
             room = min(len(self.slots), max(end, self.opened + self.opened // 2))
             grown = cells.new_empty(room, *cells.shape[1:], device=self.cells.device)
-            grown[: self.opened] = self.cells[: self.opened]
+            if self.opened:
+                grown[: self.opened] = self.cells[: self.opened]
             self.cells = grown
         self.cells[self.opened : end] = cells
         self.opened = end
@@ -208,7 +226,7 @@ class Tiled(Features):
             for span, place, tokens in tokens_by_image(spans, wanted)
         ]
         self._open([(image, tokens) for image, _, _, tokens in found], encode)
-        cells = self.images[0].cells
+        cells = next((image.cells for image in self.images if image.opened), self.images[0].cells)
         states = cells.new_zeros(*wanted.index.shape, cells.shape[-1])
         for image, row, place, tokens in found:
             tile, cell = image.places(tokens)

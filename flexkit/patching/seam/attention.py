@@ -47,6 +47,19 @@ def _high_res_attention(
     modeling = modeling_module(module)
     config: Any = module.config
     name = config.viewed._attn_implementation
+    # Eager attention hides what its mask hides, and nothing without one.
+    is_causal = name != "eager" and kwargs.get("is_causal", getattr(module, "is_causal", True))
+    if call is not None:
+        name, key, value, attention_mask = call.sees(
+            config.layer,
+            name,
+            key,
+            value,
+            attention_mask,
+            queries=query.shape[2],
+            is_causal=is_causal,
+            sliding_window=kwargs.get("sliding_window"),
+        )
     kernel = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(name, getattr(modeling, "eager_attention_forward", None))
     output, weights = kernel(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     if call is not None:
@@ -62,8 +75,7 @@ def _high_res_attention(
             softcap=None if name == "sdpa" else kwargs.get("softcap"),
             sinks=kwargs.get("s_aux", kwargs.get("sinks")),
             position_bias=kwargs.get("position_bias"),
-            # Eager attention hides what its mask hides, and nothing without one.
-            is_causal=name != "eager" and kwargs.get("is_causal", getattr(module, "is_causal", True)),
+            is_causal=is_causal,
             sliding_window=kwargs.get("sliding_window"),
             dropout=dropout,
         )

@@ -15,7 +15,7 @@ from flexkit.grids import Pair, fractional_positions, interpolate_table
 from flexkit.patching.seam.attention import apart, captured, map_tables, together, twin_of
 from flexkit.patching.seam.projections import own_projections
 
-__all__ = ["DecoderLayer", "find_decoder", "find_layers", "high_res_rotary", "rotary_embedding"]
+__all__ = ["DecoderLayer", "embeddings_of", "find_decoder", "find_layers", "high_res_rotary", "rotary_embedding"]
 
 _NORMS = ("input_layernorm", "k_input_layernorm", "operator_norm", "norm", "self_attn_layer_norm")
 
@@ -108,6 +108,38 @@ def find_decoder(model: Any) -> nn.Module:
             "`layers`."
         )
     return module
+
+
+def embeddings_of(model: Any, decoder: nn.Module, features: Tensor, valid: Tensor) -> dict[str, Any]:
+    """Image features as the text model takes them.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The whole model.
+    decoder : torch.nn.Module
+        Its text model.
+    features : torch.Tensor
+        ``(batch, tokens, parts * dim)``: what enters it, and what it adds behind some of its layers (deepstack).
+    valid : torch.Tensor
+        ``(batch, tokens)``, bool: which tokens there are.
+
+    Returns
+    -------
+    dict
+        Arguments of the text model.
+    """
+    dim = model.get_input_embeddings().embedding_dim
+    first, *deeper = rearrange(features, "b n (parts dim) -> parts b n dim", dim=dim)
+    arguments: dict[str, Any] = {"inputs_embeds": first / getattr(decoder, "embedding_multiplier", 1.0)}
+    if deeper and "deepstack_features" in inspect.signature(decoder.forward).parameters:
+        layers = [layer for _, layer in model.config.deepstack_layer_map] + model.config.spatial_target_layers
+        arguments["vision_mask"] = valid[..., None]
+        arguments["deepstack_features"] = {layer: part[valid] for layer, part in zip(layers, deeper, strict=True)}
+    elif deeper:
+        arguments["visual_pos_masks"] = valid
+        arguments["deepstack_visual_embeds"] = [part[valid] for part in deeper]
+    return arguments
 
 
 def find_layers(decoder: nn.Module) -> list[DecoderLayer]:

@@ -1,0 +1,257 @@
+"""How often the text model runs in a call that reads own states of high-res tokens, and on what.
+
+A token can only pass through the layers once all of them have run its image. So the text model runs, and notes which
+tokens its rows selected that are not there; these are run, and the querying rows again, until nothing is missing.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, StaticLayer
+
+from flexkit.attention.core import hidden_keys
+from flexkit.attention.layer import HighResKeys
+from flexkit.attention.ragged import RaggedIndex
+from flexkit.grids import fractional_positions
+from flexkit.patching.call.call import FlexCall
+from flexkit.patching.call.own_states import LayerKeys, OwnStates, Passing
+from flexkit.patching.memory.high_res import HighResMemory
+from flexkit.patching.memory.tokens import ImageSpan, Prefix, tokens_by_image
+from flexkit.patching.seam.config_view import CALL
+from flexkit.patching.seam.decoder import DecoderLayer, embeddings_of
+
+__all__ = ["read_own_states"]
+
+_OWN = ("inputs_embeds", "position_ids", "attention_mask", "visual_pos_masks", "vision_mask")
+"""Arguments of the text model by position that tokens have of their own."""
+_TOGETHER = 1024
+"""How many tokens of a batch row are run at a time, which bounds the mask of what each of them sees."""
+
+
+def read_own_states(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Forward hook of the text model: run the tokens that are missing, and the querying rows again, until none is."""
+    first: FlexCall | None = kwargs.get(CALL)
+    if first is None or first.own is None or torch.compiler.is_compiling():
+        return output
+    arguments = inspect.signature(decoder.forward).bind(*args, **kwargs).arguments
+    inputs = {**arguments, **arguments.pop("kwargs", {})}
+    call, own, memory, written = first, first.own, first.memory, None
+    layers, ends = call.patch.layers, [own.past + own.length] * memory.batch
+    while own.missing is not None and bool(own.missing.any()):
+        wanted, final = _wanted(own, own.missing, call)
+        _note_prefixes(memory, own, layers, final, inputs)
+        held = _run_tokens(decoder, call, own, wanted)
+        call, own = _again(call, own, held)
+        written = DynamicCache(config=decoder.config)
+        rest = _from(inputs, own) | {"past_key_values": written, CALL: call}
+        output = _joined(output, decoder.forward(**rest), own)
+    _note_prefixes(memory, own, layers, ends, inputs)
+    if call.projection == "full":
+        own.held = _run_tokens(decoder, call, own, _tokens_of(memory, ends))
+    if not call.training and call.projection != "recompute":
+        limit = call.patch.config.limit_kept(memory.tokens)
+        memory.projected = {
+            index: held if own.read is None or held.key.shape[2] <= limit else held.only(own.read)
+            for index, held in own.held.items()
+        }
+    if written is not None:
+        first.last = call
+        _replace_end(inputs.get("past_key_values") or _cache_of(output), written, own)
+    return output
+
+
+def _wanted(own: OwnStates, missing: Tensor, call: FlexCall) -> tuple[Tensor, list[int]]:
+    """The missing tokens that can be run, and behind which position of each batch row nothing is final yet.
+
+    What stands in front of the first row that wants something missing will not change. So the tokens of images that
+    end there can be run; rows behind may want those of later images.
+    """
+    lack = missing.any(-1) & call.rows.valid
+    places = torch.where(lack, call.rows.index + own.past + own.start, own.past + own.length)
+    final = places.amin(-1).tolist()
+    known = _tokens_of(call.memory, final)
+    return known if call.projection == "full" else known & missing.any(1), final
+
+
+def _again(call: FlexCall, own: OwnStates, held: Mapping[int, HighResKeys]) -> tuple[FlexCall, OwnStates]:
+    """The call from its first querying position on, with these own states."""
+    start = int(call.rows.mask.any(0).int().argmax())
+    again = call.querying(call.rows.mask[:, start:])
+    again.past = call.past + start
+    again.own = own.again(start, held)
+    return again, again.own
+
+
+def _tokens_of(memory: HighResMemory, ends: Sequence[int]) -> Tensor:
+    """``(batch, tokens)``, bool: those of the images that end in front of a position of their batch row."""
+    ended = torch.zeros(memory.batch, memory.tokens, dtype=torch.bool, device=memory.device)
+    for span in memory.images:
+        if span.end <= ends[span.row]:
+            ended[span.row, span.start : span.start + span.tokens] = True
+    return ended
+
+
+def _note_prefixes(
+    memory: HighResMemory,
+    own: OwnStates,
+    layers: Mapping[int, DecoderLayer],
+    ends: Sequence[int],
+    inputs: Mapping[str, Any],
+) -> None:
+    """Note what the last low-res tokens of images see that end in this call, and in front of ``ends``."""
+    new = [span for span in memory.images if not span.prefix and own.past < span.end <= ends[span.row]]
+    if not new:
+        return
+    last = torch.zeros(memory.batch, own.length, dtype=torch.bool, device=memory.device)
+    for span in new:
+        last[span.row, span.end - own.past - 1] = True
+    rows, seen = RaggedIndex(last), dict[tuple[object, ...], Tensor | None]()
+
+    def visible(span: ImageSpan, known: LayerKeys) -> Tensor:
+        if known.kind not in seen:
+            mask = known.rows(rows, own.past)
+            seen[known.kind] = None if mask is None else (~hidden_keys(mask)).any(1)
+        of_rows, columns = seen[known.kind], span.end - known.offset
+        if of_rows is None:
+            return torch.ones(columns, dtype=torch.bool, device=memory.device)
+        row = of_rows[min(span.row, len(of_rows) - 1), int(last[span.row, : span.end - own.past - 1].sum())]
+        return row[:columns]
+
+    batch = memory.batch, own.length
+    by_word = {
+        name: value
+        for name, value in inputs.items()
+        if name not in _OWN and isinstance(value, Tensor) and value.shape[:2] == batch
+    }
+    noted = {}
+    for span in new:
+        prefix, shared = {}, dict[tuple[object, ...], Prefix]()
+        for index, known in own.keys.items():
+            if layers[index].is_windowed or known.sliding_window is not None:  # its cache forgets them
+                mask = visible(span, known)
+                first = int(mask.int().argmax())
+                parts = (part[span.row, :, first : len(mask)].clone() for part in (known.key, known.value))
+                prefix[index] = Prefix(mask[first:], *parts)
+            else:
+                if known.kind not in shared:
+                    shared[known.kind] = Prefix(visible(span, known))
+                prefix[index] = shared[known.kind]
+        typed = {name: value[span.row, span.end - own.past - 1] for name, value in by_word.items()}
+        noted[span] = replace(span, prefix=prefix, typed=typed)
+    memory.images = tuple(noted.get(span, span) for span in memory.images)
+
+
+def _run_tokens(decoder: nn.Module, call: FlexCall, own: OwnStates, wanted: Tensor) -> dict[int, HighResKeys]:
+    """The own states that are there, and those of the tokens ``(batch, tokens)`` that are wanted besides."""
+    memory, held = call.memory, dict(own.held)
+    first = next(iter(held.values()), None)
+    wanted = wanted if first is None else wanted & ~first.tokens.mask
+    order = wanted.cumsum(-1) - 1
+    for begin in range(0, int(wanted.sum(-1).amax()), _TOGETHER):
+        tokens = RaggedIndex(wanted & (order >= begin) & (order < begin + _TOGETHER))
+        features = memory.features.of(tokens, memory.images, call.encode)
+        places = [found for found in tokens_by_image(memory.images, tokens) if found[2] is None or len(found[2])]
+        passing = Passing(call.patch.layers, own.keys, tokens, places)
+        typed = {
+            name: _laid_out(tokens, [(span.row, place, span.typed[name]) for span, place, _ in places])
+            for name in places[0][0].typed
+        }
+        entering = embeddings_of(call.patch.model, decoder, features, tokens.valid)
+        positions = _positions(tokens, places)
+        decoder.forward(position_ids=positions, use_cache=False, **entering, **typed, **{CALL: passing})
+        for index in call.patch.reading:
+            key, value = (states.nan_to_num() for states in passing.states[index])
+            new = HighResKeys(key, value, tokens)
+            held[index] = held[index].and_then(new) if index in held else new
+    return held
+
+
+def _laid_out(tokens: RaggedIndex, parts: Sequence[tuple[int, Any, Tensor]]) -> Tensor:
+    """``(batch, tokens, ...)`` of parts of batch rows; zero where rows are padded."""
+    first = parts[0][2]
+    whole = first.new_zeros(*tokens.index.shape, *first.shape)
+    for row, place, states in parts:
+        whole[row, place] = states
+    return whole
+
+
+def _positions(tokens: RaggedIndex, places: Sequence[tuple[ImageSpan, Any, Tensor | None]]) -> Tensor:
+    """``([axes,] batch, tokens)``: where tokens lie between the low-res ones."""
+    found = []
+    for span, place, local in places:
+        if span.positions is None:
+            raise RuntimeError("the rotary positions of an image are unknown: the text model ran without its hook.")
+        positions = fractional_positions(span.positions, span.grid, span.zoom)
+        found.append((span.row, place, positions if local is None else positions[:, local]))
+    first = found[0][2]
+    whole = first.new_zeros(len(first), *tokens.index.shape)
+    for row, place, positions in found:
+        whole[:, row, place] = positions
+    return whole if len(whole) > 1 else whole[0]
+
+
+def _from(inputs: Mapping[str, Any], own: OwnStates) -> dict[str, Any]:
+    """The text model's arguments for a run from ``own.start`` on, which sees by what is behind it."""
+    start, length = own.start, own.length
+    embeds = inputs["inputs_embeds"]
+    batch = len(embeds)
+    cut: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.shape[:2] == (batch, length):
+            cut[name] = value[:, start:]
+        elif isinstance(value, Tensor) and name in ("position_ids", "cache_position"):
+            cut[name] = value[..., start:]
+        elif name == "deepstack_visual_embeds" and value is not None:
+            behind = inputs["visual_pos_masks"].nonzero()[:, 1] >= start
+            cut[name] = [states[behind] for states in value]
+        elif name == "deepstack_features" and value is not None:
+            behind = inputs["vision_mask"][..., 0].nonzero()[:, 1] >= start
+            cut[name] = {layer: states[behind] for layer, states in value.items()}
+        else:
+            cut[name] = value
+    if cut.get("position_ids") is None:
+        cut["position_ids"] = (own.past + torch.arange(start, length, device=embeds.device))[None]
+    return cut | {"attention_mask": None, "use_cache": True}
+
+
+def _joined(whole: Any, end: Any, own: OwnStates) -> Any:
+    """An output of the call, and that of a run of its end in the place of its end."""
+    if isinstance(whole, Tensor):
+        axes = [axis for axis, (a, b) in enumerate(zip(whole.shape, end.shape, strict=True)) if a != b]
+        if not axes:
+            return end
+        return torch.cat([whole.narrow(axes[0], 0, own.start), end], dim=axes[0])
+    if isinstance(whole, Cache) or end is None:
+        return whole
+    if isinstance(whole, Mapping):
+        return type(whole)(**{name: _joined(value, end.get(name), own) for name, value in whole.items()})
+    return tuple(_joined(*both, own) for both in zip(whole, end, strict=False))
+
+
+def _cache_of(output: Any) -> Cache | None:
+    values = output if isinstance(output, tuple) else output.values()
+    return next((value for value in values if isinstance(value, Cache)), None)
+
+
+def _replace_end(cache: Any, written: DynamicCache, own: OwnStates) -> None:
+    """Put what the last run wrote in the place of what the first one left in a cache."""
+    if cache is None:
+        return
+    end = own.past + own.length
+    for slot, new in zip(cache.layers, written.layers, strict=False):
+        if slot.keys is None or new.keys is None:  # shares those of another layer
+            continue
+        count = new.keys.shape[2]
+        if isinstance(slot, StaticLayer):
+            stop = min(end, slot.keys.shape[2])
+            start = max(0, stop - count)
+            slot.keys[:, :, start:stop] = new.keys[:, :, start - stop :]
+            slot.values[:, :, start:stop] = new.values[:, :, start - stop :]
+        elif slot.keys.numel():
+            kept = min(count, slot.keys.shape[2])
+            slot.keys = torch.cat([slot.keys[:, :, :-kept], new.keys[:, :, -kept:].to(slot.keys.device)], dim=2)
+            slot.values = torch.cat([slot.values[:, :, :-kept], new.values[:, :, -kept:].to(slot.values.device)], dim=2)
