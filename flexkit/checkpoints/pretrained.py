@@ -80,7 +80,7 @@ def save_pretrained(
     base = _without(self, added)
     vars(base)["_get_files_timestamps"] = _timestamps_of_others
     save = partial(type(self).save_pretrained, base, save_directory, is_main_process, state_dict, *args, **kwargs)
-    if not weights or Path(save_directory).is_file():
+    if len(weights) < len(added) or Path(save_directory).is_file():
         save()
         return
     main = self.should_save_on_this_rank(is_main_process)

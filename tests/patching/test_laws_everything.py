@@ -79,7 +79,9 @@ def tolerance_of(config: dict[str, Any], exact: float, *, rounded: float) -> flo
 
 @pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=10)
-@given(data=st.data(), padding=st.sampled_from(["left", "right"]), config=settings_of())
+@given(
+    data=st.data(), padding=st.sampled_from(["left", "right"]), config=settings_of(high_res_states=st.just("features"))
+)
 def test_layers_are_naive_joint_attention(name: str, data: st.DataObject, padding: str, config: dict[str, Any]) -> None:
     model = model_of(name, implementation="spying")
     zoom = config["zoom"]
@@ -171,6 +173,7 @@ full = settings_of(
     budget=st.none(),
     alpha=st.just(1.0),
     zoom=st.sampled_from(ZOOMS),
+    high_res_states=st.just("features"),
 )
 
 

@@ -94,9 +94,12 @@ def test_tiles_that_nobody_selects_do_not_matter(
             assert not torch.equal(model(**inputs | {"hd_pixel_values": everything_else}).logits, expected)
 
 
+projected = settings_of(alpha=st.just(1.0), projection=st.just("full"), high_res_states=st.just("features"))
+
+
 @pytest.mark.parametrize("name", MAIN)
 @settings(max_examples=10)
-@given(data=st.data(), config=settings_of(alpha=st.just(1.0), projection=st.just("full")))
+@given(data=st.data(), config=projected)
 def test_unselected_tokens_get_no_gradient(name: str, data: st.DataObject, config: dict[str, Any]) -> None:
     """Where they are projected at all."""
     model = model_of(name)

@@ -29,6 +29,7 @@ drawn = settings_of(
     queries=st.just("last"),
     alpha=st.just(1.0),
     budget=st.sampled_from([None, 3, 0.5]),
+    high_res_states=st.just("features"),
 )
 
 

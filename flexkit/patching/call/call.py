@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,10 +66,16 @@ class FlexCall:
         self.levels, self.sources = group_images(self.memory), self.patch.sources
         self.records, self.shares_selection = bool(self.patch.recorders), self.patch.config.shares_selection
 
-    def querying(self, mask: Tensor) -> "FlexCall":
+    @cached_property
+    def behind(self) -> Tensor:
+        """``(batch, queries, tokens)``, bool: whether the row stands behind the image of the token."""
+        return (self.rows.index + self.past)[..., None] >= self.memory.ends[:, None]
+
+    def querying(self, mask: Tensor, **changed: Any) -> "FlexCall":
         """The same call with other querying positions ``(batch, length)``, before any layer has run."""
-        own = self.own and replace(self.own, keys={}, missing=None)
-        return replace(self, rows=RaggedIndex(mask), selections={}, opened={}, visited=set(), seen=[], own=own)
+        if self.own is not None:
+            changed = {"own": replace(self.own, keys={}, missing=None)} | changed
+        return replace(self, rows=RaggedIndex(mask), selections={}, opened={}, visited=set(), seen=[], **changed)
 
     def sees(
         self,
@@ -159,11 +166,12 @@ class FlexCall:
         )
         shared_from = self.rows.last if self.shares_selection else None
         if self.records or layer in self.sources:
+            earlier = patch.before(layer)
             self.selections[layer] = select_tokens(
                 config.selector,
                 looked.seen.images,
                 looked.map,
-                before=self.selections.get(patch.before(layer)),
+                before=self.selections.get(earlier) if earlier in self.sources else None,  # recorded or not
                 layer=layer if config.select_from == "same" else layer + 1,
                 shared_from=shared_from,
             )
@@ -178,7 +186,7 @@ class FlexCall:
         if not self.rows.whole:
             selected = selected & self.rows.valid[..., None]
         if self.own is not None:
-            selected = self.own.there(selected)
+            selected = self.own.there(selected & self.behind)
             if layer not in self.own.held:
                 return base[:, skipped:]
         joint = read(

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, StaticLayer
+from transformers.cache_utils import Cache, DynamicCache, QuantizedLayer, StaticLayer
 
 from flexkit.attention.core import hidden_keys
 from flexkit.attention.layer import HighResKeys
 from flexkit.attention.ragged import RaggedIndex
+from flexkit.errors import HighResInputError
 from flexkit.grids import fractional_positions
 from flexkit.patching.call.call import FlexCall
 from flexkit.patching.call.own_states import LayerKeys, OwnStates, Passing
@@ -37,21 +38,23 @@ def read_own_states(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     first: FlexCall | None = kwargs.get(CALL)
     if first is None or first.own is None or torch.compiler.is_compiling():
         return output
-    arguments = inspect.signature(decoder.forward).bind(*args, **kwargs).arguments
-    inputs = {**arguments, **arguments.pop("kwargs", {})}
+    names = inspect.signature(type(decoder).forward).parameters
+    inputs = dict(zip(list(names)[1:], args, strict=False)) | kwargs
     call, own, memory, written = first, first.own, first.memory, None
     layers, ends = call.patch.layers, [own.past + own.length] * memory.batch
+    reading = torch.zeros(memory.batch, dtype=torch.bool, device=memory.device)
     while own.missing is not None and bool(own.missing.any()):
+        reading = reading | own.missing.flatten(1).any(1)
         wanted, final = _wanted(own, own.missing, call)
         _note_prefixes(memory, own, layers, final, inputs)
         held = _run_tokens(decoder, call, own, wanted)
         call, own = _again(call, own, held)
         written = DynamicCache(config=decoder.config)
         rest = _from(inputs, own) | {"past_key_values": written, CALL: call}
-        output = _joined(output, decoder.forward(**rest), own)
+        output = _joined(output, decoder.forward(**rest), own.start, reading)
     _note_prefixes(memory, own, layers, ends, inputs)
     if call.projection == "full":
-        own.held = _run_tokens(decoder, call, own, _tokens_of(memory, ends))
+        own.held = _run_tokens(decoder, call, own, memory.ends <= own.past + own.length)
     if not call.training and call.projection != "recompute":
         limit = call.patch.config.limit_kept(memory.tokens)
         memory.projected = {
@@ -60,7 +63,7 @@ def read_own_states(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
         }
     if written is not None:
         first.last = call
-        _replace_end(inputs.get("past_key_values") or _cache_of(output), written, own)
+        _replace_end(inputs.get("past_key_values") or _cache_of(output), written, own, reading)
     return output
 
 
@@ -73,26 +76,15 @@ def _wanted(own: OwnStates, missing: Tensor, call: FlexCall) -> tuple[Tensor, li
     lack = missing.any(-1) & call.rows.valid
     places = torch.where(lack, call.rows.index + own.past + own.start, own.past + own.length)
     final = places.amin(-1).tolist()
-    known = _tokens_of(call.memory, final)
+    known = call.memory.ends <= torch.tensor(final, device=missing.device)[:, None]
     return known if call.projection == "full" else known & missing.any(1), final
 
 
 def _again(call: FlexCall, own: OwnStates, held: Mapping[int, HighResKeys]) -> tuple[FlexCall, OwnStates]:
     """The call from its first querying position on, with these own states."""
     start = int(call.rows.mask.any(0).int().argmax())
-    again = call.querying(call.rows.mask[:, start:])
-    again.past = call.past + start
-    again.own = own.again(start, held)
-    return again, again.own
-
-
-def _tokens_of(memory: HighResMemory, ends: Sequence[int]) -> Tensor:
-    """``(batch, tokens)``, bool: those of the images that end in front of a position of their batch row."""
-    ended = torch.zeros(memory.batch, memory.tokens, dtype=torch.bool, device=memory.device)
-    for span in memory.images:
-        if span.end <= ends[span.row]:
-            ended[span.row, span.start : span.start + span.tokens] = True
-    return ended
+    own = own.again(start, held)
+    return call.querying(call.rows.mask[:, start:], past=call.past + start, own=own), own
 
 
 def _note_prefixes(
@@ -218,18 +210,19 @@ def _from(inputs: Mapping[str, Any], own: OwnStates) -> dict[str, Any]:
     return cut | {"attention_mask": None, "use_cache": True}
 
 
-def _joined(whole: Any, end: Any, own: OwnStates) -> Any:
-    """An output of the call, and that of a run of its end in the place of its end."""
+def _joined(whole: Any, end: Any, start: int, reading: Tensor) -> Any:
+    """An output of the call, and that of a run of its end in the place of its end, in the batch rows that read."""
     if isinstance(whole, Tensor):
-        axes = [axis for axis, (a, b) in enumerate(zip(whole.shape, end.shape, strict=True)) if a != b]
-        if not axes:
-            return end
-        return torch.cat([whole.narrow(axes[0], 0, own.start), end], dim=axes[0])
+        differ = [axis for axis, (a, b) in enumerate(zip(whole.shape, end.shape, strict=True)) if a != b]
+        axis = differ[0] if differ else 1
+        mask = reading.view(-1, *[1] * (end.ndim - 1))
+        rest = torch.where(mask, end, whole.narrow(axis, whole.shape[axis] - end.shape[axis], end.shape[axis]))
+        return torch.cat([whole.narrow(axis, 0, start), rest], dim=axis) if start else rest
     if isinstance(whole, Cache) or end is None:
         return whole
     if isinstance(whole, Mapping):
-        return type(whole)(**{name: _joined(value, end.get(name), own) for name, value in whole.items()})
-    return tuple(_joined(*both, own) for both in zip(whole, end, strict=False))
+        return type(whole)(**{name: _joined(value, end.get(name), start, reading) for name, value in whole.items()})
+    return tuple(_joined(*both, start, reading) for both in zip(whole, end, strict=False))
 
 
 def _cache_of(output: Any) -> Cache | None:
@@ -237,21 +230,25 @@ def _cache_of(output: Any) -> Cache | None:
     return next((value for value in values if isinstance(value, Cache)), None)
 
 
-def _replace_end(cache: Any, written: DynamicCache, own: OwnStates) -> None:
-    """Put what the last run wrote in the place of what the first one left in a cache."""
+def _replace_end(cache: Cache | None, written: DynamicCache, own: OwnStates, reading: Tensor) -> None:
+    """Put what the last run wrote in the place of what the first one left in a cache, in the batch rows that read."""
     if cache is None:
         return
-    end = own.past + own.length
+    mask, end = reading[:, None, None, None], own.past + own.length
     for slot, new in zip(cache.layers, written.layers, strict=False):
+        if isinstance(slot, QuantizedLayer):
+            raise HighResInputError(
+                "own states of high-res tokens need a cache in which the last positions can be written again, and this "
+                "one is quantised; use another cache_implementation."
+            )
         if slot.keys is None or new.keys is None:  # shares those of another layer
             continue
-        count = new.keys.shape[2]
-        if isinstance(slot, StaticLayer):
-            stop = min(end, slot.keys.shape[2])
-            start = max(0, stop - count)
-            slot.keys[:, :, start:stop] = new.keys[:, :, start - stop :]
-            slot.values[:, :, start:stop] = new.values[:, :, start - stop :]
-        elif slot.keys.numel():
-            kept = min(count, slot.keys.shape[2])
-            slot.keys = torch.cat([slot.keys[:, :, :-kept], new.keys[:, :, -kept:].to(slot.keys.device)], dim=2)
-            slot.values = torch.cat([slot.values[:, :, :-kept], new.values[:, :, -kept:].to(slot.values.device)], dim=2)
+        stop = min(end, slot.keys.shape[2]) if isinstance(slot, StaticLayer) else slot.keys.shape[2]
+        count = min(new.keys.shape[2], stop)
+        for name in ("keys", "values"):
+            old, states = getattr(slot, name), getattr(new, name)[:, :, new.keys.shape[2] - count :]
+            states = torch.where(mask, states, old[:, :, stop - count : stop].to(states.device)).to(old.device)
+            if isinstance(slot, StaticLayer):
+                old[:, :, stop - count : stop] = states
+            else:
+                setattr(slot, name, torch.cat([old[:, :, : stop - count], states], dim=2))

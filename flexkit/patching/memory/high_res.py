@@ -82,6 +82,14 @@ class HighResMemory:
         return RaggedIndex.all(torch.ones(self.batch, self.tokens, dtype=torch.bool, device=self.device))
 
     @property
+    def ends(self) -> Tensor:
+        """``(batch, tokens)``, int64: position behind the image of each token; out of reach where rows are padded."""
+        ends = torch.full((self.batch, self.tokens), torch.iinfo(torch.int64).max)
+        for span in self.images:
+            ends[span.row, span.start : span.start + span.tokens] = span.end
+        return ends.to(self.device)
+
+    @property
     def bytes(self) -> int:
         """What the high-res tokens and all that is kept of them take up."""
         return self.features.bytes + sum(held.bytes for held in self.projected.values())

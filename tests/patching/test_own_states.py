@@ -1,0 +1,125 @@
+"""Own states of high-res tokens: however they are run, kept and trained on, the same comes out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+import flexkit
+from flexkit import FlexConfig, HighResInputError
+from flexkit.patching.memory import cached_memory
+from tests.patching.tiles import tiled_prompt
+from tests.patching.ways import assert_same_logits, families, generate, inputs_of, logits_of, plain
+from tests.zoo import Row
+
+OWN = {"high_res_states": "own", "select_from": "same", "start_layer": 1, "zoom": 2, "policy": flexkit.TopK(3)}
+
+
+def patched(name: str, **settings: Any) -> Any:
+    return flexkit.patch_model(plain(name), FlexConfig(**OWN | settings))
+
+
+@families
+def test_nothing_is_added(name: str) -> None:
+    before = plain(name).state_dict()
+    model = patched(name)
+    assert not list(flexkit.flex_parameters(model))
+    assert model.state_dict().keys() == before.keys()
+
+
+@families
+@pytest.mark.parametrize("settings", [{"projection": "full"}, {"projection": "recompute"}, {"kept": 2}], ids=str)
+def test_lazy_equals_eager(name: str, settings: dict[str, Any]) -> None:
+    inputs = inputs_of(name)
+    assert_same_logits(generate(patched(name, **settings), inputs), generate(patched(name), inputs))
+
+
+@families
+@pytest.mark.parametrize("ways", [{"use_cache": False}, {"cache_implementation": "static"}], ids=str)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_caches_do_not_matter(name: str, ways: dict[str, Any], beams: int) -> None:
+    model, inputs = patched(name), inputs_of(name)
+    assert_same_logits(generate(model, inputs, num_beams=beams, **ways), generate(model, inputs, num_beams=beams))
+
+
+@families
+def test_tokens_pass_once(name: str) -> None:
+    """Later calls run those alone that nobody has selected before."""
+    model, inputs = patched(name), inputs_of(name, [Row()])
+    passed = []
+    decoder = model.get_decoder()
+    forward = decoder.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        if type(kwargs["flexkit_call"]).__name__ == "Passing":
+            passed.append(kwargs["inputs_embeds"].shape[1])
+        return forward(*args, **kwargs)
+
+    decoder.forward = counted
+    cache = DynamicCache(config=decoder.config)
+    with torch.no_grad():
+        for _ in range(3):
+            output = model(**inputs, past_key_values=cache)
+            inputs = {"input_ids": output.logits[:, -1:].argmax(-1)}
+    memory = cached_memory(cache)
+    assert memory is not None
+    held = next(iter(memory.projected.values()))
+    assert sum(passed) == int(held.tokens.mask.sum()) > 0
+    assert len(passed) < 3 * model.config.get_text_config().num_hidden_layers
+
+
+@families
+def test_gradient_checkpointing(name: str) -> None:
+    model, inputs = patched(name), inputs_of(name)
+    model.train()
+    labels = inputs["input_ids"].clone()
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        return {key: weight.grad.clone() for key, weight in model.named_parameters() if weight.grad is not None}
+
+    at_once = gradients()
+    model.gradient_checkpointing_enable()
+    torch.testing.assert_close(gradients(), at_once)
+    with flexkit.disabled(model):
+        base = gradients()
+    moved = [key for key, gradient in at_once.items() if not torch.allclose(gradient, base[key])]
+    assert any("k_proj" in key for key in moved)
+    assert any("v_proj" in key for key in moved)
+
+
+@families
+def test_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    model, inputs = patched(name), inputs_of(name)
+    model.save_pretrained(tmp_path)
+    loaded = flexkit.from_pretrained(tmp_path, dtype=model.dtype)
+    torch.testing.assert_close(logits_of(loaded, inputs), logits_of(model, inputs))
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3"])
+@torch.no_grad()
+def test_a_pyramid_is_read_in_steps_as_at_once(name: str) -> None:
+    model = patched(name, levels=2, policy=flexkit.TopK(2))
+    inputs = tiled_prompt(name, [Row(words=4)], (2, 2), 2)
+    length = inputs["input_ids"].shape[1]
+    queries = torch.arange(length)[None] >= length - 2
+    whole = model(**inputs, hd_queries=queries).logits
+    cache = DynamicCache(config=model.config.get_text_config())
+    first = {key: value[:, :-1] if key in ("input_ids", "token_type_ids") else value for key, value in inputs.items()}
+    first["attention_mask"] = inputs["attention_mask"][:, :-1]
+    found = [model(**first, past_key_values=cache).logits[:, -1]]
+    last = {"input_ids": inputs["input_ids"][:, -1:], "attention_mask": inputs["attention_mask"]}
+    found.append(model(**last, past_key_values=cache).logits[:, -1])
+    torch.testing.assert_close(torch.stack(found, 1), whole[:, -2:], rtol=1e-5, atol=1e-5)
+
+
+def test_a_quantised_cache_is_refused() -> None:
+    from tests.ways.test_caches import cache_of
+
+    model, inputs = patched("llava"), inputs_of("llava")
+    with pytest.raises(HighResInputError, match="quantised"):
+        model(**inputs, past_key_values=cache_of("lossless", model))
