@@ -14,7 +14,15 @@ from flexkit.grids import Pair, resample_nearest, zoom_pair
 from flexkit.selection import AttentionMapSelector, dilate
 from flexkit.selection.ranking import cells_of
 
-__all__ = ["Selection", "bias_of_tokens", "hidden_cells", "open_tokens", "replaced_keys", "select_tokens"]
+__all__ = [
+    "Selection",
+    "bias_of_tokens",
+    "hidden_cells",
+    "open_tokens",
+    "replaced_keys",
+    "select_once",
+    "select_tokens",
+]
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,6 +111,27 @@ def select_tokens(
         masks.append(mask if shared_from is None else _of_shared_row(mask, group, shared_from))
         maps.append(scores)
     return Selection(tuple(groups), tuple(masks), tuple(maps))
+
+
+@torch.no_grad()
+def select_once(selector: AttentionMapSelector, selections: Sequence[Selection]) -> Selection:
+    """One selection from the mean of the maps of several layers, each of which counts as much as it has of an image.
+
+    Parameters
+    ----------
+    selector : AttentionMapSelector
+        The selector.
+    selections : sequence of Selection
+        What the layers selected, from the same images.
+    """
+    groups = selections[0].groups
+    shares = [
+        [scores / scores.sum((-2, -1), keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny) for scores in of.scores]
+        for of in selections
+    ]
+    maps = tuple(torch.stack(of_group).mean(0) for of_group in zip(*shares, strict=True))
+    masks = tuple(selector.select(scores, group.zoom) for scores, group in zip(maps, groups, strict=True))
+    return Selection(groups, masks, maps)
 
 
 @torch.no_grad()

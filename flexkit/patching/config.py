@@ -56,6 +56,9 @@ class FlexConfig:
         are added and trained, as in the paper. ``"own"``: their own hidden states in each layer, by the layer's own
         projections: a token that is read first passes through the text model once, where it sees what stands in front
         of the end of its image, and itself. Adds no weights, and rotates at fractional positions.
+    select_layers : sequence of int, optional
+        Layers whose maps together make one selection, which all layers that read share, and all positions of an answer:
+        its first one, the last of the prompt, selects. By default each layer has its own. Needs own states.
     low_res_keys : {"keep", "replace"}
         Whether a querying row still sees the low-res keys of the cells whose high-res tokens it reads.
     replace_dilation : int
@@ -107,6 +110,7 @@ class FlexConfig:
     queries: Literal["last", "all"] | Tensor = "last"
     select_from: Literal["previous", "same"] = "previous"
     high_res_states: Literal["features", "own"] = "features"
+    select_layers: Sequence[int] | None = None
     low_res_keys: Literal["keep", "replace"] = "keep"
     replace_dilation: int = 0
     logit_bias: float = 0.0
@@ -155,6 +159,12 @@ class FlexConfig:
             raise ConfigError(f"start_layer must be an int or None, got {self.start_layer!r}.")
         if self.kept is not None and not is_count(self.kept):
             raise ConfigError(f"kept must be a number of tokens, or a share of them in (0, 1]; got {self.kept!r}.")
+        if self.select_layers is not None:
+            layers = self.select_layers
+            if not isinstance(layers, Sequence) or not layers or not all(is_int(layer, minimum=0) for layer in layers):
+                raise ConfigError(f"select_layers must be one or more indices of layers, or None; got {layers!r}.")
+            if self.high_res_states != "own" or self.levels > 1:
+                raise ConfigError('select_layers need high_res_states="own" and levels=1.')
         if self.heads is not None and not isinstance(self.heads, Sequence):
             raise ConfigError(f"heads must be a sequence of ints or None, got {self.heads!r}.")
         # What follows is worked out once: a call asks for it in every layer.
@@ -236,7 +246,8 @@ class FlexConfig:
         plain = {setting.name: getattr(self, setting.name) for setting in fields(self) if setting.init}
         plain["policy"] = policy_to_dict(self.policy) if isinstance(self.policy, Policy | Schedule) else None
         plain["zoom"] = None if self.zoom is None else list(self.zoom_pair)
-        plain["heads"] = None if self.heads is None else list(self.heads)
+        for name in ("heads", "select_layers"):
+            plain[name] = None if plain[name] is None else list(plain[name])
         return plain
 
     @classmethod
@@ -257,7 +268,7 @@ class FlexConfig:
         if policy is None and settings.get("policy") is not None:
             policy = policy_from_dict(settings["policy"])
         settings["policy"] = policy
-        for name in ("zoom", "heads"):
+        for name in ("zoom", "heads", "select_layers"):
             if settings.get(name) is not None:
                 settings[name] = tuple(settings[name])
         return cls(**settings)

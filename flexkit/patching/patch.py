@@ -353,6 +353,9 @@ def _resolved(
             f"start_layer must be an int from {lowest} to {layers[-1].index} for the {len(layers)} layers with "
             f"attention of this model, got {start!r}.{reason}"
         )
+    unknown = sorted(set(config.select_layers or ()) - {layer.index for layer in layers})
+    if unknown:
+        raise ConfigError(f"select_layers holds {unknown}; layers with attention are {[of.index for of in layers]}.")
     if config.key_norm and any(layer.input_norm is None for layer in layers):
         raise ConfigError("key_norm needs the norm in front of the attention, and here is none that flexkit knows.")
     if config.high_res_states == "own":

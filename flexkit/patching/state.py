@@ -127,6 +127,8 @@ class Patch:
     @property
     def sources(self) -> set[int]:
         """The layers whose maps are read."""
+        if self.config.select_layers is not None:
+            return set(self.config.select_layers)
         first: Any = self.config.start_layer
         return {self.source(layer) for layer in self.layers if layer >= first}
 

@@ -68,11 +68,10 @@ def test_nothing_selected_is_the_base_model(family: Family) -> None:
 
 
 @every_family
-@pytest.mark.parametrize("select_from", ["same", "previous"])
-def test_decoding_equals_recomputing(family: Family, select_from: str) -> None:
+@pytest.mark.parametrize("settings", [{}, {"select_from": "previous"}, {"select_layers": (1, 2)}], ids=str)
+def test_decoding_equals_recomputing(family: Family, settings: dict[str, Any]) -> None:
     model, inputs = family.model(), prompt(family, [Row()])
-    settings = OWN | {"policy": flexkit.TopK(3), "select_from": select_from, "start_layer": 1}
-    flexkit.patch_model(model, FlexConfig(**settings))
+    flexkit.patch_model(model, FlexConfig(**OWN | {"policy": flexkit.TopK(3), "start_layer": 1} | settings))
     output = generation(model, inputs)
     again = logits(model, continued(family, inputs, output))[:, -len(output.logits) - 1 : -1]
     torch.testing.assert_close(torch.stack(output.logits, 1), again.float(), rtol=1e-4, atol=1e-4)

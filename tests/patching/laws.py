@@ -84,6 +84,7 @@ def settings_of(**fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, 
         "queries": st.sampled_from(["last", "all"]),
         "select_from": st.sampled_from(["previous", "same"]),
         "high_res_states": st.sampled_from(["features", "own"]),
+        "select_layers": st.sampled_from([None, (1, 2)]),
         "low_res_keys": st.sampled_from(["keep", "replace"]),
         "replace_dilation": st.integers(0, 1),
         "logit_bias": st.sampled_from([0.0, -1.5, 2.0]),
@@ -97,7 +98,12 @@ def settings_of(**fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, 
         "budget": st.sampled_from([None, 0.3, 2]),
         "alpha": st.sampled_from([1.0, 0.3]),
     }
-    return st.fixed_dictionaries(options | fixed)
+    return st.fixed_dictionaries(options | fixed).map(_consistent)
+
+
+def _consistent(config: dict[str, Any]) -> dict[str, Any]:
+    """One selection is made of own states only."""
+    return config if config["high_res_states"] == "own" else config | {"select_layers": None}
 
 
 def in_dtype(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

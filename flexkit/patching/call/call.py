@@ -14,6 +14,7 @@ from flexkit.attention.ragged import RaggedIndex
 from flexkit.attention.select import Selection, open_tokens, select_tokens
 from flexkit.attention.visible import ImageGroup, Visibility, rows_of_mask, visibility
 from flexkit.errors import PatchError, UnsupportedModelError
+from flexkit.patching.call.one_selection import OneSelection
 from flexkit.patching.call.own_states import OwnStates
 from flexkit.patching.memory.high_res import HighResMemory, attach_memory, group_images
 from flexkit.patching.memory.tokens import Encode, no_tiles, tokens_by_image
@@ -51,6 +52,8 @@ class FlexCall:
     """The positions that the gate keeps from reading."""
     own: OwnStates | None = None
     """Own states of the tokens, where these are what is read."""
+    one: OneSelection | None = None
+    """What rows read, where one selection is made for an answer."""
     last: "FlexCall | None" = None
     """The last run of the querying rows, if they were run again."""
     levels: tuple[tuple[ImageGroup, ...], ...] = field(init=False)
@@ -73,9 +76,12 @@ class FlexCall:
 
     def querying(self, mask: Tensor, **changed: Any) -> "FlexCall":
         """The same call with other querying positions ``(batch, length)``, before any layer has run."""
+        rows = RaggedIndex(mask)
+        if self.one is not None:
+            changed = {"one": self.one.begin(rows, self.past, self.memory.tokens, self.memory.answer)} | changed
         if self.own is not None:
             changed = {"own": replace(self.own, keys={}, missing=None)} | changed
-        return replace(self, rows=RaggedIndex(mask), selections={}, opened={}, visited=set(), seen=[], **changed)
+        return replace(self, rows=rows, selections={}, opened={}, visited=set(), seen=[], **changed)
 
     def sees(
         self,
@@ -154,6 +160,12 @@ class FlexCall:
             base = pad(base, (0, 0, 0, 0, skipped, 0))
         self.visited.add(layer)
         patch, config, of = self.patch, self.patch.config, self.patch.layers[layer]
+        reads = self.rows.count > 0 and layer >= patch.start_layer
+        maps = self.records or layer in self.sources
+        if self.one is not None:
+            maps, reads = layer in self.sources and not self.one.is_decided, reads and self.one.reads
+            if not (maps or reads):
+                return base[:, skipped:]
         looked = look(
             self.rows.gather(query, dim=2),
             key,
@@ -165,7 +177,7 @@ class FlexCall:
             bias=None if position_bias is None else self.rows.gather(position_bias, dim=2),
         )
         shared_from = self.rows.last if self.shares_selection else None
-        if self.records or layer in self.sources:
+        if maps:
             earlier = patch.before(layer)
             self.selections[layer] = select_tokens(
                 config.selector,
@@ -175,16 +187,10 @@ class FlexCall:
                 layer=layer if config.select_from == "same" else layer + 1,
                 shared_from=shared_from,
             )
-        if layer < config.start_layer or self.rows.count == 0:  # type: ignore[operator]
+        if not reads:
             return base[:, skipped:]
 
-        source = patch.source(layer)
-        self.check_visited([source])
-        selection, opened = self.selections[source], self.opened.get(patch.before(layer))
-        selection = selection if opened is None else selection.and_then(opened)
-        selected = selection.tokens(self.memory.batch, self.memory.tokens)
-        if not self.rows.whole:
-            selected = selected & self.rows.valid[..., None]
+        selected = self._selected(layer) if self.one is None else self.one.given
         if self.own is not None:
             selected = self.own.there(selected & self.behind)
             if layer not in self.own.held:
@@ -209,6 +215,15 @@ class FlexCall:
                 shared_from=shared_from,
             )
         return self.rows.scatter(joint.output.transpose(1, 2), base)[:, skipped:]
+
+    def _selected(self, layer: int) -> Tensor:
+        """``(batch, queries, tokens)``, bool: what the rows read in a layer, by its own map or the one before."""
+        source = self.patch.source(layer)
+        self.check_visited([source])
+        selection, opened = self.selections[source], self.opened.get(self.patch.before(layer))
+        selection = selection if opened is None else selection.and_then(opened)
+        selected = selection.tokens(self.memory.batch, self.memory.tokens)
+        return selected if self.rows.whole else selected & self.rows.valid[..., None]
 
     def check_visited(self, layers: Iterable[int]) -> None:
         """Raise :class:`~flexkit.errors.PatchError` if the attention of one of these layers has not called."""

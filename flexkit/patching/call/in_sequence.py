@@ -14,6 +14,7 @@ from flexkit.errors import HighResInputError, UnsupportedModelError
 from flexkit.grids import Pair
 from flexkit.patching.call.call import FlexCall
 from flexkit.patching.call.inputs import View, checked_view, query_rows
+from flexkit.patching.call.one_selection import OneSelection
 from flexkit.patching.call.own_states import OwnStates
 from flexkit.patching.call.route import Prompt, Route
 from flexkit.patching.geometry.base import Geometry
@@ -83,7 +84,10 @@ class InSequence(Route):
         own = None
         if patch.config.high_res_states == "own":
             own = OwnStates(0 if isinstance(past, Tensor) else past, length, held=memory.projected)
-        return FlexCall(patch, memory, rows, past, patch.projection(cache), model.training, encode, own=own)
+        one = None
+        if patch.config.select_layers is not None:
+            one = OneSelection.begin(rows, past, memory.tokens, memory.answer)
+        return FlexCall(patch, memory, rows, past, patch.projection(cache), model.training, encode, own=own, one=one)
 
     def run(self, forward: Callable[..., Any], call: FlexCall, inputs: Mapping[str, Any]) -> Any:
         return forward(**inputs, **{CALL: call})

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache, DynamicCache, QuantizedLayer, Static
 from flexkit.attention.core import hidden_keys
 from flexkit.attention.layer import HighResKeys
 from flexkit.attention.ragged import RaggedIndex
+from flexkit.attention.select import select_once
 from flexkit.errors import HighResInputError
 from flexkit.grids import fractional_positions
 from flexkit.patching.call.call import FlexCall
@@ -43,15 +44,15 @@ def read_own_states(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     call, own, memory, written = first, first.own, first.memory, None
     layers, ends = call.patch.layers, [own.past + own.length] * memory.batch
     reading = torch.zeros(memory.batch, dtype=torch.bool, device=memory.device)
-    while own.missing is not None and bool(own.missing.any()):
-        reading = reading | own.missing.flatten(1).any(1)
-        wanted, final = _wanted(own, own.missing, call)
+    while (unread := _unread(call, own)) is not None:
+        reading = reading | unread.flatten(1).any(1)
+        wanted, final = _wanted(own, unread, call)
         _note_prefixes(memory, own, layers, final, inputs)
         held = _run_tokens(decoder, call, own, wanted)
         call, own = _again(call, own, held)
         written = DynamicCache(config=decoder.config)
         rest = _from(inputs, own) | {"past_key_values": written, CALL: call}
-        output = _joined(output, decoder.forward(**rest), own.start, reading)
+        output = _joined(output, decoder.forward(**rest), reading)
     _note_prefixes(memory, own, layers, ends, inputs)
     if call.projection == "full":
         own.held = _run_tokens(decoder, call, own, memory.ends <= own.past + own.length)
@@ -61,30 +62,47 @@ def read_own_states(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
             index: held if own.read is None or held.key.shape[2] <= limit else held.only(own.read)
             for index, held in own.held.items()
         }
+    if call.one is not None and call.rows.count:
+        call.selections = dict.fromkeys(layers, call.one.selection(call.levels[0]))
+        memory.answer = call.one.answer(memory.answer)
     if written is not None:
         first.last = call
         _replace_end(inputs.get("past_key_values") or _cache_of(output), written, own, reading)
     return output
 
 
-def _wanted(own: OwnStates, missing: Tensor, call: FlexCall) -> tuple[Tensor, list[int]]:
-    """The missing tokens that can be run, and behind which position of each batch row nothing is final yet.
+def _unread(call: FlexCall, own: OwnStates) -> Tensor | None:
+    """``(batch, queries, tokens)``, bool: what rows selected and could not read; None if there is nothing."""
+    if own.missing is not None and bool(own.missing.any()):
+        return own.missing
+    one, config = call.one, call.patch.config
+    while one is not None and not one.is_decided:
+        merged = select_once(config.selector, [call.selections[layer] for layer in sorted(call.sources)])
+        unread = one.decide(merged.tokens(call.memory.batch, call.memory.tokens) & call.behind)
+        one.scores = merged.scores
+        if bool(unread.any()):
+            return unread
+    return None
 
-    What stands in front of the first row that wants something missing will not change. So the tokens of images that
-    end there can be run; rows behind may want those of later images.
+
+def _wanted(own: OwnStates, unread: Tensor, call: FlexCall) -> tuple[Tensor, list[int]]:
+    """The tokens that can be run of those that are unread, and in front of where each batch row is final.
+
+    What stands in front of the first row that has not read all it selected will not change. So the tokens of images
+    that end there can be run; rows behind may want those of later images.
     """
-    lack = missing.any(-1) & call.rows.valid
+    lack = unread.any(-1) & call.rows.valid
     places = torch.where(lack, call.rows.index + own.past + own.start, own.past + own.length)
     final = places.amin(-1).tolist()
-    known = call.memory.ends <= torch.tensor(final, device=missing.device)[:, None]
-    return known if call.projection == "full" else known & missing.any(1), final
+    known = call.memory.ends <= torch.tensor(final, device=unread.device)[:, None]
+    return known if call.projection == "full" else known & unread.any(1), final
 
 
 def _again(call: FlexCall, own: OwnStates, held: Mapping[int, HighResKeys]) -> tuple[FlexCall, OwnStates]:
     """The call from its first querying position on, with these own states."""
     start = int(call.rows.mask.any(0).int().argmax())
     own = own.again(start, held)
-    return call.querying(call.rows.mask[:, start:], past=call.past + start, own=own), own
+    return call.querying(call.rows.mask[:, start:], past=call.past + start, own=own, one=call.one), own
 
 
 def _note_prefixes(
@@ -210,19 +228,19 @@ def _from(inputs: Mapping[str, Any], own: OwnStates) -> dict[str, Any]:
     return cut | {"attention_mask": None, "use_cache": True}
 
 
-def _joined(whole: Any, end: Any, start: int, reading: Tensor) -> Any:
+def _joined(whole: Any, end: Any, reading: Tensor) -> Any:
     """An output of the call, and that of a run of its end in the place of its end, in the batch rows that read."""
     if isinstance(whole, Tensor):
         differ = [axis for axis, (a, b) in enumerate(zip(whole.shape, end.shape, strict=True)) if a != b]
         axis = differ[0] if differ else 1
-        mask = reading.view(-1, *[1] * (end.ndim - 1))
-        rest = torch.where(mask, end, whole.narrow(axis, whole.shape[axis] - end.shape[axis], end.shape[axis]))
-        return torch.cat([whole.narrow(axis, 0, start), rest], dim=axis) if start else rest
+        front, before = whole.tensor_split([whole.shape[axis] - end.shape[axis]], dim=axis)
+        rest = torch.where(reading.view(-1, *[1] * (end.ndim - 1)), end, before)
+        return torch.cat([front, rest], dim=axis) if front.numel() else rest
     if isinstance(whole, Cache) or end is None:
         return whole
     if isinstance(whole, Mapping):
-        return type(whole)(**{name: _joined(value, end.get(name), start, reading) for name, value in whole.items()})
-    return tuple(_joined(*both, start, reading) for both in zip(whole, end, strict=False))
+        return type(whole)(**{name: _joined(value, end.get(name), reading) for name, value in whole.items()})
+    return tuple(_joined(*both, reading) for both in zip(whole, end, strict=False))
 
 
 def _cache_of(output: Any) -> Cache | None:

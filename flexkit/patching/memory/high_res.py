@@ -18,6 +18,7 @@ from flexkit.grids import Pair
 from flexkit.patching.memory.tokens import Encoded, Features, ImageSpan
 
 __all__ = [
+    "Answer",
     "HighResMemory",
     "MemoryLayer",
     "attach_memory",
@@ -25,6 +26,31 @@ __all__ = [
     "cached_memory",
     "group_images",
 ]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an answer reads for which one selection was made."""
+
+    tokens: Tensor
+    """``(batch, tokens)``, bool."""
+    start: Tensor
+    """``(batch,)``, int64: the position that selected."""
+    end: Tensor
+    """``(batch,)``, int64: behind the last position that read."""
+
+    def where(self, condition: Tensor, other: "Answer") -> "Answer":
+        """This one in some batch rows ``(batch,)``, another in the others."""
+        start, end = (torch.where(condition, *both) for both in ((self.start, other.start), (self.end, other.end)))
+        return Answer(torch.where(condition[:, None], self.tokens, other.tokens), start, end)
+
+    def of_rows(self, rows: Tensor) -> "Answer":
+        """That of other batch rows."""
+        return Answer(self.tokens[rows], self.start[rows], self.end[rows])
+
+    def within(self, length: int) -> "Answer":
+        """Of a sequence that was cropped; an answer that has not begun there has no position to follow."""
+        return Answer(self.tokens, self.start, torch.where(self.start < length, self.end.clamp_max(length), -1))
 
 
 @dataclass
@@ -45,6 +71,8 @@ class HighResMemory:
     """Whether columns are positions of the decoder's sequence, or keys of a context beside it."""
     front: int = 0
     """Positions in front of the prompt that a generation was given."""
+    answer: Answer | None = None
+    """What is read all along an answer, where one selection is made for it."""
 
     @classmethod
     def pack(
@@ -141,6 +169,7 @@ class HighResMemory:
             tokens=self.tokens + later.tokens,
             images=self.images + shifted,
             projected={},
+            answer=None,
         )
 
     def select(self, index: Tensor) -> "HighResMemory":
@@ -159,6 +188,7 @@ class HighResMemory:
             images=images,
             items=items,
             projected={layer: held.of_rows(index) for layer, held in self.projected.items()},
+            answer=self.answer and self.answer.of_rows(index),
         )
 
     def repeat_interleave(self, repeats: int) -> "HighResMemory":
@@ -170,7 +200,8 @@ class HighResMemory:
         if length >= self.seen or not self.in_sequence:
             return self
         images = tuple(span for span in self.images if span.end <= length)
-        return replace(self, images=images, seen=length) if images else None
+        answer = self.answer and self.answer.within(length)
+        return replace(self, images=images, seen=length, answer=answer) if images else None
 
 
 def _check_grid(span: ImageSpan, positions: Tensor) -> None:

@@ -1,0 +1,92 @@
+"""One selection for an answer: made once, from the maps of several layers, and read in all of them.
+
+The first position of an answer, which is the last one of its prompt, selects; those that follow it without a gap read
+the same, in this call and in later ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from flexkit.attention.ragged import RaggedIndex
+from flexkit.attention.select import Selection
+from flexkit.attention.visible import ImageGroup
+from flexkit.patching.memory.high_res import Answer
+
+__all__ = ["OneSelection"]
+
+
+@dataclass
+class OneSelection:
+    """What the querying rows of a call read."""
+
+    rows: RaggedIndex
+    positions: Tensor
+    """``(batch, queries)``, int64: of the rows in the sequence."""
+    firsts: Tensor
+    """``(batch, queries)``, int64: which row selects for each of them."""
+    given: Tensor
+    """``(batch, queries, tokens)``, bool: what each of them reads."""
+    decided: Tensor
+    """``(batch, queries)``, bool: whether that is known."""
+    scores: tuple[Tensor, ...] = ()
+    """The maps that were selected from last."""
+    is_decided: bool = True
+    """Whether it is known of all."""
+    reads: bool = True
+    """Whether any row reads anything."""
+
+    def __post_init__(self) -> None:
+        if not torch.compiler.is_compiling():  # a graph is of a step in the middle of an answer
+            self.is_decided, self.reads = bool(self.decided.all()), bool(self.given.any())
+
+    @classmethod
+    def begin(cls, rows: RaggedIndex, past: int | Tensor, tokens: int, answer: Answer | None) -> Self:
+        """Rows that go on with an answer read what it does; nothing is known of the others."""
+        positions = rows.index + past
+        before = torch.full_like(positions[:, :1], -2) if answer is None else answer.end[:, None] - 1
+        follows = positions == torch.cat([before, positions[:, :-1]], dim=1) + 1
+        slots = torch.arange(rows.count, device=positions.device).expand_as(positions)
+        firsts = slots.masked_fill(follows, 0).cummax(-1).values
+        decided = follows.cummin(-1).values | ~rows.valid
+        given = torch.zeros(*positions.shape, tokens, dtype=torch.bool, device=positions.device)
+        if answer is not None:
+            given = answer.tokens[:, None] & (decided & rows.valid)[..., None]
+        return cls(rows, positions, firsts, given, decided)
+
+    def decide(self, selected: Tensor) -> Tensor:
+        """Let the next answer of every batch row read what its first row selected ``(batch, queries, tokens)``.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(batch, queries, tokens)``, bool: what rows read that did not read before.
+        """
+        first = (~self.decided).int().argmax(-1)
+        own = (self.firsts == first[:, None]) & ~self.decided
+        picked = selected[torch.arange(len(selected), device=selected.device), first]
+        new = own[..., None] & picked[:, None]
+        self.given, self.decided = self.given | new, self.decided | own
+        self.__post_init__()
+        return new
+
+    def selection(self, groups: Sequence[ImageGroup]) -> Selection:
+        """The same image by image."""
+        masks = [
+            rearrange(self.given[group.rows[:, None], :, group.tokens], "i (r c) q -> i q r c", r=group.size[0])
+            for group in groups
+        ]
+        unseen = [of.new_zeros(*of.shape[:2], *group.grid).float() for of, group in zip(masks, groups, strict=True)]
+        return Selection(tuple(groups), tuple(masks), self.scores or tuple(unseen))
+
+    def answer(self, before: Answer | None) -> Answer:
+        """What the answer reads that the last row of every batch row belongs to; of others what was known before."""
+        rows = torch.arange(len(self.given), device=self.given.device)
+        last = self.rows.last
+        start, end = self.positions[rows, self.firsts[rows, last]], self.positions[rows, last] + 1
+        found = Answer(self.given[rows, last], start, end)
+        return found if before is None else found.where(self.rows.valid.any(-1), before)
