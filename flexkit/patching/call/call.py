@@ -84,24 +84,12 @@ class FlexCall:
         return replace(self, rows=rows, selections={}, opened={}, visited=set(), seen=[], **changed)
 
     def sees(
-        self,
-        layer: int,
-        kernel: str,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        *,
-        queries: int,
-        is_causal: bool,
-        sliding_window: int | None,
+        self, layer: int, kernel: str, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
     ) -> tuple[str, Tensor, Tensor, Tensor | None]:
-        """By what name the base kernel of a layer is run, and on what."""
+        """By what name the base kernel of a layer is run, and on what, where rows read own states."""
         if self.own is None or torch.compiler.is_compiling():
             return kernel, key, value, mask
-        of = self.patch.layers[layer]
-        return kernel, *self.own.seen(
-            of, key, value, mask, queries=queries, is_causal=is_causal, sliding_window=sliding_window
-        )
+        return kernel, *self.own.seen(self.patch.layers[layer], key, value, mask, **options)
 
     def finish(self, cache: object) -> None:
         """Check that every layer has called, tell those who record, and leave with the cache what later calls need."""
@@ -160,7 +148,7 @@ class FlexCall:
             base = pad(base, (0, 0, 0, 0, skipped, 0))
         self.visited.add(layer)
         patch, config, of = self.patch, self.patch.config, self.patch.layers[layer]
-        reads = self.rows.count > 0 and layer >= patch.start_layer
+        reads = self.rows.count > 0 and layer >= config.start_layer  # type: ignore[operator]
         maps = self.records or layer in self.sources
         if self.one is not None:
             maps, reads = layer in self.sources and not self.one.is_decided, reads and self.one.reads
@@ -190,7 +178,16 @@ class FlexCall:
         if not reads:
             return base[:, skipped:]
 
-        selected = self._selected(layer) if self.one is None else self.one.given
+        if self.one is None:
+            source = patch.source(layer)
+            self.check_visited([source])
+            selection, opened = self.selections[source], self.opened.get(patch.before(layer))
+            selection = selection if opened is None else selection.and_then(opened)
+            selected = selection.tokens(self.memory.batch, self.memory.tokens)
+        else:
+            selected = self.one.given
+        if not self.rows.whole:
+            selected = selected & self.rows.valid[..., None]
         if self.own is not None:
             selected = self.own.there(selected & self.behind)
             if layer not in self.own.held:
@@ -215,15 +212,6 @@ class FlexCall:
                 shared_from=shared_from,
             )
         return self.rows.scatter(joint.output.transpose(1, 2), base)[:, skipped:]
-
-    def _selected(self, layer: int) -> Tensor:
-        """``(batch, queries, tokens)``, bool: what the rows read in a layer, by its own map or the one before."""
-        source = self.patch.source(layer)
-        self.check_visited([source])
-        selection, opened = self.selections[source], self.opened.get(self.patch.before(layer))
-        selection = selection if opened is None else selection.and_then(opened)
-        selected = selection.tokens(self.memory.batch, self.memory.tokens)
-        return selected if self.rows.whole else selected & self.rows.valid[..., None]
 
     def check_visited(self, layers: Iterable[int]) -> None:
         """Raise :class:`~flexkit.errors.PatchError` if the attention of one of these layers has not called."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -80,14 +79,23 @@ class InSequence(Route):
                 "of a cache with its own methods (batch_repeat_interleave, batch_select_indices)."
             )
         rows = query_rows(patch.config, inputs, memory, named, past=past, length=length, repeats=prompt.repeats)
-        encode = partial(_encode_tiles, model, patch)
         own = None
         if patch.config.high_res_states == "own":
             own = OwnStates(0 if isinstance(past, Tensor) else past, length, held=memory.projected)
         one = None
         if patch.config.select_layers is not None:
             one = OneSelection.begin(rows, past, memory.tokens, memory.answer)
-        return FlexCall(patch, memory, rows, past, patch.projection(cache), model.training, encode, own=own, one=one)
+        return FlexCall(
+            patch,
+            memory,
+            rows,
+            past,
+            patch.projection(cache),
+            model.training,
+            lambda tiles: _as_read(model, patch, patch.geometry.encode_tiles(model, tiles)),
+            own=own,
+            one=one,
+        )
 
     def run(self, forward: Callable[..., Any], call: FlexCall, inputs: Mapping[str, Any]) -> Any:
         return forward(**inputs, **{CALL: call})
@@ -177,12 +185,12 @@ def _in_tiles(
     memory = HighResMemory.laid_out(Tiled(tuple(images)), of_levels, batch)
     if patch.config.tiles == "on_demand":
         return memory
-    encode = partial(_encode_tiles, model, patch)
-    return replace(memory, features=Encoded(memory.features.of(memory.all_tokens, memory.images, encode)))
-
-
-def _encode_tiles(model: Any, patch: Patch, tiles: Sequence[Tensor]) -> Tensor:
-    return _as_read(model, patch, patch.geometry.encode_tiles(model, tiles))
+    states = memory.features.of(
+        memory.all_tokens,
+        memory.images,
+        lambda tiles: _as_read(model, patch, patch.geometry.encode_tiles(model, tiles)),
+    )
+    return replace(memory, features=Encoded(states))
 
 
 def _as_read(model: Any, patch: Patch, features: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ low-res token of its image sees up to there. The keys and values that it has in 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -147,6 +147,7 @@ class Passing:
     states: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Of each layer their keys and values ``(batch, key_heads, tokens, head_dim)``."""
     masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    own: ClassVar[bool] = True
 
     def sees(
         self, layer: int, kernel: str, key: Tensor, value: Tensor, *_: Any, **__: Any

@@ -185,7 +185,7 @@ class FixedGrid(Geometry):
         *,
         size: Callable[[Any], object] | None = vision_size,
         encode: TileEncoder = encode_images,
-        layout: Callable[[Pair], Tensor] | None = None,
+        layout: Callable[[Pair], Tensor] = lambda grid: torch.ones(grid[0] * grid[1], dtype=torch.bool),
         overview_only: str = "",
     ) -> None:
         self._tokens = tokens
@@ -222,7 +222,7 @@ class FixedGrid(Geometry):
         return [self.grid(model)] * len(pixels)
 
     def layout(self, model: PreTrainedModel, grid: Pair) -> Tensor:
-        return super().layout(model, grid) if self._layout is None else self._layout(grid)
+        return self._layout(grid)
 
     def encode(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair

@@ -49,7 +49,7 @@ def _high_res_attention(
     name = config.viewed._attn_implementation
     # Eager attention hides what its mask hides, and nothing without one.
     is_causal = name != "eager" and kwargs.get("is_causal", getattr(module, "is_causal", True))
-    if call is not None:
+    if call is not None and call.own is not None:
         name, key, value, attention_mask = call.sees(
             config.layer,
             name,
