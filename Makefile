@@ -75,7 +75,7 @@ coverage:
 	@$(MAKE) test CI=1
 
 matrix:
-	@WRITE_MATRIX=1 $(MAKE) test ARGS="$(addprefix tests/families/test_,types.py full_attention.py context.py processors.py)"
+	@WRITE_MATRIX=1 $(MAKE) test ARGS="$(addprefix tests/families/test_,types.py full_attention.py own_states.py context.py processors.py)"
 
 demo: $(STAMP)
 	@$(PY) -m flexkit demo $${IMAGE:+--image "$$IMAGE"} $${QUESTION:+--question "$$QUESTION"}

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 MATRIX = Path(__file__).parents[1] / "docs" / "support.csv"
-COLUMNS = ("model type", "patched", "image tokens", "read in", "added", "equal to full attention", "processor")
+COLUMNS = (
+    "model type",
+    "patched",
+    "image tokens",
+    "read in",
+    "added",
+    "equal to full attention",
+    "own states",
+    "processor",
+)
 
 
 class Matrix:

@@ -137,7 +137,7 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
     except BaseException:
         _take_off(patch)
         raise
-    if config.select_from == "previous" and not trained:
+    if config.select_from == "previous" and config.high_res_states == "features" and not trained:
         warnings.warn(
             "the added projections are untrained copies, read one layer late: they displace what the low-res view "
             "says, so that the model may read some details and no longer know where things are. Train them or load "

@@ -44,12 +44,15 @@ every_family = pytest.mark.parametrize("family", families.values(), ids=list(fam
 with_caps = pytest.mark.parametrize("family", [*families.values(), CAPPED], ids=[*families, CAPPED.name])
 
 
-@pytest.mark.parametrize("name", [*_refused, "mllama", "blip"])
-def test_who_reads_features_alone(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in families])
+def test_who_reads_features_alone(name: str, fact: Any) -> None:
     model = ZOO[name].model()
-    with pytest.raises(flexkit.UnsupportedModelError, match=_refused.get(name, "beside the sequence")):
+    with pytest.raises(flexkit.UnsupportedModelError, match=_refused.get(name, "beside the sequence")) as raised:
         flexkit.patch_model(model, FlexConfig(**OWN))
     assert not flexkit.is_patched(model)
+    if name == model.config.model_type:
+        reason = str(raised.value).partition("of their own: ")[2].partition(". Set")[0]
+        fact(name, {"own states": f"no: {reason}"})
 
 
 @every_family
@@ -196,7 +199,7 @@ def in_sequence(
 
 @with_caps
 @pytest.mark.parametrize("start", [0, 2])
-def test_everything_selected_is_in_the_sequence(family: Family, start: int) -> None:
+def test_everything_selected_is_in_the_sequence(family: Family, start: int, fact: Any) -> None:
     model, inputs = family.model(), prompt(family, [Row()])
     flexkit.patch_model(model, FlexConfig(**OWN | {"policy": flexkit.Everything(), "start_layer": start}))
     patch = get_patch(model)
@@ -216,3 +219,5 @@ def test_everything_selected_is_in_the_sequence(family: Family, start: int) -> N
         expected = in_sequence(model, patch.decoder, attentions, base, memory.images[0], features, start)
     assert float((expected - plain)[:, -1].abs().max()) > 1e-3
     torch.testing.assert_close(output.logits, expected, rtol=1e-5, atol=1e-5)
+    if family.name == model.config.model_type:
+        fact(family.name, {"own states": "yes"})
