@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Matrix(), "matrix")
 
 
-REPEATING = {"families", "patching"}
+REPEATING = {"accounting", "families", "patching"}
 """Folders whose tests run the same lines on model after model: coverage looks at the first case of each test."""
 USING = {"benchmarks", "examples", "studies", "training", "ways"}
 """Folders whose tests use flexkit as a whole, nearly all of whose lines the others run too: coverage looks away."""
@@ -56,6 +56,7 @@ def pytest_collection_finish() -> None:
     """What was imported stays: Trainer collects garbage around every run, and need not look through all of it."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)  # what tests keep, models above all, takes longer and longer to look through
 
 
 @pytest.fixture(scope="session", autouse=True)

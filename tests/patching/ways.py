@@ -1,6 +1,5 @@
 """Models, patched and plain, and ways of running them that the tests of this folder share."""
 
-import copy
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import flexkit
-from tests.zoo import FAMILIES, MAIN, Row, prompt
+from tests.zoo import FAMILIES, MAIN, Row, copied, prompt
 
 families = pytest.mark.parametrize("name", MAIN)
 every_family = pytest.mark.parametrize("name", FAMILIES)
@@ -31,7 +30,7 @@ def _built(name: str) -> PreTrainedModel:
 
 def plain(name: str) -> PreTrainedModel:
     """A model of its own for one test."""
-    return copy.deepcopy(_built(name))
+    return copied(_built(name))
 
 
 def patched(name: str, config: flexkit.FlexConfig | None = None, **settings: Any) -> PreTrainedModel:

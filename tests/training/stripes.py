@@ -4,7 +4,6 @@ A picture is grey but for one cell of the low-res grid, whose pixels differ from
 Over any two by two of them these differences cancel: the low-res view, an area downsample, is grey all over.
 """
 
-import copy
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import flexkit
-from tests.zoo import MAIN, ZOO, Row, prompt
+from tests.zoo import MAIN, ZOO, Row, copied, prompt
 
 ANSWERS = (10, 11)
 """Ids of the words that say it."""
@@ -96,7 +95,7 @@ def _built(name: str) -> Any:
 
 def base_model(name: str) -> Any:
     """A float32 model of its own, in eval mode."""
-    return copy.deepcopy(_built(name))
+    return copied(_built(name))
 
 
 def model_for(name: str, *, trains_all: bool = False, **settings: Any) -> Any:

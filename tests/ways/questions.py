@@ -1,6 +1,5 @@
 """Questions that a model answers otherwise once it sees the high-res view, and the plainest way to ask them."""
 
-import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 import flexkit
 from tests.patching.ways import SETTINGS, generate, logits_of, new_tokens
 from tests.versions import marked
-from tests.zoo import END, IMAGE, START, VIDEO, ZOO, Row, low_res, prompt
+from tests.zoo import END, IMAGE, START, VIDEO, ZOO, Row, copied, low_res, prompt
 
 SIX = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3", "llava_next")
 """Kinds of models that differ in towers, positions, masks and caches."""
@@ -66,7 +65,7 @@ def patch(model: PreTrainedModel, **settings: Any) -> PreTrainedModel:
 
 def own_model(name: str) -> PreTrainedModel:
     """A plain model for one test, which may do with it what it likes."""
-    return copy.deepcopy(plain_model(name))
+    return copied(plain_model(name))
 
 
 @cache

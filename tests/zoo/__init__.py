@@ -6,7 +6,7 @@ from tests.zoo.anyres import ANYRES
 from tests.zoo.cross import CROSS
 from tests.zoo.discrete import DISCRETE
 from tests.zoo.encoder_decoder import ENCODER_DECODER
-from tests.zoo.family import END, IMAGE, PAD, START, VIDEO, VOCABULARY, Family, Grid, cast
+from tests.zoo.family import END, IMAGE, PAD, START, VIDEO, VOCABULARY, Family, Grid, cast, copied
 from tests.zoo.few import FEW
 from tests.zoo.glm import GLM
 from tests.zoo.granite import GRANITE
@@ -45,6 +45,7 @@ __all__ = [
     "Grid",
     "Row",
     "cast",
+    "copied",
     "low_res",
     "prompt",
 ]

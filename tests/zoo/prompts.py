@@ -1,6 +1,5 @@
 """Prompts with images for the models of the zoo."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,8 +51,7 @@ def prompt(
         place = slice(length - len(sequence), length) if padding == "left" else slice(0, len(sequence))
         ids[index, place], mask[index, place] = sequence, 1
     inputs = {"input_ids": ids, "attention_mask": mask}
-    accepted = inspect.signature(family.model_class.forward).parameters
-    inputs |= {name: (ids == IMAGE).long() for name in _TOKEN_TYPES if name in accepted}
+    inputs |= {name: (ids == IMAGE).long() for name in _TOKEN_TYPES if name in family.accepted}
     inputs |= _joined(low, family)
     if family.finish:
         inputs = family.finish(config, inputs, [len(row.images) for row in rows])

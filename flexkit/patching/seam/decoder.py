@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from types import CodeType
 from typing import Any, Literal
 
 import torch
@@ -85,7 +86,7 @@ class DecoderLayer:
             "prev_topk_indices": torch.zeros(1, 1, 1, dtype=torch.long, device=states.device),
         }
         # What else a module asks for serves its queries or its kernel, which are not reached.
-        accepted = inspect.signature(type(self.source).forward).parameters
+        accepted = _accepted(type(self.source))
         arguments = {name: value for name, value in known.items() if name in accepted or name == "position_ids"}
         key, value = captured(twin_of(self.attention, self.source), arguments)
         return together(key, batch), together(value, batch)
@@ -172,7 +173,7 @@ def find_layers(decoder: nn.Module) -> list[DecoderLayer]:
                     norm,
                     kind,
                     value_norm=getattr(layer, "v_input_layernorm", None),
-                    is_rotated="position_embeddings" in inspect.signature(type(source).forward).parameters,
+                    is_rotated="position_embeddings" in _accepted(type(source)),
                     is_sparse=hasattr(attention, "indexer") and not _is_windowed(attention, kind),
                     keeps_prompt=kind == "reference_sliding_attention",
                 )
@@ -211,7 +212,7 @@ def rotary_embedding(decoder: nn.Module, layer: DecoderLayer, like: Tensor, posi
     bases = getattr(decoder.config, "layer_rope_theta", None)  # a layer with base 0 rotates nothing (Muse)
     if rotary is None or not layer.is_rotated or (bases and not bases[layer.index]):
         return None
-    options = {"layer_type": layer.kind} if "layer_type" in inspect.signature(rotary.forward).parameters else {}
+    options = {"layer_type": layer.kind} if "layer_type" in _accepted(type(rotary)) else {}
     if len(positions) == 1:  # text models repeat them for rotary modules that take three axes
         positions = positions.expand(3, -1, -1) if hasattr(rotary, "mrope_section") else positions[0]
     return rotary(like, positions, **options)
@@ -257,6 +258,12 @@ def high_res_rotary(
 
     finer = partial(interpolate_table, grid=grid, zoom=zoom, tokens=tokens)
     return map_tables(finer, rotary_embedding(decoder, layer, like, positions[:, None]))
+
+
+def _accepted(kind: type[nn.Module]) -> tuple[str, ...]:
+    """Names of what the modules of a class take; a signature takes as long to make as the tables of a layer."""
+    code: CodeType = inspect.unwrap(kind.forward).__code__
+    return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
 
 def _is_windowed(attention: nn.Module, kind: str | None) -> bool:
