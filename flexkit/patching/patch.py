@@ -344,7 +344,8 @@ def _resolved(
     )
     route.check_config(config)
     alone = len(layers) == 1 and route.single_reader
-    needs_map_before = config.select_from == "previous" and config.selector.uses_scores and not alone
+    before = config.select_from == "previous" and config.select_layers is None
+    needs_map_before = before and config.selector.uses_scores and not alone
     lowest = layers[0].index + 1 if needs_map_before else 0
     start = config.start_layer
     if not isinstance(start, int) or not lowest <= start <= layers[-1].index:

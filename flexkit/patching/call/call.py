@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from flexkit.attention.layer import HighResKeys, look, read
 from flexkit.attention.ragged import RaggedIndex
 from flexkit.attention.select import Selection, open_tokens, select_tokens
-from flexkit.attention.visible import ImageGroup, Visibility, rows_of_mask, visibility
+from flexkit.attention.visible import ImageGroup, Visibility, key_mask, rows_of_mask, visibility
 from flexkit.errors import PatchError, UnsupportedModelError
 from flexkit.patching.call.one_selection import OneSelection
 from flexkit.patching.call.own_states import OwnStates
@@ -54,6 +54,8 @@ class FlexCall:
     """Own states of the tokens, where these are what is read."""
     one: OneSelection | None = None
     """What rows read, where one selection is made for an answer."""
+    masks: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict)
+    """Of kernels that read tokens, by what decides."""
     last: "FlexCall | None" = None
     """The last run of the querying rows, if they were run again."""
     levels: tuple[tuple[ImageGroup, ...], ...] = field(init=False)
@@ -62,12 +64,22 @@ class FlexCall:
     """The layers whose maps are read."""
     records: bool = field(init=False)
     """Whether the selections of all layers are wanted, also those that no layer reads."""
+    reads_by_kernel: bool = field(init=False)
+    """Whether the base kernels read the tokens, as keys in front of others."""
     shares_selection: bool = field(init=False)
     """Whether all querying rows of a sample read what the last one selected."""
 
     def __post_init__(self) -> None:
         self.levels, self.sources = group_images(self.memory), self.patch.sources
         self.records, self.shares_selection = bool(self.patch.recorders), self.patch.config.shares_selection
+        config = self.patch.config
+        plain = config.low_res_keys == "keep" and config.logit_bias == 0.0 and config.alpha == 1.0
+        self.reads_by_kernel = self.one is not None and self.one.reads and plain
+
+    @cached_property
+    def given(self) -> Tensor:
+        """``(batch, queries, tokens)``, bool: what the rows read in all layers, where one selection is made."""
+        return self.own.there(self.one.given & self.behind & self.rows.valid[..., None])  # type: ignore[union-attr]
 
     @cached_property
     def behind(self) -> Tensor:
@@ -81,15 +93,18 @@ class FlexCall:
             changed = {"one": self.one.begin(rows, self.past, self.memory.tokens, self.memory.answer)} | changed
         if self.own is not None:
             changed = {"own": replace(self.own, keys={}, missing=None)} | changed
-        return replace(self, rows=rows, selections={}, opened={}, visited=set(), seen=[], **changed)
+        return replace(self, rows=rows, selections={}, opened={}, visited=set(), seen=[], masks={}, **changed)
 
     def sees(
         self, layer: int, kernel: str, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
     ) -> tuple[str, Tensor, Tensor, Tensor | None]:
         """By what name the base kernel of a layer is run, and on what, where rows read own states."""
-        if self.own is None or torch.compiler.is_compiling():
-            return kernel, key, value, mask
-        return kernel, *self.own.seen(self.patch.layers[layer], key, value, mask, **options)
+        if self.own is not None and not torch.compiler.is_compiling():
+            key, value, mask = self.own.seen(self.patch.layers[layer], key, value, mask, **options)
+        self.reads_by_kernel = self.reads_by_kernel and kernel in ("sdpa", "eager")  # others take no mask of any kind
+        if self.reads_by_kernel and layer >= self.patch.start_layer and layer in self.own.held:  # type: ignore[union-attr]
+            key, value, mask = self._with_tokens(self.own.held[layer], key, value, mask, **options)  # type: ignore[union-attr]
+        return kernel, key, value, mask
 
     def finish(self, cache: object) -> None:
         """Check that every layer has called, tell those who record, and leave with the cache what later calls need."""
@@ -151,7 +166,8 @@ class FlexCall:
         reads = self.rows.count > 0 and layer >= config.start_layer  # type: ignore[operator]
         maps = self.records or layer in self.sources
         if self.one is not None:
-            maps, reads = layer in self.sources and not self.one.is_decided, reads and self.one.reads
+            maps = layer in self.sources and not self.one.is_decided
+            reads = reads and self.one.reads and not self.reads_by_kernel
             if not (maps or reads):
                 return base[:, skipped:]
         looked = look(
@@ -184,14 +200,14 @@ class FlexCall:
             selection, opened = self.selections[source], self.opened.get(patch.before(layer))
             selection = selection if opened is None else selection.and_then(opened)
             selected = selection.tokens(self.memory.batch, self.memory.tokens)
+            if not self.rows.whole:
+                selected = selected & self.rows.valid[..., None]
+            if self.own is not None:
+                selected = self.own.there(selected & self.behind)
         else:
-            selected = self.one.given
-        if not self.rows.whole:
-            selected = selected & self.rows.valid[..., None]
-        if self.own is not None:
-            selected = self.own.there(selected & self.behind)
-            if layer not in self.own.held:
-                return base[:, skipped:]
+            selected = self.given
+        if self.own is not None and layer not in self.own.held:
+            return base[:, skipped:]
         joint = read(
             self.rows.gather(base).transpose(1, 2),
             looked,
@@ -212,6 +228,39 @@ class FlexCall:
                 shared_from=shared_from,
             )
         return self.rows.scatter(joint.output.transpose(1, 2), base)[:, skipped:]
+
+    def _with_tokens(
+        self,
+        held: HighResKeys,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *,
+        queries: int,
+        is_causal: bool,
+        sliding_window: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys, values and mask of a kernel with those of the tokens in front."""
+        kind = id(mask), key.shape[2], queries, sliding_window
+        if kind not in self.masks:
+            length, keys = self.rows.mask.shape[1], key.shape[2]
+            base = mask
+            if mask is None and is_causal and queries > 1:
+                positions = torch.arange(keys - queries, keys, device=key.device)[None]
+                base = key_mask(positions, keys, sliding_window=sliding_window)
+            among = held.tokens.among(self.given)
+            all_of_them = base is None and self.rows.whole and not torch.compiler.is_compiling() and bool(among.all())
+            if not all_of_them:
+                reads = self.rows.scatter(among, among.new_zeros(len(among), length, among.shape[-1]))
+                reads = reads[:, None, length - queries :]
+                if base is None:
+                    base = reads.new_ones(1, 1, queries, keys)
+                if base.dtype != torch.bool:
+                    reads = torch.zeros_like(reads, dtype=base.dtype).masked_fill(~reads, torch.finfo(base.dtype).min)
+                base = base.expand(len(reads), -1, queries, -1)
+                base = torch.cat([reads.expand(-1, base.shape[1], -1, -1), base], dim=-1)
+            self.masks[kind] = base
+        return torch.cat([held.key, key], dim=2), torch.cat([held.value, value], dim=2), self.masks[kind]
 
     def check_visited(self, layers: Iterable[int]) -> None:
         """Raise :class:`~flexkit.errors.PatchError` if the attention of one of these layers has not called."""
