@@ -7,14 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flexkit.attention.core import attention_map
+from flexkit.attention.core import attention_map, hidden_keys
 from flexkit.attention.layer import HighResKeys, Looked, look, read
-from flexkit.attention.plain import PlainSelfAttention, Tables, check_settings
+from flexkit.attention.plain import PlainSelfAttention, Tables, base_attention, check_settings
 from flexkit.attention.ragged import RaggedIndex
 from flexkit.attention.rotary import rotate
 from flexkit.attention.select import select_tokens
 from flexkit.attention.validation import check_dense, check_tensor, check_tokens, image_group, selection_by_row
-from flexkit.attention.visible import ImageGroup, visibility
+from flexkit.attention.visible import ImageGroup, and_itself, visibility
 from flexkit.errors import ConfigError, HighResInputError
 from flexkit.grids import Pair
 from flexkit.selection import AttentionMapSelector
@@ -38,6 +38,8 @@ class HierarchicalAttentionOutput:
         next layer. None without a selector or a grid.
     queries : RaggedIndex
         Which positions the querying rows are; entries beyond a batch row's own number mean nothing.
+    high_res : torch.Tensor or None
+        ``(batch, tokens, dim)``: what the high-res tokens got in this layer, where they have states of their own.
     past : tuple
         Keys and values so far, each ``(batch, key_heads, keys, head_dim)``, to be handed in with the next
         positions.
@@ -48,6 +50,7 @@ class HierarchicalAttentionOutput:
     selected: Tensor | None
     queries: RaggedIndex
     past: tuple[Tensor, Tensor]
+    high_res: Tensor | None = None
 
 
 class HierarchicalSelfAttention(PlainSelfAttention):
@@ -94,6 +97,11 @@ class HierarchicalSelfAttention(PlainSelfAttention):
     share_selection : bool
         Make one selection for all querying rows of a batch row, from the map of the last one (paper, Eq.
         6-7).
+    high_res_states : str
+        "features": keys and values of high-res tokens are made of their image features, by projections of their own.
+        "own": of their hidden states in this layer, by the layer's projections; the tokens are handed in as they come
+        from the layer before, and the output has what they got in this one: each sees itself, and what the last low-res
+        token of the image sees up to there. Needs ``grid`` and ``image_positions``.
     low_res_keys : str
         "keep", or "replace": querying rows no longer see the low-res keys of cells with a selected high-res
         token.
@@ -143,6 +151,7 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         selector: AttentionMapSelector | None = None,
         select_from: Literal["previous", "same"] = "previous",
         share_selection: bool = False,
+        high_res_states: Literal["features", "own"] = "features",
         low_res_keys: Literal["keep", "replace"] = "keep",
         replace_dilation: int = 0,
         logit_bias: float = 0.0,
@@ -174,14 +183,21 @@ class HierarchicalSelfAttention(PlainSelfAttention):
                 replaces or low_res_keys == "keep",
                 f'low_res_keys is {low_res_keys!r}, expected "keep" or "replace".',
             ),
+            (
+                high_res_states in ("features", "own"),
+                f'high_res_states is {high_res_states!r}, expected "features" or "own".',
+            ),
+            (high_res_states != "own" or key_norm is None, 'key_norm is of high_res_states="features".'),
             (select_from != "same" or selector is not None, 'select_from="same" needs a selector.'),
             (replace_dilation >= 0, f"replace_dilation must be at least 0, got {replace_dilation}."),
             (replaces or replace_dilation == 0, 'replace_dilation needs low_res_keys="replace".'),
             (gate is None or gate >= 0, f"gate is an entropy in nats, at least 0, got {gate}."),
             (0.0 <= alpha <= 1.0, f"alpha must lie in [0, 1], got {alpha}."),
         )
-        self.k_proj_hd = nn.Linear(dim, self.num_kv_heads * self.head_dim, bias=bias)
-        self.v_proj_hd = nn.Linear(dim, self.num_kv_heads * self.head_dim, bias=bias)
+        self.high_res_states = high_res_states
+        if high_res_states == "features":
+            self.k_proj_hd = nn.Linear(dim, self.num_kv_heads * self.head_dim, bias=bias)
+            self.v_proj_hd = nn.Linear(dim, self.num_kv_heads * self.head_dim, bias=bias)
         self.selector, self.key_norm = selector, key_norm
         self.select_from, self.share_selection = select_from, share_selection
         self.low_res_keys, self.replace_dilation = low_res_keys, replace_dilation
@@ -214,7 +230,7 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         hidden_states : torch.Tensor
             ``(batch, length, dim)``.
         high_res : torch.Tensor, optional
-            ``(batch, tokens, dim)``: high-res features in raster order; None for plain attention.
+            ``(batch, tokens, dim)``: high-res features, or states, in raster order; None for plain attention.
         grid : tuple of int, optional
             Low-res ``(rows, columns)``; needed for a map, and to replace low-res keys.
         zoom : int or tuple of int
@@ -278,7 +294,9 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         mask = self._mask(attention_mask, query, key)
         heads = self._attend(query, key, value, mask)
         image = None if grid is None else image_group(grid, zoom, image_positions, key, margins)
-        scores = made = None
+        scores = made = passed = None
+        if high_res is not None and image is not None and self.high_res_states == "own":
+            passed = self._pass(high_res, high_res_rotary, image, key, value, mask)
         if high_res is not None or image is not None:
             looked = self._look(rows, query, key, value, mask, image)
             if self.selector is not None and image is not None:
@@ -288,7 +306,7 @@ class HierarchicalSelfAttention(PlainSelfAttention):
             if high_res is not None and selected is not None:
                 chosen = self._chosen(selected, rows, high_res, high_res_mask, entropy, image)
                 heads = self._read(heads, rows, looked, high_res, high_res_rotary, chosen)
-        return HierarchicalAttentionOutput(self._merge_heads(heads), scores, made, rows, (key, value))
+        return HierarchicalAttentionOutput(self._merge_heads(heads), scores, made, rows, (key, value), passed)
 
     def _check_states(self, states: Tensor) -> None:
         check_tensor("hidden_states", states, batch=None, length=None, dim=self.dim)
@@ -317,6 +335,7 @@ class HierarchicalSelfAttention(PlainSelfAttention):
                 "return_map needs a selector: it reduces the heads.",
             ),
             (not return_map or grid is not None, f"return_map needs {needs}."),
+            (not (reads and self.high_res_states == "own") or grid is not None, f"own states need {needs}."),
             (not (reads and same) or grid is not None, f'select_from="same" needs {needs}.'),
             (not (reads and self.low_res_keys == "replace") or grid is not None, f'"replace" needs {needs}.'),
             (
@@ -329,6 +348,32 @@ class HierarchicalSelfAttention(PlainSelfAttention):
                 'select_from="same" makes its own selection: do not hand in `selected`.',
             ),
         )
+
+    def _pass(
+        self, states: Tensor, rotary: Tables | None, image: ImageGroup, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """What high-res tokens ``(batch, tokens, dim)`` get in this layer."""
+        last, keys = image.columns.amax(-1, keepdim=True), key.shape[2]
+        if mask is not None:
+            row = (last - keys + mask.shape[2]).clamp_min(0)  # of an image that came before, the first that there is
+            mask = mask.expand(len(last), -1, -1, -1).take_along_dim(row[:, None, :, None], dim=2)
+        seen = self._visible(last, keys, mask)
+        visible = torch.arange(keys, device=key.device) <= last
+        if seen is not None:
+            visible = visible & (~hidden_keys(seen)).any(1)[:, 0]
+        tokens = self._project(states, rotary, None)
+        heads = base_attention(
+            tokens[0],
+            torch.cat([key, tokens[1]], dim=2),
+            torch.cat([value, tokens[2]], dim=2),
+            scaling=self.scaling,
+            mask=and_itself(visible[:, None].expand(-1, states.shape[1], -1)),
+            is_causal=False,
+            softcap=self.softcap,
+            sinks=self.sinks,
+            dropout=self._dropout,
+        )
+        return self._merge_heads(heads)
 
     def _look(
         self,
@@ -423,11 +468,13 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         features = tokens.gather(high_res).masked_fill(~tokens.valid[..., None], 0.0)
         if self.key_norm is not None:
             features = self.key_norm(features)
-        key = self.k_norm(self._split_heads(self.k_proj_hd(features)))
+        own = self.high_res_states == "own"
+        k_proj, v_proj = (self.k_proj, self.v_proj) if own else (self.k_proj_hd, self.v_proj_hd)
+        key = self.k_norm(self._split_heads(k_proj(features)))
         if rotary is not None:
             cos, sin = (tokens.gather(table) for table in rotary)
             key = rotate(key, cos, sin)
-        return HighResKeys(key, self._split_heads(self.v_proj_hd(features)), tokens)
+        return HighResKeys(key, self._split_heads(v_proj(features)), tokens)
 
 
 def _querying(queries: Tensor | None, states: Tensor) -> RaggedIndex:

@@ -12,7 +12,7 @@ from flexkit.attention.ragged import RaggedIndex
 from flexkit.grids import Pair
 from flexkit.selection import valid_cells
 
-__all__ = ["ImageGroup", "Visibility", "VisibleImages", "key_mask", "rows_of_mask", "visibility"]
+__all__ = ["ImageGroup", "Visibility", "VisibleImages", "and_itself", "key_mask", "rows_of_mask", "visibility"]
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,23 @@ def rows_of_mask(
         return rows.gather(mask.expand(-1, -1, rows.mask.shape[1], -1), dim=2)
     padding = None if mask is None else mask[:, None, None, :keys].bool()
     return key_mask(rows.index + past, keys, is_causal=is_causal, sliding_window=sliding_window, mask=padding)
+
+
+def and_itself(visible: Tensor) -> Tensor:
+    """The mask of high-res tokens that pass through a layer: each sees some keys, and behind them itself.
+
+    Parameters
+    ----------
+    visible : torch.Tensor
+        ``(batch, tokens, keys)``, bool.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(batch, 1, tokens, keys + tokens)``, bool.
+    """
+    itself = torch.eye(visible.shape[1], dtype=torch.bool, device=visible.device).expand(len(visible), -1, -1)
+    return torch.cat([visible, itself], dim=-1)[:, None]
 
 
 def visibility(

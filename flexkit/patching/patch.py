@@ -317,7 +317,7 @@ def _check_own_states(decoder: nn.Module, route: Route, layers: list[DecoderLaye
     without = sorted(set(range(len(all_layers))) - {layer.index for layer in layers})
     reasons = {
         "it reads the image beside the sequence, as it is": not route.runs_tokens,
-        f"its layers {without} keep a state in the place of keys, and none of an image's end": without,
+        "some of its layers keep a state in the place of keys, and none of an image's end": without,
         "its layers choose among keys by an index of their own": any(layer.is_sparse for layer in layers),
         "its cache forgets some of what was decoded": any(layer.keeps_prompt for layer in layers),
         "its text model takes pictures itself": "pixel_values" in inspect.signature(decoder.forward).parameters,

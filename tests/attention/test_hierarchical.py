@@ -553,3 +553,38 @@ def test_a_selection_can_be_read_without_a_grid(case: Case) -> None:
     without = case.sharp(selected=selected, grid=None, image_positions=None)
     assert torch.equal(without.hidden_states, case.sharp(selected=selected).hidden_states)
     assert without.selected is None and without.map is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"softcap": 5.0}, {"sinks": True}, {"sliding_window": 4}, {"num_kv_heads": 1, "qk_norm": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("rotates", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_own_states_are_those_of_tokens_in_the_sequence(settings: dict[str, Any], rotates: bool, masked: bool) -> None:
+    own = {"high_res_states": "own", "selector": AttentionMapSelector(Everything()), "select_from": "same"}
+    layer = HierarchicalSelfAttention(8, 2, **own, **settings).double()
+    hidden, tokens = torch.randn(2, 7, 8).double(), torch.randn(2, 16, 8).double()
+    image = torch.arange(1, 5).expand(2, -1)
+    positions = torch.cat([torch.arange(7.0), fractional_positions(torch.arange(1.0, 5.0), (2, 2), 2)])
+    tables = tuple(table.double()[None] for table in rotary_tables(positions, 4))
+    rotary, finer = (tuple(table[:, part] for table in tables) for part in (slice(7), slice(7, None)))
+    places = {"rotary": rotary, "high_res_rotary": finer} if rotates else {}
+    seen = torch.ones(2, 1, 7, 7, dtype=torch.bool)
+    seen[0, :, :, 0] = not masked
+    found = layer(hidden, tokens, grid=(2, 2), zoom=2, image_positions=image, attention_mask=seen, **places)
+
+    distance = torch.arange(7)[:, None] - torch.arange(7)
+    mask = torch.zeros(2, 1, 23, 23, dtype=torch.bool)
+    mask[:, :, :7, :7] = seen & (distance >= 0) & (distance < settings.get("sliding_window", 7))
+    mask[:, :, 7:, :7] = mask[:, :, 4:5, :7]
+    mask[:, :, 4:7, 7:] = True
+    mask[:, :, 7:, 7:] = torch.eye(16, dtype=torch.bool)
+    whole = HierarchicalSelfAttention(8, 2, is_causal=False, **settings | {"sliding_window": None}).double()
+    whole.load_state_dict(layer.state_dict(), strict=False)
+    expected = whole(torch.cat([hidden, tokens], 1), attention_mask=mask, rotary=tables if rotates else None)
+    together = torch.cat([found.hidden_states, found.high_res], 1)
+    blind = ~mask.any(-1)[:, 0]  # the first position of a row without it
+    torch.testing.assert_close(together[~blind], expected.hidden_states[~blind])
+    assert not any("_hd" in name for name in layer.state_dict())

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from flexkit.attention.layer import HighResKeys
 from flexkit.attention.ragged import RaggedIndex
-from flexkit.attention.visible import key_mask, rows_of_mask
+from flexkit.attention.visible import and_itself, key_mask, rows_of_mask
 from flexkit.patching.memory.tokens import ImageSpan, Prefix
 from flexkit.patching.seam.decoder import DecoderLayer
 
@@ -195,5 +195,4 @@ class Passing:
         visible = torch.zeros(*index.shape, keys, dtype=torch.bool, device=index.device)
         for (span, place, _), prefix, start in zip(self.places, prefixes, starts, strict=True):
             visible[span.row, place, start : start + len(prefix.visible)] = prefix.visible
-        itself = torch.eye(index.shape[1], dtype=torch.bool, device=index.device).expand(len(index), -1, -1)
-        return torch.cat([visible, itself], dim=-1)[:, None]
+        return and_itself(visible)
