@@ -10,9 +10,9 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flexkit.visual_search.model import IMAGE_TOKEN, ZOOM
+from flexkit.visual_search.model import ZOOM
 from flexkit.visual_search.questions import CLOSE_UP, Question, questions
-from flexkit.visual_search.scene import SIZE, Scene, draw_close_up, draw_scene
+from flexkit.visual_search.scene import SIZE, Scene, draw_close_up, draw_distinct_scene, draw_scene
 
 __all__ = ["Chat", "Chats", "Collator", "overview_and_tiles", "prompts"]
 
@@ -38,10 +38,15 @@ class Chats(Dataset[Chat]):
         How often a question is of each track; how often a scene is seen in a tile alone, for ``"close-up"``.
     turns : int
         How many questions are asked about a scene, as far as there are as many.
+    distinct : float
+        How often no two items of a scene are of one colour.
     """
 
-    def __init__(self, seed: int, count: int, tracks: Mapping[str, float], turns: int = 8) -> None:
+    def __init__(
+        self, seed: int, count: int, tracks: Mapping[str, float], turns: int = 8, *, distinct: float = 0.0
+    ) -> None:
         self.seed, self.count, self.tracks, self.turns = seed, count, dict(tracks), turns
+        self.distinct = distinct
 
     def __len__(self) -> int:
         return self.count
@@ -49,10 +54,12 @@ class Chats(Dataset[Chat]):
     def __getitem__(self, index: int) -> Chat:
         random = np.random.default_rng([self.seed, index, 1])
         tracks = {track: share for track, share in self.tracks.items() if share}
-        if random.random() < tracks.get(CLOSE_UP, 0.0) / sum(tracks.values()):
-            scene, tracks = draw_close_up([self.seed, index], ZOOM), {CLOSE_UP: 1.0}
+        close_up = random.random() < tracks.get(CLOSE_UP, 0.0) / sum(tracks.values())
+        distinct = self.distinct > 0 and random.random() < self.distinct
+        if close_up:
+            scene, tracks = draw_close_up([self.seed, index], ZOOM, distinct=distinct), {CLOSE_UP: 1.0}
         else:
-            scene = draw_scene([self.seed, index])
+            scene = (draw_distinct_scene if distinct else draw_scene)([self.seed, index])
             tracks.pop(CLOSE_UP, None)
         left = {track: list(questions(scene, track)) for track in tracks}
         turns: list[Question] = []
@@ -103,7 +110,11 @@ def prompts(processor: Any, images: Sequence[Image], texts: Sequence[str], *, in
         As for :class:`Collator`.
     """
     shown = [overview_and_tiles(image) if in_sequence else [image] for image in images]
-    marked = [f"{IMAGE_TOKEN * len(views)} {text}" for views, text in zip(shown, texts, strict=True)]
+    asked = [
+        [{"role": "user", "content": [*[{"type": "image"}] * len(views), {"type": "text", "text": text}]}]
+        for views, text in zip(shown, texts, strict=True)
+    ]
+    marked = processor.apply_chat_template(asked, add_generation_prompt=True)
     return processor(images=shown, text=marked, padding=True, return_tensors="pt")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from flexkit.visual_search.items import COLOURS, DIGITS, SHAPES, Item, named_by_both, named_by_colour
 from flexkit.visual_search.scene import Scene
 
-__all__ = ["ABOUT", "CLOSE_UP", "COLUMNS", "PRACTICE", "ROWS", "TRACKS", "WORDS", "Question", "questions"]
+__all__ = ["ABOUT", "CLOSE_UP", "COLUMNS", "PRACTICE", "ROWS", "TRACKS", "WORDS", "Question", "heard", "questions", "spoken"]
 
 ABOUT = {
     "digit": "Which digit is on",
@@ -36,6 +36,11 @@ WORDS = (
     *dict.fromkeys(word for text in ABOUT.values() for word in f"{text} the object that is".lower().split()),
 )
 """All words of questions and answers."""
+
+
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_SPOKEN = {**{str(digit): number for digit, number in enumerate(_NUMBERS)}, **{word: word.upper() for word in COLUMNS}}
+_HEARD = {spoken: word for word, spoken in _SPOKEN.items()}
 
 
 @dataclass(frozen=True)
@@ -87,3 +92,36 @@ def questions(scene: Scene, track: str) -> tuple[Question, ...]:
         for item in (named_by_both if by_both else named_by_colour)(scene.items)
         for what in about
     )
+
+
+def spoken(word: str) -> str:
+    """How a language model that knows English says a word of an answer: digits as numbers, columns as capitals.
+
+    Parameters
+    ----------
+    word : str
+        An answer.
+
+    Examples
+    --------
+    >>> spoken("7"), spoken("a"), spoken("circle")
+    ('seven', 'A', 'circle')
+    """
+    return _SPOKEN.get(word, word)
+
+
+def heard(text: str) -> str:
+    """The answer that a text gives, however it is said.
+
+    Parameters
+    ----------
+    text : str
+        What a model said.
+
+    Examples
+    --------
+    >>> heard(" seven"), heard("7"), heard(" A")
+    ('7', '7', 'a')
+    """
+    word = text.strip()
+    return _HEARD.get(word, word)

@@ -33,6 +33,8 @@ class Stage:
         A layer whose attention is told where the objects are that it takes colour and shape to name.
     budgets : tuple of int
         For each step, one is drawn of these: how many cells a layer reads. With none, the policy stays what it is.
+    save_steps : int
+        After how many steps a stage is saved, to be gone on with.
     """
 
     steps: int
@@ -41,6 +43,7 @@ class Stage:
     tracks: Mapping[str, float] = field(default_factory=lambda: dict(_UNIQUE_COLOURS))
     grounded: int | None = None
     budgets: tuple[int, ...] = ()
+    save_steps: int = 200
 
 
 STAGES = {

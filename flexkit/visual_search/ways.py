@@ -11,6 +11,7 @@ from torch import Tensor
 import flexkit
 from flexkit.patching import get_patch
 from flexkit.selection.threshold import PUBLISHED_THRESHOLD
+from flexkit.visual_search.questions import heard
 from flexkit.visual_search.weights import load_model
 
 __all__ = ["BUDGET", "Oracle", "Place", "Way", "load_ways", "read_fraction"]
@@ -91,7 +92,7 @@ class Way:
         if self.oracle is not None:
             self.oracle.places = places
         tokens = self.model(**inputs, logits_to_keep=1).logits[:, -1].argmax(-1)
-        return [str(word) for word in self.processor.tokenizer.convert_ids_to_tokens(tokens.tolist())]
+        return [heard(self.processor.tokenizer.decode([token])) for token in tokens.tolist()]
 
 
 def read_fraction(model: Any, trace: flexkit.Trace) -> float:
