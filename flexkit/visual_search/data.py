@@ -14,7 +14,7 @@ from flexkit.visual_search.model import ZOOM
 from flexkit.visual_search.questions import CLOSE_UP, Question, questions
 from flexkit.visual_search.scene import SIZE, Scene, draw_close_up, draw_distinct_scene, draw_scene
 
-__all__ = ["Chat", "Chats", "Collator", "overview_and_tiles", "prompts"]
+__all__ = ["Chat", "Chats", "Collator", "as_prompt", "overview_and_tiles", "prompts"]
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,24 @@ def prompts(processor: Any, images: Sequence[Image], texts: Sequence[str], *, in
         As for :class:`Collator`.
     """
     shown = [overview_and_tiles(image) if in_sequence else [image] for image in images]
-    asked = [
-        [{"role": "user", "content": [*[{"type": "image"}] * len(views), {"type": "text", "text": text}]}]
-        for views, text in zip(shown, texts, strict=True)
-    ]
-    marked = processor.apply_chat_template(asked, add_generation_prompt=True)
+    marked = [as_prompt(processor, text, len(views)) for views, text in zip(shown, texts, strict=True)]
     return processor(images=shown, text=marked, padding=True, return_tensors="pt")
+
+
+def as_prompt(processor: Any, text: str, images: int = 1) -> str:
+    """A text behind one or several images, as the chat template of a processor puts it.
+
+    Parameters
+    ----------
+    processor : FlexProcessor or transformers.ProcessorMixin
+        Of the model.
+    text : str
+        What stands behind the images.
+    images : int
+        How many.
+    """
+    content = [*[{"type": "image"}] * images, {"type": "text", "text": text}]
+    return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
 
 
 def overview_and_tiles(image: Image) -> list[Image]:

@@ -14,9 +14,10 @@ from tqdm import tqdm
 import flexkit
 from flexkit.measuring import count_flops, time_in_turns
 from flexkit.visual_search.data import prompts
+from flexkit.visual_search.model import ZOOM
 from flexkit.visual_search.processes import processes
-from flexkit.visual_search.questions import TRACKS, Question, questions
-from flexkit.visual_search.scene import SIZE, draw_scene
+from flexkit.visual_search.questions import CLOSE_UP, TRACKS, Question, questions
+from flexkit.visual_search.scene import SIZE, draw_close_up, draw_scene
 from flexkit.visual_search.ways import Place, Way, load_ways, read_fraction
 from flexkit.visual_search.weights import READERS, WEIGHTS
 
@@ -132,15 +133,18 @@ class Batch:
         Parameters
         ----------
         track : str
-            Of the questions.
+            Of the questions; or ``"close-up"``, where a tile stands for the scene.
         seed : int
             Of the scenes.
         indices : sequence of int
             Which of the seed's scenes.
         size : int
-            Side of the pictures in pixels.
+            Side of the pictures in pixels; close-ups have theirs.
         """
-        scenes = [draw_scene([seed, index], size) for index in indices]
+        if track == CLOSE_UP:
+            scenes = [draw_close_up([seed, index], ZOOM) for index in indices]
+        else:
+            scenes = [draw_scene([seed, index], size) for index in indices]
         known = [questions(scene, track) for scene in scenes]
         asked = [of_scene[index % len(of_scene)] for of_scene, index in zip(known, indices, strict=True)]
         return cls([scene.image for scene in scenes], asked)

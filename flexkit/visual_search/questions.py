@@ -5,7 +5,19 @@ from dataclasses import dataclass
 from flexkit.visual_search.items import COLOURS, DIGITS, SHAPES, Item, named_by_both, named_by_colour
 from flexkit.visual_search.scene import Scene
 
-__all__ = ["ABOUT", "CLOSE_UP", "COLUMNS", "PRACTICE", "ROWS", "TRACKS", "WORDS", "Question", "heard", "questions", "spoken"]
+__all__ = [
+    "ABOUT",
+    "CLOSE_UP",
+    "COLUMNS",
+    "PRACTICE",
+    "ROWS",
+    "TRACKS",
+    "WORDS",
+    "Question",
+    "heard",
+    "questions",
+    "spoken",
+]
 
 ABOUT = {
     "digit": "Which digit is on",

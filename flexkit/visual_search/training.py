@@ -22,6 +22,7 @@ from flexkit.writing import writing
 
 __all__ = ["train"]
 
+
 class _Ramp(TrainerCallback):
     """Move over from the base model to the patched one within the first tenth (published code)."""
 
