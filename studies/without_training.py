@@ -3,7 +3,8 @@
 flexkit train visual-search --stage tower --stage base --layers 12 --seed 1 --output bases/12-layers-1
 python -m studies.without_training bases/* --output docs/evidence/without_training.json
 
-A base on a pretrained language model (flexkit train visual-search --language-model) is asked in the same ways.
+A base on a pretrained language model (flexkit train visual-search --language-model) is asked in the same ways, and with
+--short in few words, which moves what its maps point at to other layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,8 @@ from studies.baselines import Looker, insert_selected, zoom_in
 from studies.command import study_parser, write
 
 BATCH = 50
+PROBED = 32
+"""Scenes by which the layer that localises is found."""
 Answer = Callable[[Mapping[str, Tensor]], Tensor]
 """From inputs of both views to the logits of the answer."""
 
@@ -79,28 +82,29 @@ def _patched(model: Any, config: flexkit.FlexConfig, inputs: Mapping[str, Tensor
     return logits
 
 
-def study(folder: Path, seed: int, count: int) -> dict[str, Any]:
+def study(folder: Path, seed: int, count: int, *, short: bool = False) -> dict[str, Any]:
     """Score one base: by way, then by what is asked, the share of right answers."""
     model, plain = load_model("base", weights=folder)
     processor = flexkit.FlexProcessor(plain, ZOOM)
-    chats = Chats(seed + 1, 32, {"attribute": 1.0}, turns=3)
-    collator = (AnswerCollator if (folder / "base" / ADAPTER).exists() else Collator)(processor)
-    found = flexkit.probe_start_layer(model, [collator([chats[index] for index in range(32)])])
+    chats = Chats(seed + 1, PROBED, {"attribute": 1.0}, turns=3)
+    adapted = (folder / "base" / ADAPTER).exists()
+    collator = AnswerCollator(processor, short=short) if adapted else Collator(processor)
+    found = flexkit.probe_start_layer(model, [collator([chats[index] for index in range(PROBED)])])
     oracle = Oracle()
     right: dict[str, dict[str, list[bool]]] = {}
     parts = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
     for track, part in tqdm([*product(TRACKS, parts)], desc=folder.name, unit="batch"):
-        batch = Batch.draw(track, seed, part)
+        batch = Batch.draw(track, seed, part, short=short)
         inputs, oracle.places = batch.inputs(processor), batch.places
         for name, answer in ways(model, found.layer, oracle).items():
             words = likeliest(processor, answer(inputs))
             for word, question in zip(words, batch.asked, strict=True):
                 kind = question.about if track == "low-res" else track
                 right.setdefault(name, {}).setdefault(kind, []).append(word == question.answer)
-    close_up = Score.mean([score(Way(model, plain), Batch.draw(CLOSE_UP, seed, part)) for part in parts])
+    near = [Batch.draw(CLOSE_UP, seed, part, short=short) for part in parts]
     return {
         "layers": model.config.text_config.num_hidden_layers,
-        "close-ups": close_up.accuracy,
+        "close-ups": Score.mean([score(Way(model, plain), batch) for batch in near]).accuracy,
         "losses": {"base": found.base_loss, **{str(layer): loss for layer, loss in found.losses.items()}},
         "layer": found.layer,
         "accuracy": {way: {kind: sum(hits) / len(hits) for kind, hits in of.items()} for way, of in right.items()},
@@ -109,8 +113,12 @@ def study(folder: Path, seed: int, count: int) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the study of some bases."""
-    options = study_parser(__doc__).parse_args(arguments)
-    found = {folder.name: study(folder, options.seed, options.questions) for folder in options.folders}
+    parser = study_parser(__doc__)
+    parser.add_argument("--short", action="store_true", help="ask in few words, the last of which names the object")
+    options = parser.parse_args(arguments)
+    found = {
+        folder.name: study(folder, options.seed, options.questions, short=options.short) for folder in options.folders
+    }
     write(options.output, {"questions": options.questions, "bases": found})
 
 

@@ -95,7 +95,9 @@ class Collator:
         return {**inputs, "labels": torch.where(end | answer, ids, -100)}
 
 
-def prompts(processor: Any, images: Sequence[Image], texts: Sequence[str], *, in_sequence: bool = False) -> Any:
+def prompts(
+    processor: Any, images: Sequence[Image], texts: Sequence[str], *, in_sequence: bool = False, bare: bool = False
+) -> Any:
     """What a model is given of pictures and texts.
 
     Parameters
@@ -108,13 +110,15 @@ def prompts(processor: Any, images: Sequence[Image], texts: Sequence[str], *, in
         What stands behind the image.
     in_sequence : bool
         As for :class:`Collator`.
+    bare : bool
+        As for :func:`as_prompt`.
     """
     shown = [overview_and_tiles(image) if in_sequence else [image] for image in images]
-    marked = [as_prompt(processor, text, len(views)) for views, text in zip(shown, texts, strict=True)]
+    marked = [as_prompt(processor, text, len(views), bare=bare) for views, text in zip(shown, texts, strict=True)]
     return processor(images=shown, text=marked, padding=True, return_tensors="pt")
 
 
-def as_prompt(processor: Any, text: str, images: int = 1) -> str:
+def as_prompt(processor: Any, text: str, images: int = 1, *, bare: bool = False) -> str:
     """A text behind one or several images, as the chat template of a processor puts it.
 
     Parameters
@@ -125,9 +129,11 @@ def as_prompt(processor: Any, text: str, images: int = 1) -> str:
         What stands behind the images.
     images : int
         How many.
+    bare : bool
+        Whether nothing stands behind the text that asks for an answer.
     """
     content = [*[{"type": "image"}] * images, {"type": "text", "text": text}]
-    return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
+    return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=not bare))
 
 
 def overview_and_tiles(image: Image) -> list[Image]:

@@ -77,6 +77,12 @@ class Question:
     about: str
 
     @property
+    def short(self) -> str:
+        """The same in few words, the last of which name the object."""
+        _, by_both = (TRACKS | PRACTICE)[self.track]
+        return f"{self.about} of {self.item.colour}" + (f" {self.item.shape}" if by_both else "")
+
+    @property
     def answer(self) -> str:
         """One word."""
         value = getattr(self.item, self.about)

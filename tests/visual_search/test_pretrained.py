@@ -191,7 +191,7 @@ def test_questions_in_one_sequence_are_answered_as_each_alone(
         model.float()
 
 
-def test_later_questions_are_asked_as_an_evaluation_asks(untrained: tuple[Any, LlavaProcessor]) -> None:
+def test_questions_are_asked_as_an_evaluation_asks(untrained: tuple[Any, LlavaProcessor]) -> None:
     _, processor = untrained
     chats = Chats(1, 2, {"low-res": 1.0}, 4)
     shown = prompts(processor, [chats[1].scene.image], [chats[1].turns[2].text])
@@ -199,9 +199,13 @@ def test_later_questions_are_asked_as_an_evaluation_asks(untrained: tuple[Any, L
     assert shown["input_ids"][0].tolist() == packed[1].before + packed[1].asked[2]
     assert shown["input_ids"][0, 0] == processor.tokenizer.bos_token_id
     assert processor.decode(shown["input_ids"][0, 65:]).endswith("? Answer :")
-    turn = chats[0].turns[0]
-    assert processor.decode(packed[0].asked[0]) == f"{turn.about} of {turn.item.colour}"
-    assert packed[0].answers[0] == word_id(processor.tokenizer, turn.answer)
+    for chat, number in ((0, 0), (1, 3)):
+        turn = chats[chat].turns[number]
+        assert processor.decode(packed[chat].asked[number]) == f"{turn.about} of {turn.item.colour}"
+        assert packed[chat].answers[number] == word_id(processor.tokenizer, turn.answer)
+    batch = Batch.draw("attribute", 3, range(2), short=True)
+    ends = [processor.decode(ids[65:]) for ids in batch.inputs(processor)["input_ids"]]
+    assert ends == [f"digit of {question.item.colour}" for question in batch.asked]
 
 
 def test_a_tokenizer_that_puts_a_token_first_is_not_given_another(pretrained: str) -> None:
@@ -265,8 +269,9 @@ def test_is_scored_as_any_model(track: str, trained: Path) -> None:
         assert patched.selected_fraction == pytest.approx(6 / 64)
 
 
-def test_the_study_of_frozen_bases_takes_it(trained: Path) -> None:
-    found = without_training.study(trained, 1, 2)
+def test_the_study_of_frozen_bases_takes_it(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(without_training, "PROBED", 2)
+    found = without_training.study(trained, 1, 2, short=True)
     assert found["layers"] == len(found["losses"]) - 1 == 3
     assert set(found["accuracy"]["low-res only"]) == {"attribute", "conjunction", "row", "column"}
     assert 0 <= found["close-ups"] <= 1

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexkit.visual_search.data import Chat, prompts
+from flexkit.visual_search.data import Chat
+from flexkit.visual_search.evaluation import Batch
 from flexkit.visual_search.pretrained.words import word_id
 
 __all__ = ["AnswerCollator"]
@@ -19,14 +20,16 @@ class AnswerCollator:
     ----------
     processor : FlexProcessor or transformers.ProcessorMixin
         Of the model.
+    short : bool
+        Whether questions are asked in few words.
     """
 
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
+    def __init__(self, processor: Any, *, short: bool = False) -> None:
+        self.processor, self.short = processor, short
 
     def __call__(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
-        images, asked = [chat.scene.image for chat in chats], [chat.turns[0] for chat in chats]
-        inputs = prompts(self.processor, images, [question.text for question in asked])
+        asked = [chat.turns[0] for chat in chats]
+        inputs = Batch([chat.scene.image for chat in chats], asked, self.short).inputs(self.processor)
         answers = torch.tensor([[word_id(self.processor.tokenizer, question.answer)] for question in asked])
         ids = torch.cat([inputs["input_ids"], answers], 1)
         seen = torch.cat([inputs["attention_mask"], torch.ones_like(answers)], 1)

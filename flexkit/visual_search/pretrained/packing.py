@@ -42,7 +42,7 @@ class PackedChat:
 
 
 class PackedChats(Dataset[PackedChat]):
-    """Chats as tokens of a language model. The first are asked in short, later ones as an evaluation asks.
+    """Chats as tokens of a language model. All questions of the first are short, of later ones every second.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class PackedChats(Dataset[PackedChat]):
     processor : transformers.LlavaProcessor
         Of the model.
     short : int
-        How many are asked in short.
+        How many of the chats are the first.
     """
 
     def __init__(self, chats: Chats, processor: Any, short: int) -> None:
@@ -66,15 +66,15 @@ class PackedChats(Dataset[PackedChat]):
         ids = shown["input_ids"][0].tolist()
         end = len(ids) - ids[::-1].index(self.processor.image_token_id)
 
-        def asked(turn: Question) -> str:
-            if index < self.short:
-                return f" {turn.about} of {turn.item.colour}"
-            return as_prompt(self.processor, turn.text).rpartition(IMAGE_TOKEN)[2]
+        def asked(number: int, turn: Question) -> str:
+            short = index < self.short or number % 2 == 1
+            whole = as_prompt(self.processor, f" {turn.short}" if short else turn.text, bare=short)
+            return whole.rpartition(IMAGE_TOKEN)[2]
 
         return PackedChat(
             shown["pixel_values"][0],
             ids[:end],
-            [tokenizer.encode(asked(turn), add_special_tokens=False) for turn in chat.turns],
+            [tokenizer.encode(asked(*turn), add_special_tokens=False) for turn in enumerate(chat.turns)],
             [word_id(tokenizer, turn.answer) for turn in chat.turns],
         )
 

@@ -26,7 +26,7 @@ _TURNS = 24
 """Questions about a picture: all that can be asked about eight objects."""
 _DISTINCT = 0.75
 """How often all objects of a picture differ in colour, which is where there is most to ask about."""
-_SHORT = 2 / 3
+_SHORT = 0.5
 """Share of the pictures, the first ones, that are asked about in three words: the number of answers is what teaches."""
 _PROJECTOR = "projector.safetensors"
 
