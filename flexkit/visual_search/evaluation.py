@@ -14,9 +14,10 @@ from tqdm import tqdm
 import flexkit
 from flexkit.measuring import count_flops, time_in_turns
 from flexkit.visual_search.data import prompts
+from flexkit.visual_search.model import ZOOM
 from flexkit.visual_search.processes import processes
-from flexkit.visual_search.questions import TRACKS, Question, questions
-from flexkit.visual_search.scene import SIZE, draw_scene
+from flexkit.visual_search.questions import CLOSE_UP, TRACKS, Question, questions
+from flexkit.visual_search.scene import SIZE, draw_close_up, draw_scene
 from flexkit.visual_search.ways import Place, Way, load_ways, read_fraction
 from flexkit.visual_search.weights import READERS, WEIGHTS
 
@@ -119,31 +120,40 @@ class Batch:
         The scenes.
     asked : sequence of Question
         One about each.
+    short : bool
+        Whether they are asked in few words, as only bases on pretrained language models have learned: the word that
+        names the object is then the last one, as it is for the small model in any case.
     """
 
     images: Sequence[Image]
     asked: Sequence[Question]
+    short: bool = False
     _inputs: dict[tuple[type, bool], Any] = field(default_factory=dict)
 
     @classmethod
-    def draw(cls, track: str, seed: int, indices: Sequence[int], size: int = SIZE) -> "Batch":
+    def draw(cls, track: str, seed: int, indices: Sequence[int], size: int = SIZE, *, short: bool = False) -> "Batch":
         """Draw the scenes of a seed, and a question about each.
 
         Parameters
         ----------
         track : str
-            Of the questions.
+            Of the questions; or ``"close-up"``, where a tile stands for the scene.
         seed : int
             Of the scenes.
         indices : sequence of int
             Which of the seed's scenes.
         size : int
-            Side of the pictures in pixels.
+            Side of the pictures in pixels; close-ups have theirs.
+        short : bool
+            Whether they are asked in few words.
         """
-        scenes = [draw_scene([seed, index], size) for index in indices]
+        if track == CLOSE_UP:
+            scenes = [draw_close_up([seed, index], ZOOM) for index in indices]
+        else:
+            scenes = [draw_scene([seed, index], size) for index in indices]
         known = [questions(scene, track) for scene in scenes]
         asked = [of_scene[index % len(of_scene)] for of_scene, index in zip(known, indices, strict=True)]
-        return cls([scene.image for scene in scenes], asked)
+        return cls([scene.image for scene in scenes], asked, short)
 
     @property
     def places(self) -> list[Place]:
@@ -154,8 +164,8 @@ class Batch:
         """What a processor makes of the questions."""
         key = type(processor), in_sequence
         if key not in self._inputs:
-            texts = [question.text for question in self.asked]
-            self._inputs[key] = prompts(processor, self.images, texts, in_sequence=in_sequence)
+            texts = [f" {question.short}" if self.short else question.text for question in self.asked]
+            self._inputs[key] = prompts(processor, self.images, texts, in_sequence=in_sequence, bare=self.short)
         return self._inputs[key]
 
     def answers(self, way: Way) -> list[str]:

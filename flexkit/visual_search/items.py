@@ -1,5 +1,6 @@
 """What is in a scene, and where."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -12,6 +13,7 @@ __all__ = [
     "SHAPES",
     "Item",
     "draw_crowd",
+    "draw_distinct",
     "draw_items",
     "named_by_both",
     "named_by_colour",
@@ -125,6 +127,23 @@ def draw_crowd(random: np.random.Generator) -> tuple[Item, ...]:
     return tuple(
         _item(random, str(random.choice(list(COLOURS))), str(random.choice(SHAPES)), *divmod(cell, GRID))
         for cell in cells
+    )
+
+
+def draw_distinct(random: np.random.Generator, cells: Sequence[tuple[int, int]]) -> tuple[Item, ...]:
+    """Draw an item into each of some cells, no two of one colour: every one is named by its colour.
+
+    Parameters
+    ----------
+    random : numpy.random.Generator
+        Source of chance.
+    cells : sequence of tuple of int
+        Rows and columns; no more than there are colours.
+    """
+    colours = random.permutation(list(COLOURS)).tolist()
+    return tuple(
+        _item(random, colour, str(random.choice(SHAPES)), *cell)
+        for colour, cell in zip(colours[: len(cells)], cells, strict=True)
     )
 
 

@@ -3,11 +3,20 @@
 import numpy as np
 
 from flexkit.visual_search.items import COLOURS, DIGITS, GRID, SHAPES, Item
+from flexkit.visual_search.questions import COLUMNS, ROWS
 
-__all__ = ["CLASSES", "SHOWN", "UNKNOWN", "covered_tokens", "token_labels"]
+__all__ = ["CLASSES", "CLASS_WORDS", "SHOWN", "UNKNOWN", "covered_tokens", "token_labels"]
 
-CLASSES = {"colour": len(COLOURS) + 1, "shape": len(SHAPES), "digit": DIGITS, "row": GRID, "column": GRID}
-"""What a token tells of the item that it shows; the last colour is that of the ground."""
+CLASS_WORDS = {
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "digit": tuple(str(digit) for digit in range(DIGITS)),
+    "row": ROWS,
+    "column": COLUMNS,
+}
+"""What a token tells of the item that it shows, by the words of the answers."""
+CLASSES = {name: len(words) + (name == "colour") for name, words in CLASS_WORDS.items()}
+"""How many there are of each; the last colour is that of the ground."""
 UNKNOWN = -100
 """Label of what a token need not tell."""
 

@@ -5,7 +5,19 @@ from dataclasses import dataclass
 from flexkit.visual_search.items import COLOURS, DIGITS, SHAPES, Item, named_by_both, named_by_colour
 from flexkit.visual_search.scene import Scene
 
-__all__ = ["ABOUT", "CLOSE_UP", "COLUMNS", "PRACTICE", "ROWS", "TRACKS", "WORDS", "Question", "questions"]
+__all__ = [
+    "ABOUT",
+    "CLOSE_UP",
+    "COLUMNS",
+    "PRACTICE",
+    "ROWS",
+    "TRACKS",
+    "WORDS",
+    "Question",
+    "heard",
+    "questions",
+    "spoken",
+]
 
 ABOUT = {
     "digit": "Which digit is on",
@@ -38,6 +50,11 @@ WORDS = (
 """All words of questions and answers."""
 
 
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_SPOKEN = {**{str(digit): number for digit, number in enumerate(_NUMBERS)}, **{word: word.upper() for word in COLUMNS}}
+_HEARD = {spoken: word for word, spoken in _SPOKEN.items()}
+
+
 @dataclass(frozen=True)
 class Question:
     """A question about a scene.
@@ -58,6 +75,12 @@ class Question:
     text: str
     item: Item
     about: str
+
+    @property
+    def short(self) -> str:
+        """The same in few words, the last of which name the object."""
+        _, by_both = (TRACKS | PRACTICE)[self.track]
+        return f"{self.about} of {self.item.colour}" + (f" {self.item.shape}" if by_both else "")
 
     @property
     def answer(self) -> str:
@@ -87,3 +110,36 @@ def questions(scene: Scene, track: str) -> tuple[Question, ...]:
         for item in (named_by_both if by_both else named_by_colour)(scene.items)
         for what in about
     )
+
+
+def spoken(word: str) -> str:
+    """How a language model that knows English says a word of an answer: digits as numbers, columns as capitals.
+
+    Parameters
+    ----------
+    word : str
+        An answer.
+
+    Examples
+    --------
+    >>> spoken("7"), spoken("a"), spoken("circle")
+    ('seven', 'A', 'circle')
+    """
+    return _SPOKEN.get(word, word)
+
+
+def heard(text: str) -> str:
+    """The answer that a text gives, however it is said.
+
+    Parameters
+    ----------
+    text : str
+        What a model said.
+
+    Examples
+    --------
+    >>> heard(" seven"), heard("7"), heard(" A")
+    ('7', '7', 'a')
+    """
+    word = text.strip()
+    return _HEARD.get(word, word)

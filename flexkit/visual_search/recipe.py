@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import flexkit
 from flexkit.visual_search.model import ZOOM
 
-__all__ = ["CONFIG", "STAGES", "Stage"]
+__all__ = ["CONFIG", "PRETRAINED_STAGES", "STAGES", "Stage"]
 
 CONFIG = flexkit.FlexConfig(start_layer=1, zoom=ZOOM, policy=flexkit.TopK(6))
 """How the patched models select and read. The first layer's map finds an object by its colour, so the second reads."""
@@ -33,6 +33,8 @@ class Stage:
         A layer whose attention is told where the objects are that it takes colour and shape to name.
     budgets : tuple of int
         For each step, one is drawn of these: how many cells a layer reads. With none, the policy stays what it is.
+    save_steps : int
+        After how many steps a stage is saved, to be gone on with.
     """
 
     steps: int
@@ -41,6 +43,7 @@ class Stage:
     tracks: Mapping[str, float] = field(default_factory=lambda: dict(_UNIQUE_COLOURS))
     grounded: int | None = None
     budgets: tuple[int, ...] = ()
+    save_steps: int = 200
 
 
 STAGES = {
@@ -59,4 +62,14 @@ STAGES = {
 ``in_sequence``: everything but the tower of the base, with all high-res tokens in the sequence.
 ``grounded``: the same of the base, but one layer is told where the objects are that it takes colour and shape to name.
 ``conjunction``: everything but the tower, from there on, patched; the layer behind the one that is told reads.
+"""
+
+PRETRAINED_STAGES = {
+    "projector": Stage(1500, 2, 3e-3, {}),
+    "base": Stage(360, 4, 1e-3, {"low-res": 3.0, "close-up": 2.0}, save_steps=25),
+}
+"""Those of :func:`flexkit.visual_search.pretrained.training.train_base`.
+
+``projector``: the projector alone, token by token, towards the words of the language model. ``base``: the projector,
+and LoRA on the attention of all layers, on low-res views and close-ups.
 """

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from flexkit.visual_search.items import GRID, Item, draw_crowd, draw_items, named_by_colour
+from flexkit.visual_search.items import COLOURS, GRID, Item, draw_crowd, draw_distinct, draw_items, named_by_colour
 from flexkit.visual_search.painting import paint_ground, paint_item
 
-__all__ = ["SIZE", "Scene", "draw_close_up", "draw_scene", "paint_scene"]
+__all__ = ["SIZE", "Scene", "draw_close_up", "draw_distinct_scene", "draw_scene", "paint_scene"]
 
 SIZE = 192
 """Side of a scene in pixels, unless another is asked for."""
@@ -61,7 +61,21 @@ def draw_scene(seed: int | Sequence[int] = 0, size: int = SIZE) -> Scene:
     return paint_scene(random, draw_items(random), size)
 
 
-def draw_close_up(seed: int | Sequence[int], zoom: int) -> Scene:
+def draw_distinct_scene(seed: int | Sequence[int]) -> Scene:
+    """Draw a scene of 6 to 8 items, no two of one colour: there is more to ask about it than about others.
+
+    Parameters
+    ----------
+    seed : int or sequence of int
+        The same seed draws the same scene.
+    """
+    random = np.random.default_rng(seed)
+    count = int(random.integers(6, len(COLOURS) + 1))
+    cells = random.permutation(GRID * GRID)[:count].tolist()
+    return paint_scene(random, draw_distinct(random, [divmod(cell, GRID) for cell in cells]))
+
+
+def draw_close_up(seed: int | Sequence[int], zoom: int, *, distinct: bool = False) -> Scene:
     """Draw one tile of a crowded scene, as large as in a scene of the usual size.
 
     Parameters
@@ -70,6 +84,8 @@ def draw_close_up(seed: int | Sequence[int], zoom: int) -> Scene:
         The same seed draws the same tile.
     zoom : int
         Tiles along the scene's side.
+    distinct : bool
+        Whether no two items are of one colour.
 
     Returns
     -------
@@ -82,6 +98,8 @@ def draw_close_up(seed: int | Sequence[int], zoom: int) -> Scene:
         inside = tuple(
             item for item in draw_crowd(random) if (item.row * zoom // GRID, item.column * zoom // GRID) == tile
         )
+        if distinct:
+            inside = draw_distinct(random, [(item.row, item.column) for item in inside])
         if named_by_colour(inside):
             break
     side = SIZE // zoom

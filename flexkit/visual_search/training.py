@@ -1,44 +1,26 @@
 """From nothing to a model that reads what it looks at: the stages of training, each by transformers' Trainer."""
 
-import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
-from transformers import (
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, Trainer, TrainerCallback, set_seed
 
 import flexkit
-from flexkit.checkpoints.files import held
-from flexkit.errors import ConfigError
 from flexkit.patching import get_patch
 from flexkit.visual_search.data import Chats, Collator
 from flexkit.visual_search.dense import DenseReader, DenseScenes
 from flexkit.visual_search.grounding import GroundedCollator, GroundedTrainer
 from flexkit.visual_search.model import build_model, build_processor
-from flexkit.visual_search.processes import processes
 from flexkit.visual_search.recipe import CONFIG, STAGES, Stage
+from flexkit.visual_search.running import Run, alone
 from flexkit.visual_search.weights import load_model, trained
 from flexkit.writing import writing
 
 __all__ = ["train"]
-
-SAVE_STEPS = 200
-"""How often a stage is saved to be gone on with."""
 
 
 class _Ramp(TrainerCallback):
@@ -106,96 +88,27 @@ def train(
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with alone(folder):
         for name, stage in stages.items():
-            run = _Run(folder, name, stage, 10 * seed + list(STAGES).index(name), layers, config, workers, quiet)
+            run = _Run(folder, name, stage, 10 * seed + list(STAGES).index(name), workers, quiet, layers, config)
             if not run.log.exists():
                 _TRAINERS[name](run)
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two trainings in one folder would go on from each other's checkpoints; the processes of one are one."""
-    with ExitStack() as stack:
-        if processes().is_main_process:
-            try:
-                stack.enter_context(held(folder, wait=False))
-            except BlockingIOError as error:
-                raise ConfigError(
-                    f"another training is writing to {str(folder)!r}: wait for its end, or give another folder."
-                ) from error
-        yield
-
-
 @dataclass(frozen=True)
-class _Run:
-    folder: Path
-    name: str
-    stage: Stage
-    seed: int
+class _Run(Run):
     layers: int
     config: flexkit.FlexConfig
-    workers: int
-    quiet: bool
-
-    @property
-    def own(self) -> Path:
-        return self.folder / self.name
-
-    @property
-    def log(self) -> Path:
-        """Written last: a stage with a log is done."""
-        return self.own / "log.json"
-
-    def fit(self, model: nn.Module, dataset: Any, collator: Any, *callbacks: TrainerCallback) -> list[dict[str, float]]:
-        """Train what in a model wants a gradient."""
-        states = self.own / "checkpoints"
-        arguments = TrainingArguments(
-            str(states),
-            max_steps=self.stage.steps,
-            per_device_train_batch_size=max(1, self.stage.batch // processes().num_processes),
-            learning_rate=self.stage.learning_rate,
-            lr_scheduler_type="warmup_stable_decay",
-            lr_scheduler_kwargs={"num_decay_steps": self.stage.steps // 2},
-            warmup_steps=self.stage.steps // 10,
-            weight_decay=0.05,
-            adam_beta2=0.95,
-            logging_steps=50,
-            save_steps=SAVE_STEPS,
-            save_total_limit=1,
-            seed=self.seed,
-            data_seed=self.seed,
-            dataloader_num_workers=self.workers,
-            dataloader_pin_memory=False,
-            remove_unused_columns=False,
-            label_names=["labels"],
-            disable_tqdm=self.quiet,
-            report_to=[],
-        )
-        layer = self.stage.grounded
-        trainer = (Trainer if layer is None else partial(GroundedTrainer, layer=layer))(
-            model.train(), arguments, train_dataset=dataset, data_collator=collator, callbacks=list(callbacks)
-        )
-        last = get_last_checkpoint(str(states)) if states.exists() else None
-        trainer.train(resume_from_checkpoint=last)
-        model.eval().cpu()
-        return [entry for entry in trainer.state.log_history if "loss" in entry]
 
     def chats(self) -> Chats:
         return Chats(self.seed, self.stage.steps * self.stage.batch, self.stage.tracks)
 
-    def save(self, model: Any, processor: Any, history: list[dict[str, float]], *, added_only: bool = False) -> None:
-        state = processes()
-        if state.is_main_process:
-            if added_only:
-                flexkit.save_flex(model.half(), self.own)
-            else:
-                model.half().save_pretrained(self.own)
-                processor.save_pretrained(self.own)
-            shutil.rmtree(self.own / "checkpoints", ignore_errors=True)
-            log = {"seed": self.seed, **asdict(self.stage), "history": history}
-            self.log.write_text(json.dumps(log, indent=1) + "\n")
-        state.wait_for_everyone()
+    def save(self, model: Any, processor: Any, history: list[dict[str, float]]) -> None:
+        def write(folder: Path) -> None:
+            model.half().save_pretrained(folder)
+            processor.save_pretrained(folder)
+
+        self.finish(write, history)
 
 
 def _tower(run: _Run) -> None:
@@ -221,7 +134,7 @@ def _added(run: _Run) -> None:
     for parameter in flexkit.flex_parameters(model):
         parameter.requires_grad_(True)
     history = run.fit(model, run.chats(), Collator(flexkit.FlexProcessor(processor, model)), _Ramp())
-    run.save(model, processor, history, added_only=True)
+    run.finish(partial(flexkit.save_flex, model.half()), history)
 
 
 def _tuned(run: _Run) -> None:
@@ -238,7 +151,7 @@ def _in_sequence(run: _Run) -> None:
 
 def _grounded(run: _Run) -> None:
     model, processor = _load(run, "base", **_WITH_WEIGHTS)
-    run.save(model, processor, run.fit(model, run.chats(), GroundedCollator(processor)))
+    run.save(model, processor, run.fit(model, run.chats(), GroundedCollator(processor), trainer=_telling(run)))
 
 
 def _conjunction(run: _Run) -> None:
@@ -247,7 +160,12 @@ def _conjunction(run: _Run) -> None:
     config = run.config if told is None else run.config.replace(start_layer=told + 1)
     flexkit.patch_model(model, config, trained=True)
     collator = GroundedCollator(flexkit.FlexProcessor(processor, model))
-    run.save(model, processor, run.fit(model, run.chats(), collator, _Ramp()))
+    run.save(model, processor, run.fit(model, run.chats(), collator, _Ramp(), trainer=_telling(run)))
+
+
+def _telling(run: _Run) -> Any:
+    layer = run.stage.grounded
+    return Trainer if layer is None else partial(GroundedTrainer, layer=layer)
 
 
 _WITH_WEIGHTS = {"attn_implementation": "eager"}

@@ -11,9 +11,10 @@ from torch import Tensor
 import flexkit
 from flexkit.patching import get_patch
 from flexkit.selection.threshold import PUBLISHED_THRESHOLD
+from flexkit.visual_search.questions import heard
 from flexkit.visual_search.weights import load_model
 
-__all__ = ["BUDGET", "Oracle", "Place", "Way", "load_ways", "read_fraction"]
+__all__ = ["BUDGET", "Oracle", "Place", "Way", "likeliest", "load_ways", "read_fraction"]
 
 BUDGET = 6
 """How many of the 64 cells are read where their number is fixed."""
@@ -90,8 +91,20 @@ class Way:
         """
         if self.oracle is not None:
             self.oracle.places = places
-        tokens = self.model(**inputs, logits_to_keep=1).logits[:, -1].argmax(-1)
-        return [str(word) for word in self.processor.tokenizer.convert_ids_to_tokens(tokens.tolist())]
+        return likeliest(self.processor, self.model(**inputs, logits_to_keep=1).logits[:, -1])
+
+
+def likeliest(processor: Any, logits: Tensor) -> list[str]:
+    """The most likely words, as answers to questions.
+
+    Parameters
+    ----------
+    processor : FlexProcessor or transformers.ProcessorMixin
+        Whose tokens these are.
+    logits : torch.Tensor
+        ``(batch, vocabulary)``.
+    """
+    return [heard(processor.tokenizer.decode([token])) for token in logits.argmax(-1).tolist()]
 
 
 def read_fraction(model: Any, trace: flexkit.Trace) -> float:

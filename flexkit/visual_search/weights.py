@@ -14,10 +14,12 @@ from flexkit.checkpoints.files import checked_folder
 from flexkit.checkpoints.tensors import read_tensors
 from flexkit.errors import CheckpointError, first_line
 
-__all__ = ["READERS", "WEIGHTS", "load_model", "trained"]
+__all__ = ["ADAPTER", "READERS", "WEIGHTS", "load_model", "trained"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folders of models and of what patching added to them, as :mod:`flexkit.visual_search.training` writes them."""
+ADAPTER = "adapter_config.json"
+"""Of a stage, in the place of config.json where a base is an adapter of a pretrained language model."""
 READERS = {"attribute": "tuned", "conjunction": "conjunction", "low-res": "tuned"}
 """For each track the stage whose model reads."""
 
@@ -34,7 +36,8 @@ def load_model(
         patched. ``"added"`` is the base with trained projections, ``"tuned"`` has its language model trained along, and
         ``"conjunction"`` has seen questions that take both colour and shape.
     weights : pathlib.Path
-        A folder that training wrote; by default what flexkit is shipped with.
+        A folder that training wrote, from nothing or on a pretrained language model; by default what flexkit is shipped
+        with.
     policy : Policy or callable, optional
         Takes the place of the one that a patched model was trained with.
 
@@ -61,6 +64,19 @@ def load_model(
     """
     base, own = (trained(weights, name) for name in ("base", stage))
     whole = own if (own / "config.json").exists() else base
+    if (whole / ADAPTER).exists():
+        from flexkit.visual_search.pretrained import load_base  # which takes its tower from here
+
+        model, processor = load_base(weights)
+    else:
+        model, processor = _load(whole, base)
+    if not (own / "flexkit.json").exists():
+        return model, processor
+    model = flexkit.load_flex(model, own, policy=policy)
+    return model, flexkit.FlexProcessor(processor, model)
+
+
+def _load(whole: Path, base: Path) -> tuple[Any, Any]:
     for folder in {whole, base}:
         checked_folder(folder)
     try:
@@ -80,10 +96,7 @@ def load_model(
         raise CheckpointError(
             f"the tensors in {whole} do not fit its config.json: {odd[0]}; train it or copy it again."
         )
-    if not (own / "flexkit.json").exists():
-        return model, processor
-    model = flexkit.load_flex(model, own, policy=policy)
-    return model, flexkit.FlexProcessor(processor, model)
+    return model, processor
 
 
 def trained(weights: Path, stage: str) -> Path:
@@ -102,7 +115,7 @@ def trained(weights: Path, stage: str) -> Path:
         If it is not there.
     """
     folder = weights / stage
-    if not any((folder / name).exists() for name in ("config.json", "flexkit.json")):
+    if not any((folder / name).exists() for name in ("config.json", "flexkit.json", ADAPTER)):
         raise CheckpointError(
             f"there is no trained {stage!r} in {str(weights)!r}: train that stage first, or give another folder."
         )

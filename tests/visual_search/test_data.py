@@ -36,6 +36,16 @@ def test_close_ups_are_as_frequent_as_they_should_be() -> None:
     assert close(2.0, 200) == pytest.approx(0.5, abs=0.1)
 
 
+def test_objects_differ_in_colour_as_often_as_they_should() -> None:
+    def distinct(share: float, count: int) -> float:
+        chats = Chats(3, count, {"low-res": 1.0, "close-up": 1.0}, distinct=share)
+        scenes = [chats[index].scene for index in range(count)]
+        return sum(len({item.colour for item in scene.items}) == len(scene.items) for scene in scenes) / count
+
+    assert distinct(1.0, 20) == 1
+    assert distinct(0.0, 200) < distinct(0.5, 200) < 1
+
+
 @pytest.mark.parametrize("in_sequence", [False, True])
 def test_answers_alone_have_labels(in_sequence: bool) -> None:
     chats = [Chats(7, 2, {"attribute": 1.0, "low-res": 1.0}, turns)[0] for turns in (2, 5)]

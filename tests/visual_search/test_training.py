@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer
 
 import flexkit
 from flexkit.__main__ import main
 from flexkit.checkpoints.files import held
 from flexkit.errors import ConfigError
 from flexkit.visual_search import TRACKS, draw_scene, evaluation, load_model, questions
-from flexkit.visual_search import training as module
 from flexkit.visual_search.recipe import CONFIG, STAGES
 from flexkit.visual_search.training import train
 from flexkit.visual_search.ways import BUDGET
@@ -148,7 +148,7 @@ def test_a_stage_that_was_cut_off_goes_on(
         if earlier != name:
             (tmp_path / earlier).symlink_to(trained / earlier)
     taken: list[int] = []
-    training_step = module.Trainer.training_step
+    training_step = Trainer.training_step
 
     def step(self: Any, *arguments: Any, **options: Any) -> torch.Tensor:
         taken.append(self.state.global_step)
@@ -156,11 +156,11 @@ def test_a_stage_that_was_cut_off_goes_on(
             raise StoppedError
         return training_step(self, *arguments, **options)
 
-    monkeypatch.setattr(module, "SAVE_STEPS", 2)
-    monkeypatch.setattr(module.Trainer, "training_step", step)
+    stage = replace(QUICK[name], save_steps=2)
+    monkeypatch.setattr(Trainer, "training_step", step)
     with pytest.raises(StoppedError):
-        train(tmp_path, seed=3, stages={name: QUICK[name]}, workers=0, quiet=True)
-    train(tmp_path, seed=3, stages={name: QUICK[name]}, workers=0, quiet=True)
+        train(tmp_path, seed=3, stages={name: stage}, workers=0, quiet=True)
+    train(tmp_path, seed=3, stages={name: stage}, workers=0, quiet=True)
     assert taken == [0, 1, 2, 2]
     one, other = (weights(folder / name) for folder in (tmp_path, trained))
     assert one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
