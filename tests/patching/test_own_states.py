@@ -88,6 +88,27 @@ def test_kernels_read_as_rows_do(name: str, implementation: str) -> None:
 
 
 @families
+@torch.no_grad()
+def test_two_answers_at_once_are_those_of_two_turns(name: str) -> None:
+    """Each has a selection of its own, which its first position makes before it has read."""
+    model, inputs = patched(name, select_layers=(0, 1)), inputs_of(name, [Row(words=9)])
+    length = inputs["input_ids"].shape[1]
+    stops = [length - 6, length - 5, length - 2, length - 1, length]
+    queries = torch.zeros(1, length, dtype=torch.bool)
+    queries[:, [stop - 1 for stop in stops]] = True
+    whole = model(**inputs, hd_queries=queries).logits
+    cache, begin, found = DynamicCache(config=model.config.get_text_config()), 0, []
+    for stop in stops:
+        part = {key: value[:, begin:stop] for key, value in inputs.items() if value.shape[:2] == (1, length)}
+        part.pop("attention_mask", None)
+        views = inputs if begin == 0 else {}
+        views = {key: value for key, value in views.items() if value.shape[:2] != (1, length)}
+        found.append(model(**part, **views, past_key_values=cache).logits[:, -1])
+        begin = stop
+    torch.testing.assert_close(torch.stack(found, 1), whole[:, [stop - 1 for stop in stops]], rtol=1e-5, atol=1e-5)
+
+
+@families
 def test_gradient_checkpointing(name: str) -> None:
     model, inputs = patched(name), inputs_of(name)
     model.train()

@@ -74,7 +74,8 @@ class FlexCall:
         self.records, self.shares_selection = bool(self.patch.recorders), self.patch.config.shares_selection
         config = self.patch.config
         plain = config.low_res_keys == "keep" and config.logit_bias == 0.0 and config.alpha == 1.0
-        self.reads_by_kernel = self.one is not None and self.one.reads and plain
+        # While a row looks, it looks at base keys alone.
+        self.reads_by_kernel = plain and self.one is not None and self.one.reads and self.one.is_decided
 
     @cached_property
     def given(self) -> Tensor:
