@@ -67,9 +67,11 @@ class FlexConfig:
         Added to every high-res logit.
     key_norm : bool
         Whether the high-res features pass the layer's input norm before W'_K and W'_V.
-    gate : float, optional
-        Entropy in nats: a querying row whose low-res answer is more certain than this stays low-res. Costs a second
-        pass where it opens; used in eval mode only.
+    gate : float or "surer", optional
+        Entropy in nats: a querying row whose low-res answer is more certain than this stays low-res. ``"surer"``: it
+        stays low-res where that answer has less entropy than the one it gives when it reads. With one selection for an
+        answer the first position decides for all of it; ``"surer"`` needs one. Costs a second pass where it opens, but
+        not with one selection; used in eval mode only.
     positions : {"interpolated", "fractional"}
         Rotary positions of high-res keys: interpolated tables (as published) or a rotation at fractional positions.
     share_selection : bool, optional
@@ -115,7 +117,7 @@ class FlexConfig:
     replace_dilation: int = 0
     logit_bias: float = 0.0
     key_norm: bool = False
-    gate: float | None = None
+    gate: float | Literal["surer"] | None = None
     positions: Literal["interpolated", "fractional"] = "interpolated"
     share_selection: bool | None = None
     reduce: Literal["sum", "mean", "max"] = "sum"
@@ -149,8 +151,11 @@ class FlexConfig:
             raise ConfigError(f"alpha must lie in [0, 1], got {self.alpha!r}.")
         if not is_number(self.logit_bias) or not math.isfinite(self.logit_bias):
             raise ConfigError(f"logit_bias must be a finite number, got {self.logit_bias!r}.")
-        if self.gate is not None and (not is_number(self.gate) or not self.gate >= 0.0):
-            raise ConfigError(f"gate is an entropy in nats, at least 0, or None; got {self.gate!r}.")
+        if self.gate == "surer":
+            if self.select_layers is None:
+                raise ConfigError('gate="surer" needs select_layers, by which one selection is made for an answer.')
+        elif self.gate is not None and (not is_number(self.gate) or not self.gate >= 0.0):
+            raise ConfigError(f'gate is an entropy in nats, at least 0, or "surer" or None; got {self.gate!r}.')
         if not is_int(self.levels, minimum=1):
             raise ConfigError(f"levels must be an int of at least 1, got {self.levels!r}.")
         if not is_int(self.replace_dilation, minimum=0):

@@ -81,6 +81,23 @@ def test_decoding_equals_recomputing(family: Family, settings: dict[str, Any]) -
 
 
 @every_family
+def test_a_gate_opens_by_the_low_res_answer(family: Family) -> None:
+    """At the entropy of what the model itself says; shut, it leaves every bit."""
+    model, inputs = family.model(), prompt(family, [Row()])
+    plain = logits(model, low_res(inputs))
+    entropy = float(torch.distributions.Categorical(logits=plain[0, -1].double()).entropy())
+    found = []
+    for gate in (None, entropy - 1e-3, entropy + 1e-3):
+        settings = OWN | {"policy": flexkit.TopK(3), "select_layers": (1, 2), "gate": gate}
+        flexkit.patch_model(model, FlexConfig(**settings))
+        found.append(logits(model, inputs))
+        flexkit.unpatch_model(model)
+    assert torch.equal(found[1], found[0])
+    assert not torch.equal(found[1][:, -1], plain[:, -1])
+    assert torch.equal(found[2], plain)
+
+
+@every_family
 def test_a_batch_equals_its_rows(family: Family) -> None:
     model, rows = family.model(), rows_of(family)
     padding = "right" if family.right_padding else "left"

@@ -13,8 +13,8 @@ import flexkit
 from flexkit import FlexConfig, HighResInputError
 from flexkit.patching.memory import cached_memory
 from tests.patching.tiles import tiled_prompt
-from tests.patching.ways import ROWS, assert_same_logits, families, generate, inputs_of, logits_of, plain
-from tests.zoo import Row
+from tests.patching.ways import ROWS, assert_close, assert_same_logits, families, generate, inputs_of, logits_of, plain
+from tests.zoo import Row, low_res
 
 OWN = {"high_res_states": "own", "select_from": "same", "start_layer": 1, "zoom": 2, "policy": flexkit.TopK(3)}
 
@@ -106,6 +106,21 @@ def test_two_answers_at_once_are_those_of_two_turns(name: str) -> None:
         found.append(model(**part, **views, past_key_values=cache).logits[:, -1])
         begin = stop
     torch.testing.assert_close(torch.stack(found, 1), whole[:, [stop - 1 for stop in stops]], rtol=1e-5, atol=1e-5)
+
+
+@families
+def test_the_surer_answer(name: str) -> None:
+    """Row by row, of the low-res one and the one that reads; what follows it reads as little or as much."""
+    inputs = inputs_of(name, [Row(), Row(words=3), Row(words=7), Row((), 5)])
+    reads = patched(name, select_layers=(0, 1))
+    chooses = patched(name, select_layers=(0, 1), gate="surer")
+    low, high = generate(plain(name), low_res(inputs)), generate(reads, inputs)
+    doubts = [torch.distributions.Categorical(logits=each.logits[0].double()).entropy() for each in (low, high)]
+    found = generate(chooses, inputs)
+    for row, (of_low, of_high) in enumerate(zip(*doubts, strict=True)):
+        expected = low if of_low < of_high else high
+        for step, logits in enumerate(found.logits):
+            assert_close(logits[row], expected.logits[step][row])
 
 
 @families

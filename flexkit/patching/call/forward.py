@@ -15,6 +15,7 @@ from flexkit.errors import ConfigError
 from flexkit.patching.call.call import FlexCall
 from flexkit.patching.call.inputs import check_inputs, input_names, kept_positions
 from flexkit.patching.call.route import Prompt
+from flexkit.patching.call.runs import entropy_of
 from flexkit.patching.geometry.base import PREFIX
 from flexkit.patching.memory.high_res import cached_memory
 from flexkit.patching.seam.config_view import CALL, PROMPT
@@ -41,10 +42,11 @@ def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if call is None:
         return own(**kwargs)
     base = partial(route.run, own)
-    if patch.config.gate is None or self.training:
+    gate = patch.config.gate
+    if gate is None or self.training or call.one is not None or gate == "surer":
         output = base(call, kwargs)
     else:
-        call, output = _gated(base, call, patch.config.gate, kwargs)
+        call, output = _gated(base, call, gate, kwargs)
     given = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
     caches = (each for each in (*given, kwargs.get("past_key_values")) if isinstance(each, Cache))
     call.finish(next(caches, None))
@@ -70,8 +72,8 @@ forward.signature_of = signature_of  # type: ignore[attr-defined]
 
 def place_images(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of the text model: note the rotary positions ``([axes,] batch, length)`` that images have."""
-    call: FlexCall | None = kwargs.get(CALL)
-    if call is None:
+    call = kwargs.get(CALL)
+    if not isinstance(call, FlexCall):
         return
     position_ids = kwargs.get("position_ids")
     if position_ids is None:
@@ -137,8 +139,7 @@ def _uncertain_positions(logits: Tensor, logits_to_keep: int | Tensor, length: i
     gate : float
         The bound, in nats.
     """
-    log_probabilities = torch.log_softmax(logits.detach().to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
-    entropy = torch.special.entr(log_probabilities.exp()).sum(-1)
+    entropy = entropy_of(logits)
     uncertain = torch.ones(len(logits), length, dtype=torch.bool, device=logits.device)
     uncertain[:, kept_positions(logits_to_keep, length).to(logits.device)] = entropy >= gate
     return uncertain

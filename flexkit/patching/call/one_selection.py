@@ -33,6 +33,12 @@ class OneSelection:
     """``(batch, queries, tokens)``, bool: what each of them reads."""
     decided: Tensor
     """``(batch, queries)``, bool: whether that is known."""
+    fresh: Tensor | None = None
+    """``(batch, queries)``, bool: the rows of the answers that were decided last."""
+    shut: Tensor | None = None
+    """``(batch, queries)``, bool: the rows that a gate keeps from reading."""
+    doubt: Tensor | None = None
+    """``(batch,)``: entropy, in nats, of the low-res answer of the first row of each of these."""
     scores: tuple[Tensor, ...] = ()
     """The maps that were selected from last."""
     is_decided: bool = True
@@ -58,6 +64,11 @@ class OneSelection:
             given = answer.tokens[:, None] & (decided & rows.valid)[..., None]
         return cls(rows, positions, firsts, given, decided)
 
+    @property
+    def next(self) -> Tensor:
+        """``(batch,)``, int64: the first row of the next answer, of those that are undecided."""
+        return (~self.decided).int().argmax(-1)
+
     def decide(self, selected: Tensor) -> Tensor:
         """Let the next answer of every batch row read what its first row selected ``(batch, queries, tokens)``.
 
@@ -66,13 +77,22 @@ class OneSelection:
         torch.Tensor
             ``(batch, queries, tokens)``, bool: what rows read that did not read before.
         """
-        first = (~self.decided).int().argmax(-1)
+        first = self.next
         own = (self.firsts == first[:, None]) & ~self.decided
         picked = selected[torch.arange(len(selected), device=selected.device), first]
         new = own[..., None] & picked[:, None]
-        self.given, self.decided = self.given | new, self.decided | own
+        self.given, self.decided, self.fresh = self.given | new, self.decided | own, own
         self.__post_init__()
         return new
+
+    def shut_out(self, samples: Tensor) -> None:
+        """Let the answers that were decided last read nothing in some batch rows ``(batch,)``, bool."""
+        if self.fresh is None:
+            return
+        rows = self.fresh & samples[:, None]
+        self.shut = rows if self.shut is None else self.shut | rows
+        self.given = self.given & ~rows[..., None]
+        self.__post_init__()
 
     def selection(self, groups: Sequence[ImageGroup]) -> Selection:
         """The same image by image."""

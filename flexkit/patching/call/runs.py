@@ -6,8 +6,8 @@ tokens its rows selected that are not there; these are run, and the querying row
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from flexkit.patching.memory.tokens import ImageSpan, Prefix, tokens_by_image
 from flexkit.patching.seam.config_view import CALL
 from flexkit.patching.seam.decoder import DecoderLayer, embeddings_of
 
-__all__ = ["read_own_states"]
+__all__ = ["Saying", "entropy_of", "read_own_states"]
 
 _OWN = ("inputs_embeds", "position_ids", "attention_mask", "visual_pos_masks", "vision_mask")
 """Arguments of the text model by position that tokens have of their own."""
@@ -34,25 +34,49 @@ _TOGETHER = 1024
 """How many tokens of a batch row are run at a time, which bounds the mask of what each of them sees."""
 
 
+@dataclass
+class Saying:
+    """Stands in the place of a call while a model says what it makes of hidden states that a run left."""
+
+    hidden: Tensor
+    """``(batch, 1, dim)``."""
+    own: ClassVar[None] = None
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: object, base: Tensor, **_: Any
+    ) -> Tensor:
+        """What runs meanwhile counts for nothing."""
+        return base
+
+
 def read_own_states(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Forward hook of the text model: run the tokens that are missing, and the querying rows again, until none is."""
-    first: FlexCall | None = kwargs.get(CALL)
+    first: FlexCall | Saying | None = kwargs.get(CALL)
+    if isinstance(first, Saying):
+        return (
+            (first.hidden, *output[1:])
+            if isinstance(output, tuple)
+            else type(output)(**output | {next(iter(output)): first.hidden})
+        )
     if first is None or first.own is None or torch.compiler.is_compiling():
         return output
     names = inspect.signature(type(decoder).forward).parameters
     inputs = dict(zip(list(names)[1:], args, strict=False)) | kwargs
     call, own, memory, written = first, first.own, first.memory, None
     layers, ends = call.patch.layers, [own.past + own.length] * memory.batch
-    reading = torch.zeros(memory.batch, dtype=torch.bool, device=memory.device)
-    while (unread := _unread(call, own)) is not None:
-        reading = reading | unread.flatten(1).any(1)
+    reading, base = torch.zeros(memory.batch, dtype=torch.bool, device=memory.device), output
+    while (unread := _unread(call, own, inputs, output)) is not None:
+        reading = reading | unread.flatten(1).any(1) if call.one is None else call.one.given.flatten(1).any(1)
+        if not bool(reading.any()):
+            output, written = base, None
+            continue
         wanted, final = _wanted(own, unread, call)
         _note_prefixes(memory, own, layers, final, inputs)
         held = _run_tokens(decoder, call, own, wanted)
         call, own = _again(call, own, held)
         written = DynamicCache(config=decoder.config)
         rest = _from(inputs, own) | {"past_key_values": written, CALL: call}
-        output = _joined(output, decoder.forward(**rest), reading)
+        output = _joined(base, decoder.forward(**rest), reading)
     _note_prefixes(memory, own, layers, ends, inputs)
     if call.projection == "full":
         own.held = _run_tokens(decoder, call, own, memory.ends <= own.past + own.length)
@@ -63,26 +87,67 @@ def read_own_states(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
             for index, held in own.held.items()
         }
     if call.one is not None and call.rows.count:
+        if call.one.shut is not None:
+            blank = torch.zeros_like(call.rows.mask)
+            call.shut = RaggedIndex(call.rows.scatter(call.one.shut, blank))
         call.selections = dict.fromkeys(layers, call.one.selection(call.levels[0]))
         memory.answer = call.one.answer(memory.answer)
-    if written is not None:
+    if call is not first:
         first.last = call
+    if written is not None:
         _replace_end(inputs.get("past_key_values") or _cache_of(output), written, own, reading)
     return output
 
 
-def _unread(call: FlexCall, own: OwnStates) -> Tensor | None:
-    """``(batch, queries, tokens)``, bool: what rows selected and could not read; None if there is nothing."""
+def _unread(call: FlexCall, own: OwnStates, inputs: Mapping[str, Any], output: Any) -> Tensor | None:
+    """``(batch, queries, tokens)``, bool: what rows selected and could not read; None if all is as it will be."""
     if own.missing is not None and bool(own.missing.any()):
         return own.missing
     one, config = call.one, call.patch.config
-    while one is not None and not one.is_decided:
+    if one is None:
+        return None
+    gate = None if call.training else config.gate
+    if gate == "surer" and one.doubt is not None and one.fresh is not None:
+        first = one.fresh.int().argmax(-1)
+        unsure = one.fresh.any(-1) & (_doubt(call, own, inputs, output, first) > one.doubt)
+        one.doubt = None
+        if bool(unsure.any()):
+            one.shut_out(unsure)
+            return torch.zeros_like(one.given)
+    while not one.is_decided:
         merged = select_once(config.selector, [call.selections[layer] for layer in sorted(call.sources)])
+        if gate is not None:
+            one.doubt = _doubt(call, own, inputs, output, one.next)
         unread = one.decide(merged.tokens(call.memory.batch, call.memory.tokens) & call.behind)
         one.scores = merged.scores
+        if isinstance(gate, int | float) and one.doubt is not None:
+            one.shut_out(one.doubt < gate)
+            unread = unread & one.given
         if bool(unread.any()):
             return unread
     return None
+
+
+def _doubt(call: FlexCall, own: OwnStates, inputs: Mapping[str, Any], output: Any, slots: Tensor) -> Tensor:
+    """``(batch,)``: entropy, in nats, of what the model says at one querying row of every batch row."""
+    if call.one is None:
+        raise RuntimeError("an answer has one selection, or none that could be doubted.")
+    model, rows = call.patch.model, torch.arange(call.memory.batch, device=slots.device)
+    places = call.one.positions[rows, slots] - (own.past + own.length)  # from the end, which is there in any case
+    hidden = output[0][rows, places.clamp_min(-output[0].shape[1])]
+    word = int(getattr(model.config, "image_token_id", None) == 0)  # any that stands for no image
+    said = {"input_ids": torch.full_like(rows, word)[:, None], "use_cache": False, CALL: Saying(hidden[:, None])}
+    if inputs.get("position_ids") is not None:  # or a model may note positions of its own
+        said["position_ids"] = inputs["position_ids"][..., -1:]
+    logits: Tensor = call.patch.own_method(model, "forward")(**said).logits
+    return entropy_of(logits[:, -1])
+
+
+def entropy_of(logits: Tensor) -> Tensor:
+    """Entropy, in nats, of the distributions that logits ``(..., vocabulary)`` stand for."""
+    log_probabilities = torch.log_softmax(logits.detach().to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+    entropy: Tensor = torch.special.entr(log_probabilities.exp()).sum(-1)
+    return entropy
 
 
 def _wanted(own: OwnStates, unread: Tensor, call: FlexCall) -> tuple[Tensor, list[int]]:
