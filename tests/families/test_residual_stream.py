@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from einops import reduce
 from torch import Tensor, nn
 
 from flexkit.patching.registry import find_geometry
@@ -51,7 +52,8 @@ def test_features_of_silent_layers(family: Family) -> None:
         words = {name: base[name] for name in base if not name.startswith(("pixel", "image"))}
         base = family.finish(model.config, words | {"pixel_values": inputs["hd_pixel_values"]}, [1])
     views = {name: inputs[f"hd_{name}"] for name in geometry.inputs}
-    (features,) = geometry.encode(model, views, [family.grid], (1, 1))
+    (parts,) = geometry.encode(model, views, [family.grid], (1, 1))
+    features = reduce(parts, "n (parts dim) -> n dim", "sum", dim=model.get_input_embeddings().embedding_dim)
     image_tokens = geometry.image_tokens(model, base["input_ids"], None)[0]
     carried = at_the_end(model, base)[0, image_tokens][geometry.layout(model, family.grid)]
     torch.testing.assert_close(carried, features, rtol=1e-6, atol=1e-6)

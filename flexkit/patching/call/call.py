@@ -103,8 +103,10 @@ class FlexCall:
         if self.own is not None and not torch.compiler.is_compiling():
             key, value, mask = self.own.seen(self.patch.layers[layer], key, value, mask, **options)
         self.reads_by_kernel = self.reads_by_kernel and kernel in ("sdpa", "eager")  # others take no mask of any kind
-        if self.reads_by_kernel and layer >= self.patch.start_layer and layer in self.own.held:  # type: ignore[union-attr]
-            key, value, mask = self._with_tokens(self.own.held[layer], key, value, mask, **options)  # type: ignore[union-attr]
+        if self.reads_by_kernel and layer >= self.patch.start_layer:
+            given = self.given  # which notes what is not there
+            if self.own is not None and layer in self.own.held:
+                key, value, mask = self._with_tokens(given, self.own.held[layer], key, value, mask, **options)
         return kernel, key, value, mask
 
     def finish(self, cache: object) -> None:
@@ -232,6 +234,7 @@ class FlexCall:
 
     def _with_tokens(
         self,
+        given: Tensor,
         held: HighResKeys,
         key: Tensor,
         value: Tensor,
@@ -249,7 +252,7 @@ class FlexCall:
             if mask is None and is_causal and queries > 1:
                 positions = torch.arange(keys - queries, keys, device=key.device)[None]
                 base = key_mask(positions, keys, sliding_window=sliding_window)
-            among = held.tokens.among(self.given)
+            among = held.tokens.among(given)
             all_of_them = base is None and self.rows.whole and not torch.compiler.is_compiling() and bool(among.all())
             if not all_of_them:
                 reads = self.rows.scatter(among, among.new_zeros(len(among), length, among.shape[-1]))
