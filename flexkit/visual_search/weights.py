@@ -1,25 +1,15 @@
-"""The trained weights that flexkit is shipped with."""
+"""What training wrote, and what flexkit is shipped with, by its stage."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
-from transformers.utils import logging
+from transformers import LlavaForConditionalGeneration
 
 import flexkit
-from flexkit.checkpoints.files import checked_folder
-from flexkit.checkpoints.tensors import read_tensors
-from flexkit.errors import CheckpointError, first_line
+from flexkit.visual_search.stages import ADAPTER, WEIGHTS, load_whole, trained
 
 __all__ = ["ADAPTER", "READERS", "WEIGHTS", "load_model", "trained"]
 
-WEIGHTS = Path(__file__).parent / "weights"
-"""Folders of models and of what patching added to them, as :mod:`flexkit.visual_search.training` writes them."""
-ADAPTER = "adapter_config.json"
-"""Of a stage, in the place of config.json where a base is an adapter of a pretrained language model."""
 READERS = {"attribute": "tuned", "conjunction": "conjunction", "low-res": "tuned"}
 """For each track the stage whose model reads."""
 
@@ -65,70 +55,12 @@ def load_model(
     base, own = (trained(weights, name) for name in ("base", stage))
     whole = own if (own / "config.json").exists() else base
     if (whole / ADAPTER).exists():
-        from flexkit.visual_search.pretrained import load_base  # which takes its tower from here
+        from flexkit.visual_search.pretrained import load_base  # needed for such a folder alone
 
         model, processor = load_base(weights)
     else:
-        model, processor = _load(whole, base)
+        model, processor = load_whole(whole, base)
     if not (own / "flexkit.json").exists():
         return model, processor
     model = flexkit.load_flex(model, own, policy=policy)
     return model, flexkit.FlexProcessor(processor, model)
-
-
-def _load(whole: Path, base: Path) -> tuple[Any, Any]:
-    for folder in {whole, base}:
-        checked_folder(folder)
-    try:
-        with torch.device("meta"):
-            described = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(whole)).num_parameters()
-        if described > sum(tensor.numel() for tensor in read_tensors(whole).values()):
-            raise CheckpointError(f"config.json describes {described} weights, more than there are")
-        with _without_progress_bar():
-            model, report = LlavaForConditionalGeneration.from_pretrained(
-                whole, dtype=torch.float32, output_loading_info=True
-            )
-        processor = LlavaProcessor.from_pretrained(base)
-    except Exception as error:  # each library behind transformers has errors of its own for files that are damaged
-        raise CheckpointError(f"{whole} cannot be loaded ({first_line(error)}); train it or copy it again.") from error
-    odd = sorted(str(name) for names in report.values() for name in names)
-    if odd:
-        raise CheckpointError(
-            f"the tensors in {whole} do not fit its config.json: {odd[0]}; train it or copy it again."
-        )
-    return model, processor
-
-
-def trained(weights: Path, stage: str) -> Path:
-    """The folder of a stage.
-
-    Parameters
-    ----------
-    weights : pathlib.Path
-        Where training wrote its stages.
-    stage : str
-        Its name.
-
-    Raises
-    ------
-    CheckpointError
-        If it is not there.
-    """
-    folder = weights / stage
-    if not any((folder / name).exists() for name in ("config.json", "flexkit.json", ADAPTER)):
-        raise CheckpointError(
-            f"there is no trained {stage!r} in {str(weights)!r}: train that stage first, or give another folder."
-        )
-    return folder
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """It would be gone before anyone has seen it."""
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()

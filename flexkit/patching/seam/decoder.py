@@ -1,9 +1,9 @@
 """Where the language model of a vision-language model keeps its layers, and what of them can be patched."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import CodeType
 from typing import Any, Literal
 
@@ -86,7 +86,7 @@ class DecoderLayer:
             "prev_topk_indices": torch.zeros(1, 1, 1, dtype=torch.long, device=states.device),
         }
         # What else a module asks for serves its queries or its kernel, which are not reached.
-        accepted = _accepted(type(self.source))
+        accepted = _accepted(type(self.source).forward)
         arguments = {name: value for name, value in known.items() if name in accepted or name == "position_ids"}
         key, value = captured(twin_of(self.attention, self.source), arguments)
         return together(key, batch), together(value, batch)
@@ -173,7 +173,7 @@ def find_layers(decoder: nn.Module) -> list[DecoderLayer]:
                     norm,
                     kind,
                     value_norm=getattr(layer, "v_input_layernorm", None),
-                    is_rotated="position_embeddings" in _accepted(type(source)),
+                    is_rotated="position_embeddings" in _accepted(type(source).forward),
                     is_sparse=hasattr(attention, "indexer") and not _is_windowed(attention, kind),
                     keeps_prompt=kind == "reference_sliding_attention",
                 )
@@ -212,7 +212,9 @@ def rotary_embedding(decoder: nn.Module, layer: DecoderLayer, like: Tensor, posi
     bases = getattr(decoder.config, "layer_rope_theta", None)  # a layer with base 0 rotates nothing (Muse)
     if rotary is None or not layer.is_rotated or (bases and not bases[layer.index]):
         return None
-    options = {"layer_type": layer.kind} if "layer_type" in _accepted(type(rotary)) else {}
+    # A signature takes as long to make as the tables of a layer.
+    named = "layer_type" in inspect.unwrap(type(rotary).forward).__code__.co_varnames
+    options = {"layer_type": layer.kind} if named else {}
     if len(positions) == 1:  # text models repeat them for rotary modules that take three axes
         positions = positions.expand(3, -1, -1) if hasattr(rotary, "mrope_section") else positions[0]
     return rotary(like, positions, **options)
@@ -260,9 +262,10 @@ def high_res_rotary(
     return map_tables(finer, rotary_embedding(decoder, layer, like, positions[:, None]))
 
 
-def _accepted(kind: type[nn.Module]) -> tuple[str, ...]:
-    """Names of what the modules of a class take; a signature takes as long to make as the tables of a layer."""
-    code: CodeType = inspect.unwrap(kind.forward).__code__
+@cache
+def _accepted(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of what the modules of a class take."""
+    code: CodeType = inspect.unwrap(forward).__code__
     return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
 

@@ -9,7 +9,7 @@ from flexkit.checkpoints.files import checked_folder
 from flexkit.errors import CheckpointError, FlexkitError, first_line
 from flexkit.visual_search.pretrained.language import load_language_model
 from flexkit.visual_search.pretrained.model import build_base
-from flexkit.visual_search.weights import ADAPTER
+from flexkit.visual_search.stages import ADAPTER
 
 __all__ = ["load_base"]
 
