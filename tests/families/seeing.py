@@ -1,6 +1,6 @@
 """Looking into the attention of any model, patched or not."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from flexkit.patching.seam.attention import modeling_module
 
 
 @dataclass
@@ -59,6 +61,28 @@ def watching(model: Any, decoder: nn.Module, layers: Any) -> Iterator[Record]:
         for layer in layers:
             del _watched[id(layer.attention)]
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def kernel_changed(
+    attentions: Collection[Any], change: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """Run some attention modules of one model with a changed kernel, made of their own."""
+    first = next(iter(attentions))
+    name, modeling = first.config._attn_implementation, modeling_module(first)
+    kernel = AttentionInterface().get_interface(name, getattr(modeling, "eager_attention_forward", None))
+    changed = change(kernel)
+
+    def chosen(module: Any, *tensors: Any, **options: Any) -> Any:
+        return (changed if module in attentions else kernel)(module, *tensors, **options)
+
+    holder: Any = vars(modeling) if name == "eager" else AttentionInterface._global_mapping
+    entry = "eager_attention_forward" if name == "eager" else name
+    own, holder[entry] = holder[entry], chosen
+    try:
+        yield
+    finally:
+        holder[entry] = own
 
 
 @contextmanager

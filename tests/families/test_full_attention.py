@@ -3,20 +3,18 @@
 Unlike a cache that was filled beforehand, this holds for attention that caches latents, or that picks its keys.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, DynamicCache
+from transformers import DynamicCache
 
 import flexkit
 from flexkit import FlexConfig
 from flexkit.patching import get_patch
 from flexkit.patching.memory import ImageSpan, cached_memory
-from flexkit.patching.seam.attention import modeling_module
+from tests.families.seeing import kernel_changed
 from tests.zoo import IN_SEQUENCE, Family, Row, low_res, prompt
 from tests.zoo.squares import CAPPED
 
@@ -24,36 +22,28 @@ families = [*IN_SEQUENCE.values(), CAPPED]
 every_family = pytest.mark.parametrize("family", families, ids=[family.name for family in families])
 
 
-@contextmanager
-def seen_by_kernels(keys_values: dict[Any, tuple[Tensor, Tensor]], cells: Tensor) -> Iterator[None]:
+def seen_by_kernels(keys_values: dict[Any, tuple[Tensor, Tensor]], cells: Tensor) -> Any:
     """Let the kernels of some attention modules see keys and values in front of their own, each as if in a cell."""
-    first = next(iter(keys_values))
-    name, modeling = first.config._attn_implementation, modeling_module(first)
-    kernel = AttentionInterface().get_interface(name, getattr(modeling, "eager_attention_forward", None))
 
-    def extended(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-    ) -> Any:
-        if module not in keys_values:
-            return kernel(module, query, key, value, attention_mask, **options)
-        if options.get("position_bias") is not None:
-            bias = options["position_bias"]
-            options["position_bias"] = torch.cat([bias[..., cells], bias], dim=-1)
-        if attention_mask is None:
-            attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()[None, None]
-        more_keys, more_values = keys_values[module]
-        shape = (*attention_mask.shape[:-1], more_keys.shape[2])
-        seen = attention_mask.new_ones(shape) if attention_mask.dtype == torch.bool else attention_mask.new_zeros(shape)
-        key, value = torch.cat([more_keys, key], dim=2), torch.cat([more_values, value], dim=2)
-        return kernel(module, query, key, value, torch.cat([seen, attention_mask], dim=-1), **options)
+    def extended(kernel: Any) -> Any:
+        def run(
+            module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+        ) -> Any:
+            if options.get("position_bias") is not None:
+                bias = options["position_bias"]
+                options["position_bias"] = torch.cat([bias[..., cells], bias], dim=-1)
+            mask = attention_mask
+            if mask is None:
+                mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()[None, None]
+            more_keys, more_values = keys_values[module]
+            shape = (*mask.shape[:-1], more_keys.shape[2])
+            seen = mask.new_ones(shape) if mask.dtype == torch.bool else mask.new_zeros(shape)
+            key, value = torch.cat([more_keys, key], dim=2), torch.cat([more_values, value], dim=2)
+            return kernel(module, query, key, value, torch.cat([seen, mask], dim=-1), **options)
 
-    holder: Any = vars(modeling) if name == "eager" else AttentionInterface._global_mapping
-    entry = "eager_attention_forward" if name == "eager" else name
-    own, holder[entry] = holder[entry], extended
-    try:
-        yield
-    finally:
-        holder[entry] = own
+        return run
+
+    return kernel_changed(keys_values, extended)
 
 
 def cells_of(image: ImageSpan) -> Tensor:

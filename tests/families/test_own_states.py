@@ -1,20 +1,18 @@
 """Reading own states: everything selected is what the base model computes if the tokens stand in its sequence."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, DynamicCache
+from transformers import DynamicCache
 
 import flexkit
 from flexkit import FlexConfig
 from flexkit.grids import fractional_positions
 from flexkit.patching import get_patch
 from flexkit.patching.memory import cached_memory
-from flexkit.patching.seam.attention import modeling_module
+from tests.families.seeing import kernel_changed
 from tests.families.test_laws import continued, differences, generation, logits, rows_of, tensors
 from tests.zoo import IN_SEQUENCE, ZOO, Family, Row, low_res, prompt
 from tests.zoo.squares import CAPPED
@@ -110,27 +108,19 @@ def test_a_batch_equals_its_rows(family: Family) -> None:
         assert found <= max(1e-5, 10 * base), f"{found} where the base model has {base}"
 
 
-@contextmanager
-def masked_by(attentions: dict[Any, int], mask_of: Any) -> Iterator[None]:
-    """Let the kernels of some attention modules have other masks, each ``mask_of(layer, its own mask)``."""
-    first = next(iter(attentions))
-    name, modeling = first.config._attn_implementation, modeling_module(first)
-    kernel = AttentionInterface().get_interface(name, getattr(modeling, "eager_attention_forward", None))
+def masked_by(attentions: dict[Any, int], mask_of: Any) -> Any:
+    """Let the kernels of some attention modules have other masks, each ``mask_of(layer, its own mask, query)``."""
 
-    def masked(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-    ) -> Any:
-        if module in attentions:
-            attention_mask = mask_of(attentions[module], attention_mask, query)
-        return kernel(module, query, key, value, attention_mask, **options)
+    def masked(kernel: Any) -> Any:
+        def run(
+            module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+        ) -> Any:
+            mask = mask_of(attentions[module], attention_mask, query)
+            return kernel(module, query, key, value, mask, **options)
 
-    holder: Any = vars(modeling) if name == "eager" else AttentionInterface._global_mapping
-    entry = "eager_attention_forward" if name == "eager" else name
-    own, holder[entry] = holder[entry], masked
-    try:
-        yield
-    finally:
-        holder[entry] = own
+        return run
+
+    return kernel_changed(attentions, masked)
 
 
 def in_sequence(

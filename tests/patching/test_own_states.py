@@ -14,6 +14,7 @@ from flexkit import FlexConfig, HighResInputError
 from flexkit.patching.memory import cached_memory
 from tests.patching.tiles import tiled_prompt
 from tests.patching.ways import ROWS, assert_close, assert_same_logits, families, generate, inputs_of, logits_of, plain
+from tests.ways.test_caches import cache_of
 from tests.zoo import Row, low_res
 
 OWN = {"high_res_states": "own", "select_from": "same", "start_layer": 1, "zoom": 2, "policy": flexkit.TopK(3)}
@@ -179,8 +180,6 @@ def test_a_pyramid_is_read_in_steps_as_at_once(name: str) -> None:
 
 
 def test_a_quantised_cache_is_refused() -> None:
-    from tests.ways.test_caches import cache_of
-
     model, inputs = patched("llava"), inputs_of("llava")
     with pytest.raises(HighResInputError, match="quantised"):
         model(**inputs, past_key_values=cache_of("lossless", model))

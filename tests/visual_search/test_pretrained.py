@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import LlamaConfig, LlamaForCausalLM, LlavaProcessor, PreTrainedTokenizerFast, Trainer
+from transformers import LlamaConfig, LlamaForCausalLM, LlavaProcessor, PreTrainedTokenizerFast
 
 import flexkit
 from flexkit.__main__ import main
@@ -35,6 +35,7 @@ from flexkit.visual_search.recipe import PRETRAINED_STAGES
 from flexkit.visual_search.scene import draw_close_up, draw_scene
 from flexkit.visual_search.ways import Way
 from studies import without_training
+from tests.visual_search.stopping import StoppedError, stop_once
 
 QUICK = {
     "projector": replace(PRETRAINED_STAGES["projector"], steps=3, batch=1),
@@ -105,10 +106,6 @@ def test_what_is_done_is_not_done_again(trained: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in trained.glob("**/*")} == before
 
 
-class StoppedError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("name", list(QUICK))
 def test_a_stage_that_was_cut_off_goes_on(
     name: str, trained: Path, pretrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -116,16 +113,7 @@ def test_a_stage_that_was_cut_off_goes_on(
     if name == "base":
         (tmp_path / "projector").symlink_to(trained / "projector")
     stages = {name: replace(QUICK[name], save_steps=2)}
-    taken: list[int] = []
-    training_step = Trainer.training_step
-
-    def step(self: Any, *arguments: Any, **options: Any) -> torch.Tensor:
-        taken.append(self.state.global_step)
-        if taken == [0, 1, 2]:
-            raise StoppedError
-        return training_step(self, *arguments, **options)
-
-    monkeypatch.setattr(Trainer, "training_step", step)
+    taken = stop_once(monkeypatch)
     with pytest.raises(StoppedError):
         train_base(tmp_path, pretrained, seed=3, stages=stages, workers=0, quiet=True)
     train_base(tmp_path, pretrained, seed=3, stages=stages, workers=0, quiet=True)

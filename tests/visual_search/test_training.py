@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Trainer
 
 import flexkit
 from flexkit.__main__ import main
@@ -25,6 +24,7 @@ from flexkit.visual_search.recipe import CONFIG, STAGES
 from flexkit.visual_search.training import train
 from flexkit.visual_search.ways import BUDGET
 from tests.visual_search import processes
+from tests.visual_search.stopping import StoppedError, stop_once
 
 QUICK = {name: replace(stage, steps=3, batch=1) for name, stage in STAGES.items()}
 FIELDS = {"accuracy", "questions", "selected_fraction", "lm_gflops", "seconds"}
@@ -136,10 +136,6 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path, capsys: pytest.Capt
     train(tmp_path, stages={}, workers=0, quiet=True)
 
 
-class StoppedError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("name", ["tower", "added", "tuned"])
 def test_a_stage_that_was_cut_off_goes_on(
     name: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -147,17 +143,8 @@ def test_a_stage_that_was_cut_off_goes_on(
     for earlier in ("base", "added"):
         if earlier != name:
             (tmp_path / earlier).symlink_to(trained / earlier)
-    taken: list[int] = []
-    training_step = Trainer.training_step
-
-    def step(self: Any, *arguments: Any, **options: Any) -> torch.Tensor:
-        taken.append(self.state.global_step)
-        if taken == [0, 1, 2]:
-            raise StoppedError
-        return training_step(self, *arguments, **options)
-
     stage = replace(QUICK[name], save_steps=2)
-    monkeypatch.setattr(Trainer, "training_step", step)
+    taken = stop_once(monkeypatch)
     with pytest.raises(StoppedError):
         train(tmp_path, seed=3, stages={name: stage}, workers=0, quiet=True)
     train(tmp_path, seed=3, stages={name: stage}, workers=0, quiet=True)

@@ -90,10 +90,10 @@ class FlexCall:
     def querying(self, mask: Tensor, **changed: Any) -> "FlexCall":
         """The same call with other querying positions ``(batch, length)``, before any layer has run."""
         rows = RaggedIndex(mask)
-        if self.one is not None:
-            changed = {"one": self.one.begin(rows, self.past, self.memory.tokens, self.memory.answer)} | changed
-        if self.own is not None:
-            changed = {"own": replace(self.own, keys={}, missing=None)} | changed
+        if self.one is not None and "one" not in changed:
+            changed["one"] = self.one.begin(rows, self.past, self.memory.tokens, self.memory.answer)
+        if self.own is not None and "own" not in changed:
+            changed["own"] = replace(self.own, keys={}, missing=None, read=None, masks={})
         return replace(self, rows=rows, selections={}, opened={}, visited=set(), seen=[], masks={}, **changed)
 
     def sees(

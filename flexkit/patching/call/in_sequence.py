@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,7 +82,12 @@ class InSequence(Route):
         rows = query_rows(patch.config, inputs, memory, named, past=past, length=length, repeats=prompt.repeats)
         own = None
         if patch.config.high_res_states == "own":
-            own = OwnStates(0 if isinstance(past, Tensor) else past, length, held=memory.projected)
+            own = OwnStates(
+                0 if isinstance(past, Tensor) else past,
+                length,
+                held=memory.projected,
+                notes_read=patch.config.kept is not None,
+            )
         one = None
         if patch.config.select_layers is not None:
             one = OneSelection.begin(rows, past, memory.tokens, memory.answer)
@@ -92,7 +98,7 @@ class InSequence(Route):
             past,
             patch.projection(cache),
             model.training,
-            lambda tiles: _as_read(model, patch, patch.geometry.encode_tiles(model, tiles)),
+            partial(_as_read, model, patch, patch.geometry.encode_tiles),
             own=own,
             one=one,
         )
@@ -162,8 +168,7 @@ def read_images(
 
 def _whole(model: Any, patch: Patch, view: View, spans: Sequence[ImageSpan], batch: int) -> HighResMemory:
     """The memory of views that are encoded as a whole."""
-    encoded = patch.geometry.encode(model, view.inputs, view.grids, patch.config.zoom_pair)
-    features = [_as_read(model, patch, image) for image in encoded]
+    features = _as_read(model, patch, patch.geometry.encode, view.inputs, view.grids, patch.config.zoom_pair)
     for feature, span in zip(features, spans, strict=True):
         if len(feature) != span.tokens:
             raise HighResInputError(
@@ -185,19 +190,21 @@ def _in_tiles(
     memory = HighResMemory.laid_out(Tiled(tuple(images)), of_levels, batch)
     if patch.config.tiles == "on_demand":
         return memory
-    states = memory.features.of(
-        memory.all_tokens,
-        memory.images,
-        lambda tiles: _as_read(model, patch, patch.geometry.encode_tiles(model, tiles)),
-    )
-    return replace(memory, features=Encoded(states))
+    encode = partial(_as_read, model, patch, patch.geometry.encode_tiles)
+    return replace(memory, features=Encoded(memory.features.of(memory.all_tokens, memory.images, encode)))
 
 
-def _as_read(model: Any, patch: Patch, features: Tensor) -> Tensor:
-    """Features ``(..., parts * dim)`` as they are read: a token carries at once what a low-res one has carried."""
-    if patch.config.high_res_states == "own":
+def _as_read(model: Any, patch: Patch, encode: Callable[..., Any], *inputs: Any) -> Any:
+    """Features ``(..., parts * dim)`` as they are read: a token carries at once what a low-res one has carried.
+
+    Own states carry it as a low-res one does, layer by layer.
+    """
+    features = encode(model, *inputs)
+    dim = model.get_input_embeddings().embedding_dim
+    if patch.config.high_res_states == "own" or features[0].shape[-1] == dim:
         return features
-    return reduce(features, "... (parts dim) -> ... dim", "sum", dim=model.get_input_embeddings().embedding_dim)
+    summed = [reduce(image, "n (parts dim) -> n dim", "sum", dim=dim) for image in features]
+    return torch.stack(summed) if isinstance(features, Tensor) else summed
 
 
 def _spans(

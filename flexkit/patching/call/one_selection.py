@@ -5,7 +5,7 @@ the same, in this call and in later ones.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -41,12 +41,16 @@ class OneSelection:
     """``(batch,)``: entropy, in nats, of the low-res answer of the first row of each of these."""
     scores: tuple[Tensor, ...] = ()
     """The maps that were selected from last."""
-    is_decided: bool = True
+    is_decided: bool = field(init=False, default=True)
     """Whether it is known of all."""
-    reads: bool = True
+    reads: bool = field(init=False, default=True)
     """Whether any row reads anything."""
 
     def __post_init__(self) -> None:
+        self._count()
+
+    def _count(self) -> None:
+        """Ask, once a change, what every layer wants to know."""
         if not torch.compiler.is_compiling():  # a graph is of a step in the middle of an answer
             self.is_decided, self.reads = bool(self.decided.all()), bool(self.given.any())
 
@@ -82,7 +86,7 @@ class OneSelection:
         picked = selected[torch.arange(len(selected), device=selected.device), first]
         new = own[..., None] & picked[:, None]
         self.given, self.decided, self.fresh = self.given | new, self.decided | own, own
-        self.__post_init__()
+        self._count()
         return new
 
     def shut_out(self, samples: Tensor) -> None:
@@ -92,7 +96,7 @@ class OneSelection:
         rows = self.fresh & samples[:, None]
         self.shut = rows if self.shut is None else self.shut | rows
         self.given = self.given & ~rows[..., None]
-        self.__post_init__()
+        self._count()
 
     def selection(self, groups: Sequence[ImageGroup]) -> Selection:
         """The same image by image."""

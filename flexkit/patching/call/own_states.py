@@ -66,6 +66,8 @@ class OwnStates:
     """Positions of the call."""
     start: int = 0
     """The first of them that runs."""
+    notes_read: bool = False
+    """Whether it is asked which tokens rows read."""
     behind: Mapping[int, LayerKeys] = field(default_factory=dict)
     """Of each layer in the run before, of which this one repeats the end."""
     held: Mapping[int, HighResKeys] = field(default_factory=dict)
@@ -131,7 +133,8 @@ class OwnStates:
         missing = selected if held is None else selected & ~held.tokens.mask[:, None]
         self.missing = missing if self.missing is None else self.missing | missing
         there = selected & ~missing
-        self.read = there.any(1) if self.read is None else self.read | there.any(1)
+        if self.notes_read:
+            self.read = there.any(1) if self.read is None else self.read | there.any(1)
         return there
 
 

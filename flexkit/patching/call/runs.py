@@ -20,6 +20,7 @@ from flexkit.attention.select import select_once
 from flexkit.errors import HighResInputError
 from flexkit.grids import fractional_positions
 from flexkit.patching.call.call import FlexCall
+from flexkit.patching.call.one_selection import OneSelection
 from flexkit.patching.call.own_states import LayerKeys, OwnStates, Passing
 from flexkit.patching.memory.high_res import HighResMemory
 from flexkit.patching.memory.tokens import ImageSpan, Prefix, tokens_by_image
@@ -48,20 +49,24 @@ class Saying:
         """What runs meanwhile counts for nothing."""
         return base
 
+    def said(self, output: Any) -> Any:
+        """The text model's output, with these states in the place of what it made."""
+        if isinstance(output, tuple):
+            return self.hidden, *output[1:]
+        return type(output)(**output | {next(iter(output)): self.hidden})
+
 
 def read_own_states(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Forward hook of the text model: run the tokens that are missing, and the querying rows again, until none is."""
     first: FlexCall | Saying | None = kwargs.get(CALL)
     if isinstance(first, Saying):
-        return (
-            (first.hidden, *output[1:])
-            if isinstance(output, tuple)
-            else type(output)(**output | {next(iter(output)): first.hidden})
-        )
+        return first.said(output)
     if first is None or first.own is None or torch.compiler.is_compiling():
         return output
-    names = inspect.signature(type(decoder).forward).parameters
-    inputs = dict(zip(list(names)[1:], args, strict=False)) | kwargs
+    inputs = kwargs
+    if args:  # a signature takes as long to make as a layer's masks
+        names = list(inspect.signature(type(decoder).forward).parameters)[1:]
+        inputs = dict(zip(names, args, strict=False)) | kwargs
     call, own, memory, written = first, first.own, first.memory, None
     layers, ends = call.patch.layers, [own.past + own.length] * memory.batch
     reading, base = torch.zeros(memory.batch, dtype=torch.bool, device=memory.device), output
@@ -109,7 +114,7 @@ def _unread(call: FlexCall, own: OwnStates, inputs: Mapping[str, Any], output: A
     gate = None if call.training else config.gate
     if gate == "surer" and one.doubt is not None and one.fresh is not None:
         first = one.fresh.int().argmax(-1)
-        unsure = one.fresh.any(-1) & (_doubt(call, own, inputs, output, first) > one.doubt)
+        unsure = one.fresh.any(-1) & (_doubt(call, own, one, inputs, output, first) > one.doubt)
         one.doubt = None
         if bool(unsure.any()):
             one.shut_out(unsure)
@@ -117,7 +122,7 @@ def _unread(call: FlexCall, own: OwnStates, inputs: Mapping[str, Any], output: A
     while not one.is_decided:
         merged = select_once(config.selector, [call.selections[layer] for layer in sorted(call.sources)])
         if gate is not None:
-            one.doubt = _doubt(call, own, inputs, output, one.next)
+            one.doubt = _doubt(call, own, one, inputs, output, one.next)
         unread = one.decide(merged.tokens(call.memory.batch, call.memory.tokens) & call.behind)
         one.scores = merged.scores
         if isinstance(gate, int | float) and one.doubt is not None:
@@ -128,12 +133,12 @@ def _unread(call: FlexCall, own: OwnStates, inputs: Mapping[str, Any], output: A
     return None
 
 
-def _doubt(call: FlexCall, own: OwnStates, inputs: Mapping[str, Any], output: Any, slots: Tensor) -> Tensor:
+def _doubt(
+    call: FlexCall, own: OwnStates, one: OneSelection, inputs: Mapping[str, Any], output: Any, slots: Tensor
+) -> Tensor:
     """``(batch,)``: entropy, in nats, of what the model says at one querying row of every batch row."""
-    if call.one is None:
-        raise RuntimeError("an answer has one selection, or none that could be doubted.")
     model, rows = call.patch.model, torch.arange(call.memory.batch, device=slots.device)
-    places = call.one.positions[rows, slots] - (own.past + own.length)  # from the end, which is there in any case
+    places = one.positions[rows, slots] - (own.past + own.length)  # from the end, which is there in any case
     hidden = output[0][rows, places.clamp_min(-output[0].shape[1])]
     word = int(getattr(model.config, "image_token_id", None) == 0)  # any that stands for no image
     said = {"input_ids": torch.full_like(rows, word)[:, None], "use_cache": False, CALL: Saying(hidden[:, None])}
@@ -232,7 +237,7 @@ def _run_tokens(decoder: nn.Module, call: FlexCall, own: OwnStates, wanted: Tens
         places = [found for found in tokens_by_image(memory.images, tokens) if found[2] is None or len(found[2])]
         passing = Passing(call.patch.layers, own.keys, tokens, places)
         typed = {
-            name: _laid_out(tokens, [(span.row, place, span.typed[name]) for span, place, _ in places])
+            name: _laid_out(tokens, [(span.row, place, span.typed[name][None]) for span, place, _ in places])
             for name in places[0][0].typed
         }
         entering = embeddings_of(call.patch.model, decoder, features, tokens.valid)
@@ -246,9 +251,9 @@ def _run_tokens(decoder: nn.Module, call: FlexCall, own: OwnStates, wanted: Tens
 
 
 def _laid_out(tokens: RaggedIndex, parts: Sequence[tuple[int, Any, Tensor]]) -> Tensor:
-    """``(batch, tokens, ...)`` of parts of batch rows; zero where rows are padded."""
+    """``(batch, tokens, ...)`` of parts ``(tokens or 1, ...)`` of batch rows; zero where rows are padded."""
     first = parts[0][2]
-    whole = first.new_zeros(*tokens.index.shape, *first.shape)
+    whole = first.new_zeros(*tokens.index.shape, *first.shape[1:])
     for row, place, states in parts:
         whole[row, place] = states
     return whole
@@ -260,12 +265,9 @@ def _positions(tokens: RaggedIndex, places: Sequence[tuple[ImageSpan, Any, Tenso
     for span, place, local in places:
         if span.positions is None:
             raise RuntimeError("the rotary positions of an image are unknown: the text model ran without its hook.")
-        positions = fractional_positions(span.positions, span.grid, span.zoom)
-        found.append((span.row, place, positions if local is None else positions[:, local]))
-    first = found[0][2]
-    whole = first.new_zeros(len(first), *tokens.index.shape)
-    for row, place, positions in found:
-        whole[:, row, place] = positions
+        positions = fractional_positions(span.positions, span.grid, span.zoom).T
+        found.append((span.row, place, positions if local is None else positions[local]))
+    whole = _laid_out(tokens, found).movedim(-1, 0)
     return whole if len(whole) > 1 else whole[0]
 
 
