@@ -119,6 +119,20 @@ def test_two_answers_at_once_are_those_of_two_turns(name: str) -> None:
 
 
 @families
+def test_all_rows_share_what_the_last_one_selects(name: str) -> None:
+    """Rows in front of the image are among them, and select nothing."""
+    inputs = inputs_of(name, [Row(words=5)])
+    model = patched(name, select_layers=(0, 1), queries="all")
+    with flexkit.trace(model) as trace:
+        logits_of(model, inputs)
+    last = patched(name, select_layers=(0, 1))
+    with flexkit.trace(last) as alone:
+        logits_of(last, inputs)
+    assert bool(alone.mask(0, 2).any())
+    assert torch.equal(trace.mask(0, 2), alone.mask(0, 2))
+
+
+@families
 def test_the_surer_answer(name: str) -> None:
     """Row by row, of the low-res one and the one that reads; what follows it reads as little or as much."""
     inputs = inputs_of(name, [Row(), Row(words=3), Row(words=7), Row((), 5)])

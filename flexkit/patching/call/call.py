@@ -91,7 +91,8 @@ class FlexCall:
         """The same call with other querying positions ``(batch, length)``, before any layer has run."""
         rows = RaggedIndex(mask)
         if self.one is not None and "one" not in changed:
-            changed["one"] = self.one.begin(rows, self.past, self.memory.tokens, self.memory.answer)
+            shared, memory = self.shares_selection, self.memory
+            changed["one"] = self.one.begin(rows, self.past, memory.tokens, memory.answer, shared=shared)
         if self.own is not None and "own" not in changed:
             changed["own"] = replace(self.own, keys={}, missing=None, read=None, masks={})
         return replace(self, rows=rows, selections={}, opened={}, visited=set(), seen=[], masks={}, **changed)

@@ -90,7 +90,8 @@ class InSequence(Route):
             )
         one = None
         if patch.config.select_layers is not None:
-            one = OneSelection.begin(rows, past, memory.tokens, memory.answer)
+            shared = patch.config.shares_selection
+            one = OneSelection.begin(rows, past, memory.tokens, memory.answer, shared=shared)
         return FlexCall(
             patch,
             memory,

@@ -55,13 +55,16 @@ class OneSelection:
             self.is_decided, self.reads = bool(self.decided.all()), bool(self.given.any())
 
     @classmethod
-    def begin(cls, rows: RaggedIndex, past: int | Tensor, tokens: int, answer: Answer | None) -> Self:
-        """Rows that go on with an answer read what it does; nothing is known of the others."""
+    def begin(cls, rows: RaggedIndex, past: int | Tensor, tokens: int, answer: Answer | None, *, shared: bool) -> Self:
+        """Rows that go on with an answer read what it does; nothing is known of the others.
+
+        Where all rows of a sample share a selection (paper, Eq. 6-7) it is that of the last one.
+        """
         positions = rows.index + past
         before = torch.full_like(positions[:, :1], -2) if answer is None else answer.end[:, None] - 1
         follows = positions == torch.cat([before, positions[:, :-1]], dim=1) + 1
         slots = torch.arange(rows.count, device=positions.device).expand_as(positions)
-        firsts = slots.masked_fill(follows, 0).cummax(-1).values
+        firsts = rows.last[:, None].expand_as(slots) if shared else slots.masked_fill(follows, 0).cummax(-1).values
         decided = follows.cummin(-1).values | ~rows.valid
         given = torch.zeros(*positions.shape, tokens, dtype=torch.bool, device=positions.device)
         if answer is not None:
@@ -70,11 +73,22 @@ class OneSelection:
 
     @property
     def next(self) -> Tensor:
-        """``(batch,)``, int64: the first row of the next answer, of those that are undecided."""
-        return (~self.decided).int().argmax(-1)
+        """``(batch,)``, int64: the row that selects for the next answer, of those that are undecided."""
+        return self.selecting(~self.decided)
 
-    def decide(self, selected: Tensor) -> Tensor:
-        """Let the next answer of every batch row read what its first row selected ``(batch, queries, tokens)``.
+    def selecting(self, rows: Tensor) -> Tensor:
+        """``(batch,)``, int64: the row that selects for the first of some rows ``(batch, queries)``, bool."""
+        return self.firsts.gather(-1, rows.int().argmax(-1, keepdim=True))[:, 0]
+
+    def decide(self, selected: Tensor, behind: Tensor) -> Tensor:
+        """Let the next answer of every batch row read what the row that selects for it has selected.
+
+        Parameters
+        ----------
+        selected : torch.Tensor
+            ``(batch, queries, tokens)``, bool.
+        behind : torch.Tensor
+            ``(batch, queries, tokens)``, bool: whether a row stands behind the image of a token.
 
         Returns
         -------
@@ -84,7 +98,7 @@ class OneSelection:
         first = self.next
         own = (self.firsts == first[:, None]) & ~self.decided
         picked = selected[torch.arange(len(selected), device=selected.device), first]
-        new = own[..., None] & picked[:, None]
+        new = own[..., None] & picked[:, None] & behind
         self.given, self.decided, self.fresh = self.given | new, self.decided | own, own
         self._count()
         return new

@@ -113,8 +113,8 @@ def _unread(call: FlexCall, own: OwnStates, inputs: Mapping[str, Any], output: A
         return None
     gate = None if call.training else config.gate
     if gate == "surer" and one.doubt is not None and one.fresh is not None:
-        first = one.fresh.int().argmax(-1)
-        unsure = one.fresh.any(-1) & (_doubt(call, own, one, inputs, output, first) > one.doubt)
+        now = _doubt(call, own, one, inputs, output, one.selecting(one.fresh))
+        unsure = one.fresh.any(-1) & (now > one.doubt)
         one.doubt = None
         if bool(unsure.any()):
             one.shut_out(unsure)
@@ -123,7 +123,7 @@ def _unread(call: FlexCall, own: OwnStates, inputs: Mapping[str, Any], output: A
         merged = select_once(config.selector, [call.selections[layer] for layer in sorted(call.sources)])
         if gate is not None:
             one.doubt = _doubt(call, own, one, inputs, output, one.next)
-        unread = one.decide(merged.tokens(call.memory.batch, call.memory.tokens) & call.behind)
+        unread = one.decide(merged.tokens(call.memory.batch, call.memory.tokens), call.behind)
         one.scores = merged.scores
         if isinstance(gate, int | float) and one.doubt is not None:
             one.shut_out(one.doubt < gate)
