@@ -59,9 +59,11 @@ class HighResKeys:
 
     def only(self, wanted: Tensor) -> "HighResKeys":
         """Those of the wanted tokens ``(batch, tokens)`` among these."""
-        places = RaggedIndex(self.tokens.among(wanted))
-        order = places.gather(self.tokens.index), places.valid
-        tokens = RaggedIndex(self.tokens.mask & wanted, order=order)
+        return self.at(RaggedIndex(self.tokens.among(wanted)), self.tokens.mask & wanted)
+
+    def at(self, places: RaggedIndex, mask: Tensor) -> "HighResKeys":
+        """Those at some places among these, which are the tokens of a mask ``(batch, tokens)``."""
+        tokens = RaggedIndex(mask, order=(places.gather(self.tokens.index), places.valid))
         return HighResKeys(places.gather(self.key, 2), places.gather(self.value, 2), tokens)
 
     def of_rows(self, rows: Tensor) -> "HighResKeys":

@@ -77,6 +77,17 @@ class FlexCall:
         # While a row looks, it looks at base keys alone.
         self.reads_by_kernel = plain and self.one is not None and self.one.reads and self.one.is_decided
 
+    @property
+    def keeps(self) -> bool:
+        """Whether keys and values of high-res tokens are kept for later calls."""
+        return not self.training and self.projection != "recompute"
+
+    @property
+    def gate(self) -> float | None:
+        """Entropy, in nats, that a low-res answer must have to be read for, where each row decides for itself."""
+        gate = self.patch.config.gate
+        return None if self.one is not None or self.training or isinstance(gate, str) else gate
+
     @cached_property
     def given(self) -> Tensor:
         """``(batch, queries, tokens)``, bool: what the rows read in all layers, where one selection is made."""
@@ -322,7 +333,7 @@ class FlexCall:
             if self.patch.config.kept is not None:
                 limit = self.patch.config.limit_kept(self.memory.tokens)
                 held = held if held.key.shape[2] <= limit else held.only(wanted)
-        if not self.training and self.projection != "recompute" and self.memory.is_placed:
+        if self.keeps and self.memory.is_placed:
             kept[of.index] = held
         return held
 

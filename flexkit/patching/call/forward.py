@@ -42,11 +42,10 @@ def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if call is None:
         return own(**kwargs)
     base = partial(route.run, own)
-    gate = patch.config.gate
-    if gate is None or self.training or call.one is not None or gate == "surer":
-        output = base(call, kwargs)
+    if isinstance(call, FlexCall) and call.gate is not None:
+        call, output = _gated(base, call, call.gate, kwargs)
     else:
-        call, output = _gated(base, call, gate, kwargs)
+        output = base(call, kwargs)
     given = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
     caches = (each for each in (*given, kwargs.get("past_key_values")) if isinstance(each, Cache))
     call.finish(next(caches, None))

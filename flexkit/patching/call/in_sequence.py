@@ -13,12 +13,14 @@ from torch.nn.functional import pad
 from flexkit.errors import HighResInputError, UnsupportedModelError
 from flexkit.grids import Pair
 from flexkit.patching.call.call import FlexCall
+from flexkit.patching.call.following import Following
 from flexkit.patching.call.inputs import View, checked_view, query_rows
 from flexkit.patching.call.one_selection import OneSelection
 from flexkit.patching.call.own_states import OwnStates
 from flexkit.patching.call.route import Prompt, Route
 from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.memory.high_res import HighResMemory, cached_length, cached_memory
+from flexkit.patching.memory.resident import move_out
 from flexkit.patching.memory.tokens import Encoded, ImageSpan, ReadTiles, Tiled, TiledImage
 from flexkit.patching.seam.config_view import CALL
 from flexkit.patching.seam.decoder import DecoderLayer, find_layers
@@ -42,7 +44,7 @@ class InSequence(Route):
         high_res: dict[str, Any],
         inputs: dict[str, Any],
         prompt: Prompt | None,
-    ) -> FlexCall | None:
+    ) -> FlexCall | Following | None:
         prompt = prompt or Prompt()
         cache = inputs.get("past_key_values")
         past = cached_length(cache)
@@ -53,6 +55,13 @@ class InSequence(Route):
             return None
         batch, length = tokens.shape[:2]
         named = high_res.pop("hd_queries", None)
+        if memory is not None and memory.resident is not None:
+            is_plain = named is None and isinstance(patch.config.queries, str) and not patch.recorders
+            if is_plain and (batch, length) == (memory.batch, 1) and not _brings_images(patch, inputs):
+                following = Following.begin(memory, cache, past)
+                if following is not None:
+                    return following
+            memory = move_out(cache, memory)
         if high_res and prompt.image_tokens is not None:
             if memory is None:
                 found = patch.geometry.image_tokens(model, ids, embeds)
@@ -65,11 +74,8 @@ class InSequence(Route):
         elif high_res:
             image_tokens = patch.geometry.image_tokens(model, ids, embeds)
             # Generate hands the same views in at every step; once read they are in the memory. It may also decode a
-            # token that happens to be the image token: an image comes with its low-res view, or with features of it.
-            encoded = (inputs.get("mm_encoder_outputs") or {}).get("image")
-            pixels = patch.geometry.inputs[0], *patch.geometry.pixels
-            is_new = encoded is not None or any(inputs.get(name) is not None for name in pixels)
-            if memory is None or (is_new and bool(image_tokens.any())):
+            # token that happens to be the image token.
+            if memory is None or (_brings_images(patch, inputs) and bool(image_tokens.any())):
                 new = read_images(model, patch, high_res, image_tokens, inputs, int(past), prompt.repeats)
                 memory = new if memory is None else memory.joined(new)
         if memory is None:
@@ -104,7 +110,7 @@ class InSequence(Route):
             one=one,
         )
 
-    def run(self, forward: Callable[..., Any], call: FlexCall, inputs: Mapping[str, Any]) -> Any:
+    def run(self, forward: Callable[..., Any], call: Any, inputs: Mapping[str, Any]) -> Any:
         return forward(**inputs, **{CALL: call})
 
 
@@ -114,6 +120,13 @@ _IN_SEQUENCE = InSequence()
 def route_of(geometry: Geometry) -> Route:
     """How calls of a model with this geometry reach the attention that reads."""
     return geometry.route or _IN_SEQUENCE
+
+
+def _brings_images(patch: Patch, inputs: Mapping[str, Any]) -> bool:
+    """Whether a call has the low-res view of an image, or features of it."""
+    encoded = (inputs.get("mm_encoder_outputs") or {}).get("image")
+    pixels = patch.geometry.inputs[0], *patch.geometry.pixels
+    return encoded is not None or any(inputs.get(name) is not None for name in pixels)
 
 
 def read_images(

@@ -126,5 +126,7 @@ class OneSelection:
         rows = torch.arange(len(self.given), device=self.given.device)
         last = self.rows.last
         start, end = self.positions[rows, self.firsts[rows, last]], self.positions[rows, last] + 1
-        found = Answer(self.given[rows, last], start, end)
-        return found if before is None else found.where(self.rows.valid.any(-1), before)
+        if before is None:
+            return Answer(self.given[rows, last], start, end)
+        start = torch.where(start == before.end, before.start, start)  # it goes on with that one
+        return Answer(self.given[rows, last], start, end).where(self.rows.valid.any(-1), before)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from flexkit.patching.call.call import FlexCall
+from flexkit.patching.call.following import Following
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.seam.decoder import DecoderLayer
 from flexkit.patching.state import Patch
@@ -49,11 +50,11 @@ class Route(ABC):
         high_res: dict[str, Any],
         inputs: dict[str, Any],
         prompt: Prompt | None,
-    ) -> FlexCall | None:
+    ) -> FlexCall | Following | None:
         """The call that high-res and base inputs describe together; None if they ask for the base model."""
 
     @abstractmethod
-    def run(self, forward: Callable[..., Any], call: FlexCall, inputs: Mapping[str, Any]) -> Any:
+    def run(self, forward: Callable[..., Any], call: Any, inputs: Mapping[str, Any]) -> Any:
         """Run the base model's forward so that its attention gets the call."""
 
     def check_config(self, config: FlexConfig) -> None:

@@ -23,6 +23,7 @@ from flexkit.patching.call.call import FlexCall
 from flexkit.patching.call.one_selection import OneSelection
 from flexkit.patching.call.own_states import LayerKeys, OwnStates, Passing
 from flexkit.patching.memory.high_res import HighResMemory
+from flexkit.patching.memory.resident import move_in
 from flexkit.patching.memory.tokens import ImageSpan, Prefix, tokens_by_image
 from flexkit.patching.seam.config_view import CALL
 from flexkit.patching.seam.decoder import DecoderLayer, embeddings_of
@@ -58,10 +59,10 @@ class Saying:
 
 def read_own_states(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Forward hook of the text model: run the tokens that are missing, and the querying rows again, until none is."""
-    first: FlexCall | Saying | None = kwargs.get(CALL)
+    first = kwargs.get(CALL)
     if isinstance(first, Saying):
         return first.said(output)
-    if first is None or first.own is None or torch.compiler.is_compiling():
+    if not isinstance(first, FlexCall) or first.own is None or torch.compiler.is_compiling():
         return output
     inputs = kwargs
     if args:  # a signature takes as long to make as a layer's masks
@@ -85,7 +86,7 @@ def read_own_states(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     _note_prefixes(memory, own, layers, ends, inputs)
     if call.projection == "full":
         own.held = _run_tokens(decoder, call, own, memory.ends <= own.past + own.length)
-    if not call.training and call.projection != "recompute":
+    if call.keeps:
         limit = call.patch.config.limit_kept(memory.tokens)
         memory.projected = {
             index: held if own.read is None or held.key.shape[2] <= limit else held.only(own.read)
@@ -99,8 +100,11 @@ def read_own_states(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
         memory.answer = call.one.answer(memory.answer)
     if call is not first:
         first.last = call
+    cache = inputs.get("past_key_values") or _cache_of(output)
     if written is not None:
-        _replace_end(inputs.get("past_key_values") or _cache_of(output), written, own, reading)
+        _replace_end(cache, written, own, reading)
+    if call.one is not None and (call.reads_by_kernel or not call.one.reads) and call.keeps:
+        call.memory = move_in(cache, memory, {index: known.key.shape for index, known in own.keys.items()})
     return output
 
 
@@ -278,10 +282,10 @@ def _from(inputs: Mapping[str, Any], own: OwnStates) -> dict[str, Any]:
     batch = len(embeds)
     cut: dict[str, Any] = {}
     for name, value in inputs.items():
-        if isinstance(value, Tensor) and value.shape[:2] == (batch, length):
-            cut[name] = value[:, start:]
-        elif isinstance(value, Tensor) and name in ("position_ids", "cache_position"):
+        if isinstance(value, Tensor) and name in ("position_ids", "cache_position"):
             cut[name] = value[..., start:]
+        elif isinstance(value, Tensor) and value.shape[:2] == (batch, length):
+            cut[name] = value[:, start:]
         elif name == "deepstack_visual_embeds" and value is not None:
             behind = inputs["visual_pos_masks"].nonzero()[:, 1] >= start
             cut[name] = [states[behind] for states in value]

@@ -21,9 +21,11 @@ __all__ = [
     "Answer",
     "HighResMemory",
     "MemoryLayer",
+    "Resident",
     "attach_memory",
     "cached_length",
     "cached_memory",
+    "carry",
     "group_images",
 ]
 
@@ -53,6 +55,22 @@ class Answer:
         return Answer(self.tokens, self.start, torch.where(self.start < length, self.end.clamp_max(length), -1))
 
 
+@dataclass(frozen=True)
+class Resident:
+    """Tokens whose keys and values stand in the KV cache, for as long as an answer reads them."""
+
+    tokens: RaggedIndex | None
+    """Which they are, of all high-res tokens of a batch row; None if there are none."""
+    end: int
+    """Position behind the last one that read, in all batch rows; of no position once the answer is gone."""
+    is_padded: bool = False
+    """Whether some batch rows have fewer than others."""
+
+    def of_rows(self, rows: Tensor) -> "Resident":
+        """Those of other batch rows."""
+        return replace(self, tokens=self.tokens and self.tokens.of_rows(rows))
+
+
 @dataclass
 class HighResMemory:
     """High-res tokens of every batch row, padded to one length, and what has been computed from them."""
@@ -73,6 +91,8 @@ class HighResMemory:
     """Positions in front of the prompt that a generation was given."""
     answer: Answer | None = None
     """What is read all along an answer, where one selection is made for it."""
+    resident: Resident | None = None
+    """Tokens that stand in the cache itself, if these are what the answer reads."""
 
     @classmethod
     def pack(
@@ -121,6 +141,13 @@ class HighResMemory:
     def bytes(self) -> int:
         """What the high-res tokens and all that is kept of them take up."""
         return self.features.bytes + sum(held.bytes for held in self.projected.values())
+
+    @property
+    def last_answer(self) -> Answer | None:
+        """What was read last; while tokens are resident, nobody else counts on."""
+        if self.answer is None or self.resident is None:
+            return self.answer
+        return replace(self.answer, end=torch.full_like(self.answer.end, self.resident.end))
 
     @property
     def rows_with_images(self) -> Tensor:
@@ -189,6 +216,7 @@ class HighResMemory:
             items=items,
             projected={layer: held.of_rows(index) for layer, held in self.projected.items()},
             answer=self.answer and self.answer.of_rows(index),
+            resident=self.resident and self.resident.of_rows(index),
         )
 
     def repeat_interleave(self, repeats: int) -> "HighResMemory":
@@ -200,8 +228,12 @@ class HighResMemory:
         if length >= self.seen or not self.in_sequence:
             return self
         images = tuple(span for span in self.images if span.end <= length)
-        answer = self.answer and self.answer.within(length)
-        return replace(self, images=images, seen=length, answer=answer) if images else None
+        answer, resident = self.last_answer, self.resident
+        if resident is not None and answer is not None:
+            goes_on = bool((answer.start < length)[self.rows_with_images].all())
+            resident = replace(resident, end=min(resident.end, length) if goes_on else -1)
+        answer = answer and answer.within(length)
+        return replace(self, images=images, seen=length, answer=answer, resident=resident) if images else None
 
 
 def _check_grid(span: ImageSpan, positions: Tensor) -> None:
@@ -257,9 +289,13 @@ class MemoryLayer:
 
     own: ClassVar[Any]
     """The class that the layer had."""
-    hd_memory: HighResMemory | None
-    hd_length: int
+    keys: Any
+    values: Any
+    hd_memory: HighResMemory | None = None
+    hd_length: int = 0
     """How many positions methods of a growing layer have put in and left there."""
+    hd_front: int = 0
+    """How many high-res tokens stand in front of the positions; only who knows of them sees them."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _blank, (self.own,), vars(self)
@@ -268,23 +304,43 @@ class MemoryLayer:
         """Take keys and values in."""
         if isinstance(self, DynamicLayer):
             self.hd_length += key_states.shape[-2]
-        return self.own.update(self, key_states, *args, **kwargs)
+        found = self.own.update(self, key_states, *args, **kwargs)
+        return tuple(states[:, :, self.hd_front :] for states in found) if self.hd_front else found
+
+    def get_seq_length(self) -> Any:
+        """How many positions it holds."""
+        length = self.own.get_seq_length(self)
+        return length - self.hd_front if self.hd_front else length
 
     def reset(self) -> None:
         """Forget the images, too."""
         self.own.reset(self)
-        self.hd_memory = None
+        self.hd_memory, self.hd_front = None, 0
         if isinstance(self, DynamicLayer):
             self.hd_length = self.own.get_seq_length(self)  # early versions of transformers keep zeros
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         """Forget images that are no longer there as a whole, too."""
-        before = self.own.get_seq_length(self)
+        before, front = self.get_seq_length(), self.take_front()
         self.own.crop(self, *args, **kwargs)
-        length = self.own.get_seq_length(self)
+        length = self.get_seq_length()
+        self.put_front(*front)
         self.hd_length -= before - length
         if self.hd_memory is not None:
             self.hd_memory = self.hd_memory.within(length)
+
+    def take_front(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of the high-res tokens, which no longer stand in front of the positions."""
+        count, whole = self.hd_front, (self.keys, self.values)
+        self.keys, self.values = (states[:, :, count:] if count else states for states in whole)
+        self.hd_front = 0
+        return whole[0][:, :, :count], whole[1][:, :, :count]
+
+    def put_front(self, key: Tensor, value: Tensor) -> None:
+        """Put keys and values of high-res tokens in front of the positions, where there are none."""
+        self.hd_front = key.shape[2]
+        if self.hd_front:
+            self.keys, self.values = torch.cat([key, self.keys], dim=2), torch.cat([value, self.values], dim=2)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams."""
@@ -349,7 +405,7 @@ def cached_length(cache: Any) -> int | Tensor:
     layer = _carrier(cache)
     grows = isinstance(layer, MemoryLayer) and isinstance(layer, DynamicLayer)
     if grows and layer.hd_memory is not None and layer.hd_memory.in_sequence:
-        held = layer.own.get_seq_length(layer)
+        held = layer.get_seq_length()
         if held != layer.hd_length:
             raise HighResInputError(
                 f"the KV cache was given {layer.hd_length} positions and holds {held}: its images may no longer stand "
@@ -361,10 +417,14 @@ def cached_length(cache: Any) -> int | Tensor:
 def attach_memory(cache: object, memory: HighResMemory) -> None:
     """Let a KV cache carry ``memory``, in place of what it carried."""
     layer = _carrier(cache)
-    if layer is None:
-        return
+    if layer is not None:
+        carry(layer, memory.seen).hd_memory = memory
+
+
+def carry(layer: Any, length: int) -> MemoryLayer:
+    """Make a layer of a cache, which holds so many positions, one that carries a memory or high-res tokens."""
     if not isinstance(layer, MemoryLayer):
         own: type = type(layer)
-        layer.__class__ = _carrying(own)
-        layer.hd_length = memory.seen
-    layer.hd_memory = memory
+        layer.__class__, layer.hd_length = _carrying(own), length
+    carrier: MemoryLayer = layer
+    return carrier

@@ -1,0 +1,66 @@
+"""An answer that goes on: one position more of every batch row, which reads the tokens that stand in the cache."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from flexkit.patching.memory.high_res import HighResMemory, attach_memory
+
+__all__ = ["Following"]
+
+
+@dataclass
+class Following:
+    """Stands in the place of a call: base kernels see the tokens, and nothing else is asked or noted."""
+
+    memory: HighResMemory
+    layers: list[Any]
+    """Of the cache."""
+    masks: dict[int, Tensor | None] = field(default_factory=dict)
+    """For the kernels, by that of the base model."""
+    own: ClassVar[bool] = True
+
+    @classmethod
+    def begin(cls, memory: HighResMemory, cache: Any, past: object) -> "Following | None":
+        """The call of an answer that goes on at ``past``; None if none does."""
+        goes_on = memory.resident is not None and memory.resident.end == past
+        return cls(memory, cache.layers) if goes_on else None
+
+    def sees(
+        self, layer: int, kernel: str, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any
+    ) -> tuple[str, Tensor, Tensor, Tensor | None]:
+        """All that the layer of the cache holds, and a mask for it."""
+        holder = self.layers[layer]
+        if not getattr(holder, "hd_front", 0):
+            return kernel, key, value, mask
+        if id(mask) not in self.masks:
+            self.masks[id(mask)] = self._mask(mask, holder.keys.shape[2])
+        return kernel, holder.keys, holder.values, self.masks[id(mask)]
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: object, base: Tensor, **_: Any
+    ) -> Tensor:
+        """The kernel has read."""
+        return base
+
+    def finish(self, cache: object) -> None:
+        """Leave with the cache where the answer goes on."""
+        memory = self.memory
+        if memory.resident is not None:
+            resident = replace(memory.resident, end=memory.resident.end + 1)
+            attach_memory(cache, replace(memory, seen=memory.seen + 1, resident=resident))
+
+    def _mask(self, base: Tensor | None, keys: int) -> Tensor | None:
+        resident = self.memory.resident
+        if resident is None or resident.tokens is None or (base is None and not resident.is_padded):
+            return None
+        reads = resident.tokens.valid[:, None, None]
+        if base is None:
+            return pad(reads, (0, keys - reads.shape[-1]), value=True)
+        if base.dtype != torch.bool:
+            reads = torch.zeros_like(reads, dtype=base.dtype).masked_fill(~reads, torch.finfo(base.dtype).min)
+        base = base.expand(len(reads), -1, -1, -1)
+        return torch.cat([reads.expand(-1, base.shape[1], base.shape[2], -1), base], dim=-1)

@@ -1,0 +1,185 @@
+"""Tokens that stand in the KV cache while an answer reads them: nobody else sees them, and nothing else changes."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
+
+import flexkit
+from flexkit import FlexConfig
+from flexkit.patching.memory import cached_memory
+from tests.patching.ways import ROWS, assert_close, generate, inputs_of, plain, through_a_file
+from tests.zoo import Row, low_res
+
+ONE = {
+    "high_res_states": "own",
+    "select_from": "same",
+    "select_layers": (0, 1),
+    "start_layer": 1,
+    "zoom": 2,
+    "policy": flexkit.TopK(3),
+}
+families = pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+
+
+def patched(name: str, **settings: Any) -> Any:
+    return flexkit.patch_model(plain(name), FlexConfig(**ONE | settings))
+
+
+def prefilled(model: Any, inputs: dict[str, Tensor]) -> DynamicCache:
+    cache = DynamicCache(config=model.config.get_text_config())
+    with torch.no_grad():
+        model(**inputs, past_key_values=cache)
+    return cache
+
+
+def run(model: Any, cache: DynamicCache, *tokens: int) -> Tensor:
+    """Logits behind tokens that are given at once; positions are told, as Qwen notes some of its own."""
+    rows, past = len(cache.layers[0].keys), cache.get_seq_length()
+    ids, positions = torch.tensor(tokens).expand(rows, -1), torch.arange(past, past + len(tokens)).expand(rows, -1)
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=ids, position_ids=positions, past_key_values=cache).logits
+    return logits
+
+
+def step(model: Any, cache: DynamicCache, *tokens: int) -> Tensor:
+    """Logits behind a token of each row, or several in succession."""
+    for token in tokens:
+        logits = run(model, cache, token)[:, -1]
+    return logits
+
+
+def without_residence(model: Any) -> Any:
+    """The same model, which joins tokens to the keys of every call."""
+    return flexkit.patch_model(flexkit.unpatch_model(model), FlexConfig(**ONE, projection="recompute"))
+
+
+class Counted(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operators[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@families
+@pytest.mark.parametrize("gate", [None, "surer", 1e6], ids=str)
+def test_a_decoded_token_takes_the_operators_of_the_base_model(name: str, gate: Any) -> None:
+    model, inputs = patched(name, gate=gate), inputs_of(name, [Row()])
+    found = []
+    for each, given in ((model, inputs), (plain(name), low_res(inputs))):
+        cache = prefilled(each, given)
+        step(each, cache, 5)
+        with Counted() as counted:
+            step(each, cache, 6)
+        found.append(counted.operators)
+    more = {name: count for name, count in (found[0] - found[1]).items() if "slice" not in name}
+    assert not more
+
+
+@families
+def test_who_does_not_know_of_them_does_not_see_them(name: str) -> None:
+    """A model in whose cache they stand is the base model while the patch is off, or gone."""
+    model, inputs = patched(name), inputs_of(name)
+    cache, base = prefilled(model, inputs), plain(name)
+    assert any(layer.keys.shape[2] > cache.get_seq_length() for layer in cache.layers)
+    assert {cache.get_seq_length(index) for index in range(len(cache.layers))} == {inputs["input_ids"].shape[1]}
+    with flexkit.disabled(model):
+        off = step(model, copy.deepcopy(cache), 5)
+    flexkit.unpatch_model(model)
+    assert_close(step(model, copy.deepcopy(cache), 5), off)
+    for layer in cache.layers:
+        front = layer.hd_front if hasattr(layer, "hd_front") else 0
+        layer.keys, layer.values = layer.keys[:, :, front:], layer.values[:, :, front:]
+        layer.__class__ = getattr(type(layer), "own", type(layer))
+    assert_close(step(base, cache, 5), off)
+
+
+CHANGES: dict[str, Callable[[Any, DynamicCache], DynamicCache]] = {
+    "nothing": lambda model, cache: cache,
+    "copied": lambda model, cache: copy.deepcopy(cache),
+    "pickled": lambda model, cache: through_a_file(cache, weights_only=False),
+    "cropped": lambda model, cache: cropped(model, cache, 1),
+    "cropped to the prompt": lambda model, cache: cropped(model, cache, 2),
+    "cropped into the prompt": lambda model, cache: cropped(model, cache, 3),
+    "another order": lambda model, cache: cache.reorder_cache(torch.tensor([1, 2, 0])) or cache,
+    "fewer rows": lambda model, cache: cache.batch_select_indices(torch.tensor([2, 1])) or cache,
+    "more rows": lambda model, cache: cache.batch_repeat_interleave(2) or cache,
+    "watched": lambda model, cache: watched(model, cache),
+    "disabled": lambda model, cache: passed_over(model, cache),
+    "several at once": lambda model, cache: several(model, cache),
+}
+
+
+def cropped(model: Any, cache: DynamicCache, count: int) -> DynamicCache:
+    cache.crop(-count)
+    return cache
+
+
+def watched(model: Any, cache: DynamicCache) -> DynamicCache:
+    with flexkit.trace(model):
+        step(model, cache, 7)
+    return cache
+
+
+def passed_over(model: Any, cache: DynamicCache) -> DynamicCache:
+    with flexkit.disabled(model):
+        step(model, cache, 7)
+    return cache
+
+
+def several(model: Any, cache: DynamicCache) -> DynamicCache:
+    run(model, cache, 7, 8, 9)
+    return cache
+
+
+@families
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("rows", [ROWS, (Row(), Row(words=3), Row((), 7))], ids=["padded", "one image"])
+def test_an_answer_goes_on_however_its_cache_is_changed(name: str, change: str, rows: Any) -> None:
+    """As by joining tokens to the keys of every call; and the prompt that follows it sees none of them."""
+    found = []
+    model, inputs = patched(name), inputs_of(name, rows)
+    for each in (model, without_residence(copy.deepcopy(model))):
+        cache = prefilled(each, inputs)
+        step(each, cache, 5, 6)
+        cache = CHANGES[change](each, cache)
+        found.append([step(each, cache, 7), step(each, cache, 8)])
+        found[-1] += run(each, cache, 3, 4, 5).unbind(1)
+        found[-1].append(step(each, cache, 9))
+    for with_residence, joined in zip(*found, strict=True):
+        assert_close(with_residence, joined)
+
+
+@families
+def test_they_are_held_once(name: str) -> None:
+    """What stands in the cache is nowhere else, and comes back whole."""
+    model, inputs = patched(name), inputs_of(name)
+    cache = prefilled(model, inputs)
+    memory = cached_memory(cache)
+    assert memory is not None and memory.resident is not None and not memory.projected
+    resident = memory.resident.tokens
+    with flexkit.trace(model) as trace:
+        step(model, cache, 5)
+    assert trace.mask(0, 1).any()
+    memory = cached_memory(cache)
+    assert memory is not None and memory.resident is not None and resident is not None
+    assert torch.equal(memory.resident.tokens.mask, resident.mask)  # type: ignore[union-attr]
+
+
+@families
+def test_a_generation_with_them_is_one_without(name: str) -> None:
+    """Beams, too, and an assistant that proposes several tokens."""
+    model, inputs = patched(name), inputs_of(name, [Row()])
+    other = without_residence(copy.deepcopy(model))
+    for settings in ({"num_beams": 3}, {"prompt_lookup_num_tokens": 2}):
+        ours, theirs = (generate(each, inputs, 6, **settings) for each in (model, other))
+        assert torch.equal(ours.sequences, theirs.sequences)
