@@ -87,7 +87,8 @@ def probe_start_layer(
         patched yet, the processor is told the zoom: ``flexkit.FlexProcessor(processor, 3)``. Labels are the prompt's
         ``input_ids`` with -100 wherever no answer stands.
     config : FlexConfig, optional
-        How the layers read; by default ``FlexConfig.training_free(gate=None)``. Its ``start_layer`` is not used.
+        How the layers read; by default ``FlexConfig.training_free(high_res_states="features", gate=None)``. Its
+        ``start_layer`` is not used.
 
     Returns
     -------
@@ -125,7 +126,7 @@ def probe_start_layer(
     """
     if is_patched(model):
         raise PatchError("the model is patched; probe before flexkit.patch_model, or after flexkit.unpatch_model.")
-    config = config or FlexConfig.training_free(gate=None)
+    config = config or FlexConfig.training_free(high_res_states="features", gate=None)
     if config.select_from != "same":
         raise ConfigError('layers are probed with select_from="same": untrained, only the layer that localises reads.')
     batches = list(samples)

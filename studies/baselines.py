@@ -41,7 +41,9 @@ class Looker:
     @torch.no_grad()
     def __call__(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Map and selected cells, each ``(batch, 8, 8)``."""
-        config = flexkit.FlexConfig.training_free(gate=None, start_layer=self.layer, policy=self.policy, zoom=ZOOM)
+        config = flexkit.FlexConfig.training_free(
+            high_res_states="features", gate=None, start_layer=self.layer, policy=self.policy, zoom=ZOOM
+        )
         with patched(self.model, config), flexkit.trace(self.model) as trace:
             self.model(**inputs, logits_to_keep=1)
         mask = trace.mask(0, self.layer)

@@ -22,6 +22,10 @@ STYLES = {
     "random": ("#E69F00", "v", "cells at random"),
     "centre": ("#CC79A7", "D", "cells in the centre"),
 }
+TRADES = {
+    "always": ("#0072B2", "o", "flexkit: own states of a tenth of the tokens"),
+    "best tile": ("#E69F00", "v", "best tile, asked again"),
+}
 WAYS = {
     "low_res": "low-res only",
     "flexkit": "flexkit: attention map, as trained",
@@ -34,6 +38,24 @@ WAYS = {
     "everything": "every high-res token",
     "all_in_sequence": "all high-res tokens in the sequence",
 }
+
+
+IN_DEPTH = {
+    "low-res only": "low-res only",
+    "always, gate 0.1, surer 1.0": "`training_free`",
+    "always, gate 0.1, surer 3.0": "`training_free(surer=3)`",
+    "always, gate 0.1, surer inf": "`training_free(surer=None)`",
+    "always": "`training_free(gate=None, surer=None)`: always read",
+    "always, top 3": "... 3 cells in place of 6",
+    "always, each layer its own": "... `select_layers=None`: each layer what its own map selects",
+    "always, oracle": "... cells around the digit (oracle)",
+    "always, random": "... cells at random",
+    "always, centre": "... cells in the centre",
+    "always, features": '`training_free(high_res_states="features", gate=None)`',
+    "best tile": "best tile, asked again",
+    "best tile, gate 0.1, surer 1.0": "best tile, the surer of both answers, gate of 0.1",
+}
+"""Of the ways of ``studies.in_depth`` those that the table shows, and how one gets them."""
 
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -78,6 +100,53 @@ def without_training_tables(bases: Mapping[str, Mapping[str, Any]]) -> dict[int,
         rows = [[way, *(_interval([of[way][kind] for of in group]) for kind in kinds)] for way in group[0]]
         tables[depth] = [["", *kinds], *rows]
     return tables
+
+
+def in_depth_table(bases: Mapping[str, Mapping[str, Any]], kind: str) -> list[list[str]]:
+    """Rows of means over the bases, with the standard error of the mean, for questions of one kind."""
+    found = [base[kind]["accuracy"] for base in bases.values() if kind in base]
+    abouts = list(found[0]["low-res only"])
+    rows = [
+        [name, *(_interval([of[way][about] for of in found]) for about in abouts)] for way, name in IN_DEPTH.items()
+    ]
+    return [["", *(f"{about}s" for about in abouts)], *rows]
+
+
+def pointing_table(bases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of kinds of question: how often the peak of each layer's map is on the object, and of the mean map's."""
+    kinds = {kind: [base[kind]["pointing"] for base in bases.values() if kind in base] for kind in ("short", "whole")}
+    layers = list(next(iter(kinds.values()))[0])
+    rows = [[layer, *(_interval([of[layer] for of in found]) for found in kinds.values() if found)] for layer in layers]
+    return [["layer", *(kind for kind, found in kinds.items() if found)], *rows]
+
+
+def trade_figure(bases: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """What is read of digits against what is kept of places, one line for each way of looking closer."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    found = [base["short"]["accuracy"] for base in bases.values()]
+
+    def point(way: str) -> tuple[float, float]:
+        places = statistics.mean(of[way][about] for of in found for about in ("row", "column"))
+        return 100 * places, 100 * statistics.mean(of[way]["digit"] for of in found)
+
+    for way, (colour, marker, label) in TRADES.items():
+        points = [point(f"{way}, gate 0.1, surer {surer}") for surer in ("0.5", "1.0", "2.0", "3.0", "5.0", "inf")]
+        axes.plot(*zip(*points, point(way), strict=True), color=colour, marker=marker, label=label, linewidth=2)
+    for way, label in (("always, random", "cells at random"), ("low-res only", "low-res view only")):
+        x, y = point(way)
+        axes.plot(x, y, color="grey", marker="o")
+        axes.annotate(label, (x, y), xytext=(-6, 6), textcoords="offset points", ha="right", color="grey")
+    for surer in ("1.0", "3.0"):
+        x, y = point(f"always, gate 0.1, surer {surer}")
+        name = "training_free" if surer == "1.0" else "surer=3"
+        axes.annotate(name, (x, y), xytext=(6, 6), textcoords="offset points")
+    axes.axhline(10, color="grey", linestyle=":", linewidth=1)
+    axes.set_title("Details read, and places kept: frozen pretrained models of 30 layers", loc="left", fontsize=11)
+    axes.set(xlabel="rows and columns named rightly, %", ylabel="digits read rightly, %", ylim=(0, 102))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower left")
+    return figure
 
 
 def probe_table(bases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -155,6 +224,12 @@ def _write(path: Path, rows: Sequence[Sequence[str]]) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
+def _save(figure: Figure, path: Path) -> None:
+    """Text as text, and the same file for the same numbers."""
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "flexkit"}):
+        figure.savefig(path, metadata={"Date": None})
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write whatever there is a study of."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,12 +245,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for depth, rows in without_training_tables(bases).items():
             _write(folder / f"without_training_{depth}.csv", rows)
         _write(folder / "probe.csv", probe_table(bases))
+    if "in_depth" in found:
+        bases = found["in_depth"]["bases"]
+        for kind in ("short", "whole"):
+            _write(folder / f"in_depth_{kind}.csv", in_depth_table(bases, kind))
+        _write(folder / "pointing.csv", pointing_table(bases))
+        _save(trade_figure(bases), folder / "in_depth.svg")
     if "settings" in found:
         _write(folder / "settings.csv", settings_table(found["settings"]["settings"]))
     if "selection" in found:
-        # Text as text, and the same file for the same numbers.
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "flexkit"}):
-            selection_figure(found["selection"]).savefig(folder / "selection.svg", metadata={"Date": None})
+        _save(selection_figure(found["selection"]), folder / "selection.svg")
 
 
 if __name__ == "__main__":

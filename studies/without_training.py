@@ -39,7 +39,9 @@ Answer = Callable[[Mapping[str, Tensor]], Tensor]
 
 def ways(model: Any, layer: int, oracle: Oracle) -> dict[str, Answer]:
     """All ways of answering; ``layer`` is the one whose map localises."""
-    free = partial(flexkit.FlexConfig.training_free, zoom=ZOOM, policy=flexkit.Threshold(48 / 255))
+    free = partial(
+        flexkit.FlexConfig.training_free, high_res_states="features", zoom=ZOOM, policy=flexkit.Threshold(48 / 255)
+    )
     probed = partial(free, start_layer=layer)
     same = partial(probed, low_res_keys="keep", key_norm=False, gate=None)
     replace = partial(same, low_res_keys="replace", replace_dilation=0)

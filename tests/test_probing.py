@@ -10,7 +10,7 @@ import flexkit
 from flexkit.visual_search.data import Chats, Collator
 from flexkit.visual_search.model import ZOOM, build_model, build_processor
 
-FREE = flexkit.FlexConfig.training_free(gate=None, zoom=ZOOM)
+FREE = flexkit.FlexConfig.training_free(high_res_states="features", gate=None, zoom=ZOOM)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import flexkit
 from flexkit.demo.picture import read_picture
 from flexkit.demo.question import check_question
-from flexkit.errors import FlexkitError, first_line
+from flexkit.errors import FlexkitError, UnsupportedModelError, first_line
 from flexkit.visual_search import load_model
 from flexkit.visual_search.model import IMAGE_TOKEN
 from flexkit.writing import writing
@@ -72,7 +72,10 @@ def _loaded(name: str, added: str | None) -> tuple[Any, Any]:
     except Exception as error:  # a stranger's files, read by the code of any family
         raise FlexkitError(f"{name!r} cannot be loaded: {first_line(error)}") from error
     if added is None:
-        model = flexkit.patch_model(model, flexkit.FlexConfig.training_free())
+        try:
+            model = flexkit.patch_model(model, flexkit.FlexConfig.training_free())
+        except UnsupportedModelError:  # tokens cannot pass through its layers
+            model = flexkit.patch_model(model, flexkit.FlexConfig.training_free(high_res_states="features"))
     else:
         model = flexkit.load_flex(model, added)
     return model, flexkit.FlexProcessor(processor, model)

@@ -10,7 +10,7 @@ from torch import Tensor
 from flexkit.checks import is_count, is_int, is_integer, is_number
 from flexkit.errors import ConfigError
 from flexkit.grids import Pair, pyramid, zoom_pair
-from flexkit.selection import AttentionMapSelector, Policy, Schedule, as_policy, policy_from_dict, policy_to_dict
+from flexkit.selection import AttentionMapSelector, Policy, Schedule, TopK, as_policy, policy_from_dict, policy_to_dict
 from flexkit.selection.threshold import PUBLISHED_POLICY, PUBLISHED_THRESHOLD
 
 __all__ = ["FlexConfig"]
@@ -56,7 +56,7 @@ class FlexConfig:
         are added and trained, as in the paper. ``"own"``: their own hidden states in each layer, by the layer's own
         projections: a token that is read first passes through the text model once, where it sees what stands in front
         of the end of its image, and itself. Adds no weights, and rotates at fractional positions.
-    select_layers : sequence of int, optional
+    select_layers : sequence of int or "all", optional
         Layers whose maps together make one selection, which all layers that read share, and all positions of an answer:
         its first one, the last of the prompt, selects. By default each layer has its own. Needs own states.
     low_res_keys : {"keep", "replace"}
@@ -67,11 +67,14 @@ class FlexConfig:
         Added to every high-res logit.
     key_norm : bool
         Whether the high-res features pass the layer's input norm before W'_K and W'_V.
-    gate : float or "surer", optional
-        Entropy in nats: a querying row whose low-res answer is more certain than this stays low-res. ``"surer"``: it
-        stays low-res where that answer has less entropy than the one it gives when it reads. With one selection for an
-        answer the first position decides for all of it; ``"surer"`` needs one. Costs a second pass where it opens, but
-        not with one selection; used in eval mode only.
+    gate : float, optional
+        Entropy in nats: a querying row whose low-res answer is more certain than this stays low-res. With one selection
+        for an answer the first position decides for all of it. Costs a second pass where it opens, but not with one
+        selection; used in eval mode only.
+    surer : float, optional
+        How many times the entropy of its low-res answer that of the first position's answer may be which reads; if it
+        is more, all of the answer stays low-res. At 1 the surer of the two answers stands. Needs one selection; used in
+        eval mode only.
     positions : {"interpolated", "fractional"}
         Rotary positions of high-res keys: interpolated tables (as published) or a rotation at fractional positions.
     share_selection : bool, optional
@@ -112,12 +115,13 @@ class FlexConfig:
     queries: Literal["last", "all"] | Tensor = "last"
     select_from: Literal["previous", "same"] = "previous"
     high_res_states: Literal["features", "own"] = "features"
-    select_layers: Sequence[int] | None = None
+    select_layers: Sequence[int] | Literal["all"] | None = None
     low_res_keys: Literal["keep", "replace"] = "keep"
     replace_dilation: int = 0
     logit_bias: float = 0.0
     key_norm: bool = False
-    gate: float | Literal["surer"] | None = None
+    gate: float | None = None
+    surer: float | None = None
     positions: Literal["interpolated", "fractional"] = "interpolated"
     share_selection: bool | None = None
     reduce: Literal["sum", "mean", "max"] = "sum"
@@ -151,11 +155,12 @@ class FlexConfig:
             raise ConfigError(f"alpha must lie in [0, 1], got {self.alpha!r}.")
         if not is_number(self.logit_bias) or not math.isfinite(self.logit_bias):
             raise ConfigError(f"logit_bias must be a finite number, got {self.logit_bias!r}.")
-        if self.gate == "surer":
-            if self.select_layers is None:
-                raise ConfigError('gate="surer" needs select_layers, by which one selection is made for an answer.')
-        elif self.gate is not None and (not is_number(self.gate) or not self.gate >= 0.0):
-            raise ConfigError(f'gate is an entropy in nats, at least 0, or "surer" or None; got {self.gate!r}.')
+        if self.gate is not None and (not is_number(self.gate) or not self.gate >= 0.0):
+            raise ConfigError(f"gate is an entropy in nats, at least 0, or None; got {self.gate!r}.")
+        if self.surer is not None and (not is_number(self.surer) or not self.surer > 0.0):
+            raise ConfigError(f"surer is a ratio of two entropies, above 0, or None; got {self.surer!r}.")
+        if self.surer is not None and self.select_layers is None:
+            raise ConfigError("surer needs select_layers, by which one selection is made for an answer.")
         if not is_int(self.levels, minimum=1):
             raise ConfigError(f"levels must be an int of at least 1, got {self.levels!r}.")
         if not is_int(self.replace_dilation, minimum=0):
@@ -166,8 +171,9 @@ class FlexConfig:
             raise ConfigError(f"kept must be a number of tokens, or a share of them in (0, 1]; got {self.kept!r}.")
         if self.select_layers is not None:
             layers = self.select_layers
-            if not isinstance(layers, Sequence) or not layers or not all(is_int(layer, minimum=0) for layer in layers):
-                raise ConfigError(f"select_layers must be one or more indices of layers, or None; got {layers!r}.")
+            indices = isinstance(layers, Sequence) and layers and all(is_int(layer, minimum=0) for layer in layers)
+            if layers != "all" and not indices:
+                raise ConfigError(f'select_layers must be indices of layers, "all" or None; got {layers!r}.')
             if self.high_res_states != "own" or self.levels > 1:
                 raise ConfigError('select_layers need high_res_states="own" and levels=1.')
         if self.heads is not None and not isinstance(self.heads, Sequence):
@@ -196,28 +202,41 @@ class FlexConfig:
 
     @classmethod
     def training_free(cls, **settings: Any) -> Self:
-        """A mechanism for frozen models without trained projections: every layer reads what its own map selects.
+        """For frozen models, without a weight that is added: one selection for an answer, read as own states.
 
-        The high-res tokens replace the low-res ones of their cells, behind the layer's input norm, at fractional
-        positions, and only where the low-res answer is uncertain (by 1 nat). What that gives is measured in
-        :doc:`/evidence`: on small models that were trained from nothing, details that one look finds, and no better
-        answer to where something is; on a pretrained language model of 30 layers, nothing.
+        The maps of all layers together select a tenth of the cells. Their tokens pass through the model, all layers
+        read them beside the low-res ones, and of the answer with them and that without the surer one stands. What that
+        gives is measured in :doc:`/evidence`.
+
+        With ``high_res_states="features"``, for models through which tokens cannot pass (:doc:`/support`), every layer
+        reads image features, by copies of its own projections: those that its own map selects, in the place of the
+        low-res ones of their cells, behind its input norm, and only where the low-res answer is uncertain (by 1 nat).
+        On small models that were trained from nothing that reads details that one look finds; on a pretrained language
+        model of 30 layers, nothing.
 
         Parameters
         ----------
         **settings
             Any field of this class, in place of the preset's.
         """
-        preset: dict[str, Any] = {
-            "start_layer": 0,
-            "select_from": "same",
-            "low_res_keys": "replace",
-            "replace_dilation": 1,
-            "key_norm": True,
-            "positions": "fractional",
-            "gate": 1.0,
-            "policy": PUBLISHED_THRESHOLD,
-        }
+        preset: dict[str, Any] = {"start_layer": 0, "select_from": "same", "positions": "fractional"}
+        if settings.get("high_res_states", "own") == "own":
+            one_selection = settings.get("select_layers", "all") is not None and settings.get("levels", 1) == 1
+            preset |= {
+                "high_res_states": "own",
+                "select_layers": "all" if one_selection else None,
+                "policy": TopK(0.1),
+                "gate": 0.1,
+                "surer": 1.0 if one_selection else None,
+            }
+        else:
+            preset |= {
+                "low_res_keys": "replace",
+                "replace_dilation": 1,
+                "key_norm": True,
+                "gate": 1.0,
+                "policy": PUBLISHED_THRESHOLD,
+            }
         return cls(**(preset | settings))
 
     def replace(self, **settings: Any) -> Self:
@@ -252,7 +271,8 @@ class FlexConfig:
         plain["policy"] = policy_to_dict(self.policy) if isinstance(self.policy, Policy | Schedule) else None
         plain["zoom"] = None if self.zoom is None else list(self.zoom_pair)
         for name in ("heads", "select_layers"):
-            plain[name] = None if plain[name] is None else list(plain[name])
+            if not isinstance(plain[name], str | None):
+                plain[name] = list(plain[name])
         return plain
 
     @classmethod
@@ -274,6 +294,6 @@ class FlexConfig:
             policy = policy_from_dict(settings["policy"])
         settings["policy"] = policy
         for name in ("zoom", "heads", "select_layers"):
-            if settings.get(name) is not None:
+            if isinstance(settings.get(name), list):
                 settings[name] = tuple(settings[name])
         return cls(**settings)

@@ -341,6 +341,7 @@ def _resolved(
         start_layer=_default_start(layers) if config.start_layer is None else config.start_layer,
         zoom=geometry.default_zoom if config.zoom is None else config.zoom_pair,
         policy=geometry.default_policy if config.policy is None else config.policy,
+        select_layers=[layer.index for layer in layers] if config.select_layers == "all" else config.select_layers,
     )
     route.check_config(config)
     alone = len(layers) == 1 and route.single_reader
@@ -354,7 +355,7 @@ def _resolved(
             f"start_layer must be an int from {lowest} to {layers[-1].index} for the {len(layers)} layers with "
             f"attention of this model, got {start!r}.{reason}"
         )
-    unknown = sorted(set(config.select_layers or ()) - {layer.index for layer in layers})
+    unknown = sorted(set(map(int, config.select_layers or ())) - {layer.index for layer in layers})
     if unknown:
         raise ConfigError(f"select_layers holds {unknown}; layers with attention are {[of.index for of in layers]}.")
     if config.key_norm and any(layer.input_norm is None for layer in layers):

@@ -128,7 +128,7 @@ class Patch:
     def sources(self) -> set[int]:
         """The layers whose maps are read."""
         if self.config.select_layers is not None:
-            return set(self.config.select_layers)
+            return set(map(int, self.config.select_layers))  # resolved
         first: Any = self.config.start_layer
         return {self.source(layer) for layer in self.layers if layer >= first}
 

@@ -47,7 +47,8 @@ class Step:
     @property
     def shut(self) -> Tensor:
         """``(batch,)``, bool: the rows in which nothing read, because of the gate."""
-        return (self.gated >= 0).any(-1) & ~(self.queries >= 0).any(-1)
+        gated = (self.queries[..., None] == self.gated[:, None]).any(-1)
+        return (self.gated >= 0).any(-1) & ~((self.queries >= 0) & ~gated).any(-1)
 
     @classmethod
     def of(cls, call: FlexCall) -> "Step":

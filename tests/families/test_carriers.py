@@ -139,7 +139,9 @@ def test_the_gate(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mllama", "florence2", "git", "vision-encoder-decoder-gpt2"])
 def test_training_free(name: str) -> None:
-    model = flexkit.patch_model(CONTEXT[name].model(), FlexConfig.training_free(zoom=2, gate=0.0))
+    model = flexkit.patch_model(
+        CONTEXT[name].model(), FlexConfig.training_free(high_res_states="features", zoom=2, gate=0.0)
+    )
     inputs = batch(name)
     with torch.no_grad():
         assert not torch.equal(model(**inputs).logits, model(**low_res(inputs)).logits)

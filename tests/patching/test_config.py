@@ -203,10 +203,12 @@ def test_defaults_that_follow_the_model(name: str) -> None:
 
 
 def test_presets_and_their_warning() -> None:
-    published, training_free = FlexConfig.published(zoom=2), FlexConfig.training_free(gate=None, zoom=2)
+    published, training_free = FlexConfig.published(zoom=2), FlexConfig.training_free(zoom=2)
+    features = FlexConfig.training_free(high_res_states="features", gate=None, zoom=2)
     assert (published.select_from, published.low_res_keys, published.key_norm) == ("previous", "keep", False)
-    assert (training_free.select_from, training_free.low_res_keys, training_free.key_norm) == ("same", "replace", True)
-    assert (published.gate, training_free.gate, FlexConfig.training_free().gate) == (None, None, 1.0)
+    assert (features.select_from, features.low_res_keys, features.key_norm) == ("same", "replace", True)
+    assert (training_free.select_layers, training_free.low_res_keys, training_free.surer) == ("all", "keep", 1.0)
+    assert (published.gate, features.gate, training_free.gate) == (None, None, 0.1)
     assert published.zoom_pair == training_free.zoom_pair == (2, 2)
     with pytest.warns(flexkit.UntrainedProjectionsWarning, match="training_free"):
         flexkit.patch_model(plain("llava"), published)
@@ -216,7 +218,9 @@ def test_presets_and_their_warning() -> None:
 
 @pytest.mark.filterwarnings("error::flexkit.UntrainedProjectionsWarning")
 def test_no_warning_where_nothing_needs_training() -> None:
-    flexkit.patch_model(plain("llava"), FlexConfig.training_free())
+    model = flexkit.patch_model(plain("llava"), FlexConfig.training_free())
+    assert get_patch(model).config.select_layers == list(get_patch(model).layers)
+    flexkit.patch_model(plain("llava"), FlexConfig.training_free(high_res_states="features"))
     flexkit.patch_model(plain("llava"), FlexConfig.published(), trained=True)
 
 

@@ -66,7 +66,7 @@ def test_state_of_the_base_model_lacks_what_was_added(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("preset", ["published", "training_free"])
 def test_the_dtype_may_change_after_patching(name: str, dtype: torch.dtype, preset: str) -> None:
-    settings = {"start_layer": 1, "zoom": 2, "policy": flexkit.TopK(3), "gate": None}
+    settings = {"start_layer": 1, "zoom": 2, "policy": flexkit.TopK(3), "gate": None, "high_res_states": "features"}
     config = getattr(flexkit.FlexConfig, preset)(**settings)
     late, early = patched(name, config).to(dtype), plain(name).to(dtype)
     flexkit.patch_model(early, config, trained=True)

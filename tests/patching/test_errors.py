@@ -72,7 +72,7 @@ def test_a_norm_that_cannot_be_found() -> None:
     model = plain("llava")
     del model.model.language_model.layers[2].input_layernorm
     with pytest.raises(ConfigError, match="key_norm needs the norm"):
-        flexkit.patch_model(model, flexkit.FlexConfig.training_free())
+        flexkit.patch_model(model, flexkit.FlexConfig.training_free(high_res_states="features"))
     assert not flexkit.is_patched(model)
 
 

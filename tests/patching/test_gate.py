@@ -30,7 +30,7 @@ CACHES = ("dynamic", "lazy", "static")
 def gated(name: str, gate: float | None, **settings: Any) -> tf.PreTrainedModel:
     """A patched model whose rows read high-res tokens where they are unsure by ``gate`` nats."""
     preset = {"start_layer": 1, "zoom": 2, "policy": flexkit.TopK(3)}
-    return patched(name, flexkit.FlexConfig.training_free(gate=gate, **(preset | settings)))
+    return patched(name, flexkit.FlexConfig.training_free(high_res_states="features", gate=gate, **(preset | settings)))
 
 
 def cache_of(kind: str, model: tf.PreTrainedModel) -> tf.Cache:
@@ -185,7 +185,7 @@ def test_training_knows_no_gate(name: str) -> None:
 def test_a_forward_without_logits_has_no_gate() -> None:
     model, inputs = plain("llava"), inputs_of("llava")
     model.forward = model.model.forward  # somebody who asks for states
-    config = flexkit.FlexConfig.training_free(zoom=2, start_layer=1)
+    config = flexkit.FlexConfig.training_free(high_res_states="features", zoom=2, start_layer=1)
     flexkit.patch_model(model, config)
     with pytest.raises(ConfigError, match="gate"):
         model(**inputs)

@@ -204,7 +204,9 @@ def test_settings_name_the_queries_of_one_prompt(name: str) -> None:
 @every_family
 @pytest.mark.parametrize("preset", ["published", "training_free"])
 def test_presets_run_everywhere(name: str, preset: str) -> None:
-    config = getattr(flexkit.FlexConfig, preset)(**({"gate": None} if preset == "training_free" else {}))
+    config = getattr(flexkit.FlexConfig, preset)(
+        **({"high_res_states": "features", "gate": None} if preset == "training_free" else {})
+    )
     model = patched(name, config)
     zoom = get_patch(model).config.zoom_pair
     rows = tuple(Row(row.images, row.words + 2) for row in ROWS)

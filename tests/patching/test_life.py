@@ -26,7 +26,7 @@ NAME = "qwen2_5_vl"  # others cannot be pickled once they have run, patched or n
 CONFIGS = (
     flexkit.FlexConfig(zoom=2, start_layer=1, policy=flexkit.TopK(3)),
     flexkit.FlexConfig(zoom=2, policy=flexkit.Everything(), queries="all", projection="full"),
-    flexkit.FlexConfig.training_free(zoom=2, gate=None),
+    flexkit.FlexConfig.training_free(high_res_states="features", zoom=2, gate=None),
 )
 SCALES = (1.0, 0.5)
 """What added weights are multiplied by, so that a weight that was lost or mixed up shows."""

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 import flexkit
 from flexkit import FlexConfig, HighResInputError
+from flexkit.patching import get_patch
 from flexkit.patching.memory import cached_memory
 from tests.patching.tiles import tiled_prompt
 from tests.patching.ways import ROWS, assert_close, assert_same_logits, families, generate, inputs_of, logits_of, plain
@@ -32,6 +33,19 @@ def test_nothing_is_added(name: str) -> None:
         model = patched(name, select_from="previous")
     assert not list(flexkit.flex_parameters(model))
     assert model.state_dict().keys() == before.keys()
+
+
+@families
+def test_the_preset(name: str) -> None:
+    """It reads where it says so, and where no image is, it is the base model."""
+    model = flexkit.patch_model(plain(name), FlexConfig.training_free(gate=None, surer=None))
+    zoom = get_patch(model).config.zoom_pair
+    inputs = inputs_of(name, zoom=zoom)
+    base = logits_of(plain(name), low_res(inputs))[:, -1]
+    found = logits_of(model, inputs)[:, -1]
+    assert torch.equal(found[2], base[2]) and not any(torch.allclose(found[row], base[row]) for row in (0, 1))
+    unsure = flexkit.patch_model(plain(name), FlexConfig.training_free(gate=1e9))
+    assert torch.equal(logits_of(unsure, inputs)[:, -1], base)
 
 
 @families
@@ -133,18 +147,19 @@ def test_all_rows_share_what_the_last_one_selects(name: str) -> None:
 
 
 @families
-def test_the_surer_answer(name: str) -> None:
+@pytest.mark.parametrize(("rank", "surer"), [(None, 1.0), (1, None), (1, 1.0), (None, 1.02), (0, 0.98)])
+def test_the_surer_answer(name: str, rank: int | None, surer: float | None) -> None:
     """Row by row, of the low-res one and the one that reads; what follows it reads as little or as much."""
     inputs = inputs_of(name, [Row(), Row(words=3), Row(words=7), Row((), 5)])
     reads = patched(name, select_layers=(0, 1))
-    chooses = patched(name, select_layers=(0, 1), gate="surer")
     low, high = generate(plain(name), low_res(inputs)), generate(reads, inputs)
     doubts = [torch.distributions.Categorical(logits=each.logits[0].double()).entropy() for each in (low, high)]
-    found = generate(chooses, inputs)
+    gate = None if rank is None else float(doubts[0].sort().values[rank : rank + 2].mean())
+    found = generate(patched(name, select_layers=(0, 1), surer=surer, gate=gate), inputs)
     for row, (of_low, of_high) in enumerate(zip(*doubts, strict=True)):
-        expected = low if of_low < of_high else high
+        is_high = (gate is None or of_low >= gate) and (surer is None or of_high <= surer * of_low)
         for step, logits in enumerate(found.logits):
-            assert_close(logits[row], expected.logits[step][row])
+            assert_close(logits[row], (high if is_high else low).logits[step][row])
 
 
 @families

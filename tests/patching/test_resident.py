@@ -71,9 +71,9 @@ class Counted(TorchDispatchMode):
 
 
 @families
-@pytest.mark.parametrize("gate", [None, "surer", 1e6], ids=str)
-def test_a_decoded_token_takes_the_operators_of_the_base_model(name: str, gate: Any) -> None:
-    model, inputs = patched(name, gate=gate), inputs_of(name, [Row()])
+@pytest.mark.parametrize("settings", [{}, {"surer": 1.0}, {"gate": 1e6}], ids=str)
+def test_a_decoded_token_takes_the_operators_of_the_base_model(name: str, settings: dict[str, float]) -> None:
+    model, inputs = patched(name, **settings), inputs_of(name, [Row()])
     found = []
     for each, given in ((model, inputs), (plain(name), low_res(inputs))):
         cache = prefilled(each, given)

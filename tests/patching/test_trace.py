@@ -217,7 +217,9 @@ def test_an_empty_trace() -> None:
 
 @families
 def test_beams_are_rows_of_the_trace(name: str) -> None:
-    model = patched(name, FlexConfig.training_free(gate=None, zoom=2, start_layer=1, policy=TopK(1)))
+    model = patched(
+        name, FlexConfig.training_free(select_layers=None, gate=None, zoom=2, start_layer=1, policy=TopK(1))
+    )
     with flexkit.trace(model) as trace:
         generate(model, inputs_of(name), 3, num_beams=2)
     assert [len(trace.mask(step, 1)) for step in range(3)] == [6, 6, 6]

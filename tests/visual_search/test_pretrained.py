@@ -1,6 +1,7 @@
 """A base on a language model of others: here a tiny one, of random weights, in a folder."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlavaProcessor, PreTrain
 import flexkit
 from flexkit.__main__ import main
 from flexkit.errors import CheckpointError, UnsupportedModelError
+from flexkit.probing import patched
 from flexkit.visual_search import load_model, questions
 from flexkit.visual_search.data import Chats, prompts
 from flexkit.visual_search.dense import DenseScenes
@@ -34,7 +36,7 @@ from flexkit.visual_search.questions import WORDS, spoken
 from flexkit.visual_search.recipe import PRETRAINED_STAGES
 from flexkit.visual_search.scene import draw_close_up, draw_scene
 from flexkit.visual_search.ways import Way
-from studies import without_training
+from studies import in_depth, report, without_training
 from tests.visual_search.stopping import StoppedError, stop_once
 
 QUICK = {
@@ -252,7 +254,9 @@ def test_is_scored_as_any_model(track: str, trained: Path) -> None:
     found = score(Way(model, processor), batch)
     assert found.questions == 3 and found.selected_fraction == 0
     if track != "close-up":
-        flexkit.patch_model(model, flexkit.FlexConfig.training_free(gate=None, zoom=ZOOM, policy=flexkit.TopK(6)))
+        flexkit.patch_model(
+            model, flexkit.FlexConfig.training_free(gate=None, surer=None, zoom=ZOOM, policy=flexkit.TopK(6))
+        )
         patched = score(Way(model, flexkit.FlexProcessor(processor, model)), batch)
         assert patched.selected_fraction == pytest.approx(6 / 64)
 
@@ -263,6 +267,43 @@ def test_the_study_of_frozen_bases_takes_it(trained: Path, monkeypatch: pytest.M
     assert found["layers"] == len(found["losses"]) - 1 == 3
     assert set(found["accuracy"]["low-res only"]) == {"attribute", "conjunction", "row", "column"}
     assert 0 <= found["close-ups"] <= 1
+
+
+def test_the_study_in_depth_takes_it(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_depth, "POINTING", 2)
+    folder = tmp_path / "report"
+    in_depth.main([str(trained), "--questions", "4", "--seed", "5", "--output", str(folder / "in_depth.json")])
+    report.main([str(folder)])
+    for kind in ("short", "whole"):
+        table = (folder / f"in_depth_{kind}.csv").read_text().splitlines()
+        assert table[0] == ",digits,rows,columns,shapes" and len(table) == 1 + len(report.IN_DEPTH)
+    assert (folder / "pointing.csv").read_text().splitlines()[-1].startswith("all,")
+    assert "places kept" in (folder / "in_depth.svg").read_text()
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_what_shares_an_image_says_what_prompts_of_their_own_say(trained: Path, short: bool) -> None:
+    """Also that the rules of the study choose as the settings do that it names."""
+    model, processor = load_base(trained)
+    scene, always = draw_scene([5, 0]), flexkit.FlexConfig.training_free(zoom=ZOOM, gate=None, surer=None)
+    asked, both = list(in_depth.asked_about(scene, 0).values()), flexkit.FlexProcessor(processor, ZOOM)
+    low = dict(in_depth.answers(model, processor, [scene.image], asked, short=short))
+    said = {}
+    for config in (always, always.replace(gate=0.1, surer=1.0), always.replace(surer=0.9)):
+        with patched(model, config):
+            said[config.gate, config.surer] = dict(in_depth.answers(model, both, [scene.image], asked, short=short))
+            for about, found in said[config.gate, config.surer].items():
+                texts = [f" {of[about].short}" if short else of[about].text for of in asked]
+                inputs = prompts(both, [scene.image] * len(asked), texts, bare=short)
+                with torch.no_grad():
+                    logits = model(**inputs, logits_to_keep=1).logits[:, -1].double()
+                entropy = torch.distributions.Categorical(logits=logits).entropy()
+                torch.testing.assert_close(found.entropy, entropy, rtol=1e-3, atol=1e-3)
+    for (gate, surer), found in said.items():
+        for about, one in found.items():
+            before, after = low[about].entropy, said[None, None][about].entropy
+            reads = (before >= (gate or 0)) & (after <= (surer or math.inf) * before)
+            torch.testing.assert_close(one.entropy, torch.where(reads, after, before), rtol=1e-3, atol=1e-3)
 
 
 def test_a_right_answer_counts_however_it_is_said(untrained: tuple[Any, LlavaProcessor]) -> None:

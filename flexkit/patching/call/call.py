@@ -85,8 +85,7 @@ class FlexCall:
     @property
     def gate(self) -> float | None:
         """Entropy, in nats, that a low-res answer must have to be read for, where each row decides for itself."""
-        gate = self.patch.config.gate
-        return None if self.one is not None or self.training or isinstance(gate, str) else gate
+        return None if self.one is not None or self.training else self.patch.config.gate
 
     @cached_property
     def given(self) -> Tensor:

@@ -115,21 +115,21 @@ def _unread(call: FlexCall, own: OwnStates, inputs: Mapping[str, Any], output: A
     one, config = call.one, call.patch.config
     if one is None:
         return None
-    gate = None if call.training else config.gate
-    if gate == "surer" and one.doubt is not None and one.fresh is not None:
+    gate, surer = (None, None) if call.training else (config.gate, config.surer)
+    if surer is not None and one.doubt is not None and one.fresh is not None:
         now = _doubt(call, own, one, inputs, output, one.selecting(one.fresh))
-        unsure = one.fresh.any(-1) & (now > one.doubt)
+        unsure = one.fresh.any(-1) & (now > surer * one.doubt)
         one.doubt = None
         if bool(unsure.any()):
             one.shut_out(unsure)
             return torch.zeros_like(one.given)
     while not one.is_decided:
         merged = select_once(config.selector, [call.selections[layer] for layer in sorted(call.sources)])
-        if gate is not None:
+        if gate is not None or surer is not None:
             one.doubt = _doubt(call, own, one, inputs, output, one.next)
         unread = one.decide(merged.tokens(call.memory.batch, call.memory.tokens), call.behind)
         one.scores = merged.scores
-        if isinstance(gate, int | float) and one.doubt is not None:
+        if gate is not None and one.doubt is not None:
             one.shut_out(one.doubt < gate)
             unread = unread & one.given
         if bool(unread.any()):
