@@ -68,24 +68,20 @@ class FlexCall:
     """Whether the base kernels read the tokens, as keys in front of others."""
     shares_selection: bool = field(init=False)
     """Whether all querying rows of a sample read what the last one selected."""
+    keeps: bool = field(init=False)
+    """Whether keys and values of high-res tokens are kept for later calls."""
+    gate: float | None = field(init=False)
+    """Entropy, in nats, below which a low-res answer stands, where each row decides for itself."""
 
     def __post_init__(self) -> None:
+        self.keeps = not self.training and self.projection != "recompute"
+        self.gate = None if self.one is not None or self.training else self.patch.config.gate
         self.levels, self.sources = group_images(self.memory), self.patch.sources
         self.records, self.shares_selection = bool(self.patch.recorders), self.patch.config.shares_selection
         config = self.patch.config
         plain = config.low_res_keys == "keep" and config.logit_bias == 0.0 and config.alpha == 1.0
         # While a row looks, it looks at base keys alone.
         self.reads_by_kernel = plain and self.one is not None and self.one.reads and self.one.is_decided
-
-    @property
-    def keeps(self) -> bool:
-        """Whether keys and values of high-res tokens are kept for later calls."""
-        return not self.training and self.projection != "recompute"
-
-    @property
-    def gate(self) -> float | None:
-        """Entropy, in nats, that a low-res answer must have to be read for, where each row decides for itself."""
-        return None if self.one is not None or self.training else self.patch.config.gate
 
     @cached_property
     def given(self) -> Tensor:

@@ -25,7 +25,7 @@ __all__ = [
     "attach_memory",
     "cached_length",
     "cached_memory",
-    "carry",
+    "carrying",
     "group_images",
 ]
 
@@ -289,58 +289,36 @@ class MemoryLayer:
 
     own: ClassVar[Any]
     """The class that the layer had."""
-    keys: Any
-    values: Any
-    hd_memory: HighResMemory | None = None
-    hd_length: int = 0
+    kind: ClassVar[type]
+    """This class, or one derived from it."""
+    hd_memory: HighResMemory | None
+    hd_length: int
     """How many positions methods of a growing layer have put in and left there."""
-    hd_front: int = 0
-    """How many high-res tokens stand in front of the positions; only who knows of them sees them."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _blank, (self.own,), vars(self)
+        return _blank, (self.own, self.kind), vars(self)
 
     def update(self, key_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Take keys and values in."""
         if isinstance(self, DynamicLayer):
             self.hd_length += key_states.shape[-2]
-        found = self.own.update(self, key_states, *args, **kwargs)
-        return tuple(states[:, :, self.hd_front :] for states in found) if self.hd_front else found
-
-    def get_seq_length(self) -> Any:
-        """How many positions it holds."""
-        length = self.own.get_seq_length(self)
-        return length - self.hd_front if self.hd_front else length
+        return self.own.update(self, key_states, *args, **kwargs)
 
     def reset(self) -> None:
         """Forget the images, too."""
         self.own.reset(self)
-        self.hd_memory, self.hd_front = None, 0
+        self.hd_memory = None
         if isinstance(self, DynamicLayer):
             self.hd_length = self.own.get_seq_length(self)  # early versions of transformers keep zeros
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         """Forget images that are no longer there as a whole, too."""
-        before, front = self.get_seq_length(), self.take_front()
+        before = self.own.get_seq_length(self)
         self.own.crop(self, *args, **kwargs)
-        length = self.get_seq_length()
-        self.put_front(*front)
+        length = self.own.get_seq_length(self)
         self.hd_length -= before - length
         if self.hd_memory is not None:
             self.hd_memory = self.hd_memory.within(length)
-
-    def take_front(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of the high-res tokens, which no longer stand in front of the positions."""
-        count, whole = self.hd_front, (self.keys, self.values)
-        self.keys, self.values = (states[:, :, count:] if count else states for states in whole)
-        self.hd_front = 0
-        return whole[0][:, :, :count], whole[1][:, :, :count]
-
-    def put_front(self, key: Tensor, value: Tensor) -> None:
-        """Put keys and values of high-res tokens in front of the positions, where there are none."""
-        self.hd_front = key.shape[2]
-        if self.hd_front:
-            self.keys, self.values = torch.cat([key, self.keys], dim=2), torch.cat([value, self.values], dim=2)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams."""
@@ -362,18 +340,24 @@ class MemoryLayer:
 
 
 @cache
-def _carrying(own: type) -> type:
-    """The class of layers of this class that carry a memory."""
+def carrying(own: type, kind: type) -> type:
+    """The class of layers of one class that are a :class:`MemoryLayer`, of this kind."""
     # The layer's own class stands first, whose layout it must have, so that the methods are set on the class itself.
     # transformers would have classes with a type of layer make all layers of that type.
-    known = {"own": own, "_layer_type": None, "__module__": own.__module__, "__qualname__": own.__qualname__}
-    methods = {name: method for name, method in vars(MemoryLayer).items() if inspect.isfunction(method)}
-    return type(own)(own.__name__, (own, MemoryLayer), known | methods)
+    known = {
+        "own": own,
+        "kind": kind,
+        "_layer_type": None,
+        "__module__": own.__module__,
+        "__qualname__": own.__qualname__,
+    }
+    methods = {name: method for name, method in inspect.getmembers(kind, inspect.isfunction)}
+    return type(own)(own.__name__, (own, kind), known | methods)
 
 
-def _blank(own: type) -> Any:
-    kind: Any = _carrying(own)
-    return kind.__new__(kind)
+def _blank(own: type, kind: type) -> Any:
+    of_both: Any = carrying(own, kind)
+    return of_both.__new__(of_both)
 
 
 def _carrier(cache: object) -> Any:
@@ -417,14 +401,10 @@ def cached_length(cache: Any) -> int | Tensor:
 def attach_memory(cache: object, memory: HighResMemory) -> None:
     """Let a KV cache carry ``memory``, in place of what it carried."""
     layer = _carrier(cache)
-    if layer is not None:
-        carry(layer, memory.seen).hd_memory = memory
-
-
-def carry(layer: Any, length: int) -> MemoryLayer:
-    """Make a layer of a cache, which holds so many positions, one that carries a memory or high-res tokens."""
+    if layer is None:
+        return
     if not isinstance(layer, MemoryLayer):
         own: type = type(layer)
-        layer.__class__, layer.hd_length = _carrying(own), length
-    carrier: MemoryLayer = layer
-    return carrier
+        layer.__class__ = carrying(own, MemoryLayer)
+        layer.hd_length = memory.seen
+    layer.hd_memory = memory

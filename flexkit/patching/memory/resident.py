@@ -10,13 +10,55 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from flexkit.attention.layer import HighResKeys
 from flexkit.attention.ragged import RaggedIndex
-from flexkit.patching.memory.high_res import HighResMemory, MemoryLayer, Resident, attach_memory, carry
+from flexkit.patching.memory.high_res import HighResMemory, MemoryLayer, Resident, attach_memory, carrying
 
-__all__ = ["move_in", "move_out"]
+__all__ = ["ResidentLayer", "move_in", "move_out"]
+
+
+class ResidentLayer(MemoryLayer):
+    """What makes a layer of a growing cache hold high-res tokens, which it neither gives nor counts."""
+
+    keys: Any
+    values: Any
+    hd_front: int = 0
+    """How many high-res tokens stand in front of the positions."""
+
+    def update(self, key_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Take keys and values in."""
+        found = MemoryLayer.update(self, key_states, *args, **kwargs)
+        return tuple(states[:, :, self.hd_front :] for states in found)
+
+    def get_seq_length(self) -> int:
+        """How many positions it holds."""
+        return int(self.own.get_seq_length(self)) - self.hd_front
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Forget positions alone."""
+        tokens = self.take_front()
+        MemoryLayer.crop(self, *args, **kwargs)
+        self.put_front(*tokens)
+
+    def reset(self) -> None:
+        """Forget the tokens, too."""
+        self.hd_front = 0
+        MemoryLayer.reset(self)
+
+    def take_front(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of the tokens, which no longer stand in front of the positions."""
+        count, key, value = self.hd_front, self.keys, self.values
+        self.keys, self.values, self.hd_front = key[:, :, count:], value[:, :, count:], 0
+        return key[:, :, :count], value[:, :, :count]
+
+    def put_front(self, key: Tensor, value: Tensor) -> None:
+        """Put keys and values of tokens in front of the positions, where there are none."""
+        self.hd_front = key.shape[2]
+        if self.hd_front:
+            self.keys, self.values = torch.cat([key, self.keys], dim=2), torch.cat([value, self.values], dim=2)
 
 
 def move_in(cache: object, memory: HighResMemory, shapes: Mapping[int, torch.Size]) -> HighResMemory:
@@ -52,7 +94,7 @@ def move_in(cache: object, memory: HighResMemory, shapes: Mapping[int, torch.Siz
         left, is_padded = {}, not bool(places.valid.all())
         for index, keys in memory.projected.items():
             moved = keys.at(places, given)
-            carry(layers[index], memory.seen).put_front(moved.key, moved.value)
+            _resident(layers[index], memory.seen).put_front(moved.key, moved.value)
             resident = Resident(moved.tokens, memory.seen, is_padded)
             if rest.count:
                 left[index] = keys.at(rest, keys.tokens.mask & ~given)
@@ -74,13 +116,23 @@ def move_out(cache: Any, memory: HighResMemory) -> HighResMemory:
     if resident is None:
         return memory
     for index, layer in enumerate(cache.layers):
-        if isinstance(layer, MemoryLayer) and layer.hd_front and resident.tokens is not None:
+        if isinstance(layer, ResidentLayer) and layer.hd_front and resident.tokens is not None:
             key, value = layer.take_front()
             moved = HighResKeys(key.clone(), value.clone(), resident.tokens)
             projected[index] = projected[index].and_then(moved) if index in projected else moved
     memory = replace(memory, projected=projected, resident=None, answer=memory.last_answer)
     attach_memory(cache, memory)
     return memory
+
+
+def _resident(layer: Any, length: int) -> ResidentLayer:
+    """A layer that holds so many positions, as one that may hold high-res tokens, too."""
+    if not isinstance(layer, ResidentLayer):
+        own: type = type(layer).own if isinstance(layer, MemoryLayer) else type(layer)
+        layer.__class__ = carrying(own, ResidentLayer)
+        vars(layer).update({"hd_memory": None, "hd_length": length} | vars(layer))
+    resident: ResidentLayer = layer
+    return resident
 
 
 def _grows(cache: object, shapes: Mapping[int, torch.Size]) -> bool:
