@@ -36,6 +36,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "flexkit_moving": Way(patched, inputs, policy=moving, projection="lazy"),
         "recompute": Way(patched, inputs, policy=same, projection="recompute"),
     }
+    # Of its own states the last prompt position selects for all of the answer, whatever later maps say.
+    own = flexkit.FlexConfig.training_free(zoom=ZOOM, policy=moving, gate=None, surer=None)
+    ways["own_states"] = Way(flexkit.patch_model(copy.deepcopy(base), own), inputs)
     everything = Way(base, in_sequence(base, inputs, ZOOM, WORDS))
     for way in ways.values():
         way.prefill()

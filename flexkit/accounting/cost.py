@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from flexkit.accounting.language import HighResReading, text_cost
+from flexkit.accounting.language import HighResReading, own_states_cost, text_cost
 from flexkit.accounting.shapes import config_of, counting, without_weights
 from flexkit.accounting.towers import Tower
 from flexkit.checks import is_int
 from flexkit.errors import ConfigError, UnsupportedModelError
 from flexkit.grids import Pair
-from flexkit.patching import FlexConfig, is_patched, patch_model
+from flexkit.patching import FlexConfig, is_patched, patch_model, unpatch_model
 from flexkit.patching.registry import find_geometry
 from flexkit.patching.state import get_patch
 from flexkit.selection import Policy, as_policy
@@ -110,7 +110,10 @@ def cost(
         no such row for models that cannot be built so. ``flexkit``: all tiles are encoded, K' and V' computed once for
         each token that is read. ``flexkit_on_demand``: only tiles that are looked at are encoded. ``flexkit_full``: K'
         and V' of all tokens. ``recompute``: as the published code does it, K' and V' at every step.
-        ``all_in_sequence``: all tokens of both views in the language model's sequence.
+        ``own_states``: one selection for an answer, the tokens of which pass through the language model; only tiles
+        that are looked at are encoded; no such row for models through which they cannot pass. ``best_tile``: the base
+        model is asked where to look, and asked again about one tile in place of the picture. ``all_in_sequence``: all
+        tokens of both views in the language model's sequence.
 
     Raises
     ------
@@ -139,6 +142,7 @@ def cost(
     settings = config or _settings_of(model_or_config)
     tower = Tower(model, find_geometry(model))
     low_side, zoom = _views(tower, image_size, low_res_size, settings)
+    passes_tokens = _passes_tokens(model)
     patch_model(model, settings.replace(zoom=zoom), trained=True)
     patch, grid = get_patch(model), tower.grid(low_side)
     tokens = math.prod(grid) * zoom**2
@@ -151,6 +155,7 @@ def cost(
     with counting(model):
         low_res = _base(model, tower, low_side, prompt, new_tokens)
         whole = text_cost(model, patch.decoder, own + tokens + prompt, new_tokens)
+        asked = text_cost(model, patch.decoder, own + prompt, 0)
         once, full = reading.projection(read), reading.projection(tokens)
         overview = low_res.vision_flops
         if tower.cuts_tiles:
@@ -158,6 +163,11 @@ def cost(
             looked_at = min(zoom**2, _touched(share, zoom) if tiles is None else tiles) * overview
         else:
             everything = looked_at = tower.flops(low_side * zoom)
+        own_states = {}
+        if passes_tokens:
+            added = own_states_cost(model, patch.decoder, own, own + prompt, new_tokens, read)
+            language, kept = low_res.language_flops + added.flops, low_res.kv_bytes + added.kv_bytes
+            own_states["own_states"] = Cost(overview + looked_at, language, own, read, kept)
 
     def flex(vision: int, projections: int, kept: int, among: int = read) -> Cost:
         attention = reading.attention_flops(own + prompt, new_tokens + 1, among)
@@ -171,6 +181,8 @@ def cost(
         "flexkit_on_demand": flex(looked_at, once.flops, once.kv_bytes),
         "flexkit_full": flex(everything, full.flops, full.kv_bytes, tokens),
         "recompute": flex(everything, (new_tokens + 1) * once.flops, 0),
+        **own_states,
+        "best_tile": replace(low_res, vision_flops=2 * overview, language_flops=asked.flops + low_res.language_flops),
         "all_in_sequence": Cost(overview + everything, whole.flops, own + tokens, 0, whole.kv_bytes),
     }
 
@@ -180,6 +192,16 @@ def _base(model: PreTrainedModel, tower: Tower, side: int, prompt: int, new_toke
     own = len(tower.geometry.layout(model, tower.grid(side)))
     text = text_cost(model, tower.geometry.decoder(model), own + prompt, new_tokens)
     return Cost(tower.flops(side), text.flops, own, 0, text.kv_bytes)
+
+
+def _passes_tokens(model: PreTrainedModel) -> bool:
+    """Whether high-res tokens can pass through the layers of a model."""
+    try:
+        patch_model(model, FlexConfig.training_free())
+    except UnsupportedModelError:
+        return False
+    unpatch_model(model)
+    return True
 
 
 def _high_res(

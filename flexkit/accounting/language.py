@@ -1,9 +1,10 @@
 """What the language model computes and keeps, on the meta device."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from flexkit.measuring import count_flops, count_flops_of
 from flexkit.patching.seam.decoder import DecoderLayer, rotary_embedding
 from flexkit.patching.state import Patch
 
-__all__ = ["HighResReading", "TextCost", "text_cost"]
+__all__ = ["HighResReading", "TextCost", "own_states_cost", "text_cost"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,7 @@ def text_cost(model: PreTrainedModel, decoder: Any, length: int, new_tokens: int
     with _alike_once(decoder) as times:
 
         def cost_of(tokens: int) -> TextCost:
-            layers = {index: decoder.layers[index] for index in times}
-            total, own = count_flops_of(lambda: run(tokens), layers)
-            flops = total + sum((times[index] - 1) * count for index, count in own.items())
+            flops = _count(partial(run, tokens), decoder, times)
             return TextCost(flops, sum(times[index] * _bytes(cache.layers[index]) for index in times))
 
         prompt = cost_of(length)
@@ -48,6 +47,43 @@ def text_cost(model: PreTrainedModel, decoder: Any, length: int, new_tokens: int
     # Each step sees one key more than the one before.
     steps = new_tokens * first.flops + (then.flops - first.flops) * new_tokens * (new_tokens - 1) // 2
     return TextCost(prompt.flops + steps, prompt.kv_bytes + (then.kv_bytes - prompt.kv_bytes) * new_tokens // 2)
+
+
+def own_states_cost(
+    model: PreTrainedModel, decoder: Any, image: int, length: int, new_tokens: int, tokens: int
+) -> TextCost:
+    """What one selection of own states adds to a prompt of ``length`` tokens, and every new one behind it.
+
+    The layers run so many tokens behind those of the image, and the last one of the prompt once more. That one makes a
+    map in all layers, and it and the new ones attend to the tokens, too.
+    """
+    if not tokens:
+        return TextCost(0, 0)
+    heads: int = decoder.config.num_attention_heads
+
+    def run(before: int, count: int) -> int:
+        cache = DynamicCache(config=decoder.config)
+        settings = {"past_key_values": cache, "use_cache": True}
+        if before:
+            decoder(inputs_embeds=_states(model, before), **settings)
+        return _count(lambda: decoder(inputs_embeds=_states(model, count), **settings), decoder, times)
+
+    with _alike_once(decoder) as times:
+        flops = run(image, tokens) + run(length - 1, 1)
+        cache = DynamicCache(config=decoder.config)
+        decoder(inputs_embeds=_states(model, 1), past_key_values=cache, use_cache=True)
+        held = [(count, cache.layers[index]) for index, count in times.items() if _bytes(cache.layers[index])]
+        kept = tokens * sum(count * _bytes(layer) for count, layer in held)
+        key, value = (
+            sum(count * getattr(layer, name).shape[-1] for count, layer in held) for name in ("keys", "values")
+        )
+    return TextCost(flops + 2 * heads * (length * key + (new_tokens + 1) * tokens * (key + value)), kept)
+
+
+def _count(run: Callable[[], object], decoder: Any, times: Mapping[int, int]) -> int:
+    """Operations of a run, in which each of these layers stands for so many."""
+    total, own = count_flops_of(run, {index: decoder.layers[index] for index in times})
+    return total + sum((times[index] - 1) * count for index, count in own.items())
 
 
 @contextmanager

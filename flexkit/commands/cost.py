@@ -12,7 +12,8 @@ __all__ = ["add_cost"]
 _LEGEND = """
 low_res: the base model. high_res: the base model with a tower for the high-res view. flexkit: all tiles are encoded;
 flexkit_on_demand, as patched models do it: those that are looked at. flexkit_full: keys and values of all tokens.
-recompute: anew at every step, as published. all_in_sequence: all tokens of both views in the prompt. read: high-res
+recompute: anew at every step, as published. own_states: without training, one selection for an answer. best_tile: the
+picture, then one tile in its place. all_in_sequence: all tokens of both views in the prompt. read: high-res
 tokens, by each layer. K, V: kept from token to token, high-res ones too."""
 _PIXELS = whole(1, 10**6)
 _TOKENS = whole(0, 10**6)

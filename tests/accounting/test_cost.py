@@ -35,6 +35,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "flexkit_on_demand": {"tiles": "on_demand"},
     "flexkit_full": {"tiles": "all", "projection": "full"},
     "recompute": {"tiles": "all", "projection": "recompute"},
+    "own_states": {
+        "tiles": "on_demand",
+        "high_res_states": "own",
+        "select_layers": "all",
+        "start_layer": 0,
+        "select_from": "same",
+    },
 }
 CONFIG = FlexConfig(start_layer=1, zoom=2, policy=Center(2))
 
@@ -111,6 +118,8 @@ def test_other_known_models(name: str) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(BILLIONS[name], abs=0.02)
     costs = flexkit.cost(name, SIZES.get(name))
     order = ("low_res", "flexkit_on_demand", "flexkit", "all_in_sequence")
+    assert costs["low_res"].tflops < costs["own_states"].tflops < costs["all_in_sequence"].tflops
+    assert costs["best_tile"].vision_flops == 2 * costs["low_res"].vision_flops
     flops = [costs[way].tflops for way in order]
     assert flops == sorted(flops)
     kept = [costs[way].kv_bytes for way in ("low_res", "flexkit", "flexkit_full")]
