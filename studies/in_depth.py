@@ -35,6 +35,7 @@ from studies.command import study_parser, write
 
 _ITEMS = 4
 """How many objects of a scene are asked about, at most."""
+KINDS = ("short", "whole")
 GATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Nats that the entropy of the low-res answer must reach for it to be given up."""
 SURER = (0.5, 1.0, 2.0, 3.0, 5.0, math.inf)
@@ -167,25 +168,32 @@ def tile(
                 yield about, said
 
 
-def study(folder: Path, seed: int, count: int, *, short: bool) -> dict[str, Any]:
-    """Ask one base, in every way."""
+def study(folder: Path, seed: int, count: int, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
+    """Ask one base, in every way: by kind of question the shares of right answers, and where maps point."""
     model, processor = load_base(folder)
-    both, oracle = flexkit.FlexProcessor(processor, ZOOM), Oracle()
+    both = flexkit.FlexProcessor(processor, ZOOM)
+    return {
+        "accuracy": {kind: _accuracy(folder.name, model, processor, seed, count, kind) for kind in kinds},
+        "pointing": {kind: pointing(model, both, seed + 1, short=kind == "short") for kind in KINDS},
+    }
+
+
+def _accuracy(name: str, model: Any, processor: Any, seed: int, count: int, kind: str) -> dict[str, dict[str, float]]:
+    both, oracle, short = flexkit.FlexProcessor(processor, ZOOM), Oracle(), kind == "short"
     records: dict[str, Record] = defaultdict(Record)
-    indices = range(-(-count // _ITEMS))
-    for index in tqdm(indices, desc=f"{folder.name}, {'short' if short else 'whole'}", unit="scene"):
+    for index in tqdm(range(-(-count // _ITEMS)), desc=f"{name}, {kind}", unit="scene"):
         scene = draw_scene([seed, index])
         asked = asked_about(scene, index)
-        for name, config in configs(oracle).items():
-            if name in SLOW and index % 4:
+        for way, config in configs(oracle).items():
+            if way in SLOW and index % 4:
                 continue
             with nullcontext() if config is None else patched(model, config):
                 own = processor if config is None else both
                 for about, said in answers(model, own, [scene.image], list(asked.values()), short=short, oracle=oracle):
-                    records[name].said[about].append(said)
+                    records[way].said[about].append(said)
         for about, said in tile(model, processor, scene, list(asked.values()), short=short):
             records["best tile"].said[about].append(said)
-    return {"accuracy": shares(records), "pointing": pointing(model, both, seed + 1, short=short)}
+    return shares(records)
 
 
 def shares(records: Mapping[str, Record]) -> dict[str, dict[str, float]]:
@@ -233,13 +241,10 @@ def pointing(model: Any, processor: Any, seed: int, *, short: bool) -> dict[str,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the study of some bases."""
-    options = study_parser(__doc__).parse_args(arguments)
-    found = {
-        folder.name: {
-            kind: study(folder, options.seed, options.questions, short=kind == "short") for kind in ("short", "whole")
-        }
-        for folder in options.folders
-    }
+    parser = study_parser(__doc__)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of question; default: both")
+    options = parser.parse_args(arguments)
+    found = {folder.name: study(folder, options.seed, options.questions, options.kinds) for folder in options.folders}
     write(options.output, {"questions": options.questions, "bases": found})
 
 

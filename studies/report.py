@@ -104,7 +104,7 @@ def without_training_tables(bases: Mapping[str, Mapping[str, Any]]) -> dict[int,
 
 def in_depth_table(bases: Mapping[str, Mapping[str, Any]], kind: str) -> list[list[str]]:
     """Rows of means over the bases, with the standard error of the mean, for questions of one kind."""
-    found = [base[kind]["accuracy"] for base in bases.values() if kind in base]
+    found = [base["accuracy"][kind] for base in bases.values()]
     abouts = list(found[0]["low-res only"])
     rows = [
         [name, *(_interval([of[way][about] for of in found]) for about in abouts)] for way, name in IN_DEPTH.items()
@@ -114,17 +114,18 @@ def in_depth_table(bases: Mapping[str, Mapping[str, Any]], kind: str) -> list[li
 
 def pointing_table(bases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Rows of kinds of question: how often the peak of each layer's map is on the object, and of the mean map's."""
-    kinds = {kind: [base[kind]["pointing"] for base in bases.values() if kind in base] for kind in ("short", "whole")}
-    layers = list(next(iter(kinds.values()))[0])
-    rows = [[layer, *(_interval([of[layer] for of in found]) for found in kinds.values() if found)] for layer in layers]
-    return [["layer", *(kind for kind, found in kinds.items() if found)], *rows]
+    found = [base["pointing"] for base in bases.values()]
+    rows = [
+        [layer, *(_interval([of[kind][layer] for of in found]) for kind in found[0])] for layer in found[0]["short"]
+    ]
+    return [["layer", *(f"{kind} questions" for kind in found[0])], *rows]
 
 
 def trade_figure(bases: Mapping[str, Mapping[str, Any]]) -> Figure:
     """What is read of digits against what is kept of places, one line for each way of looking closer."""
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
-    found = [base["short"]["accuracy"] for base in bases.values()]
+    found = [base["accuracy"]["short"] for base in bases.values()]
 
     def point(way: str) -> tuple[float, float]:
         places = statistics.mean(of[way][about] for of in found for about in ("row", "column"))
@@ -247,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _write(folder / "probe.csv", probe_table(bases))
     if "in_depth" in found:
         bases = found["in_depth"]["bases"]
-        for kind in ("short", "whole"):
+        for kind in next(iter(bases.values()))["accuracy"]:
             _write(folder / f"in_depth_{kind}.csv", in_depth_table(bases, kind))
         _write(folder / "pointing.csv", pointing_table(bases))
         _save(trade_figure(bases), folder / "in_depth.svg")

@@ -6,13 +6,23 @@ from typing import Self
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn.functional import pad
 
 from flexkit.attention.core import hidden_keys
 from flexkit.attention.ragged import RaggedIndex
 from flexkit.grids import Pair
 from flexkit.selection import valid_cells
 
-__all__ = ["ImageGroup", "Visibility", "VisibleImages", "and_itself", "key_mask", "rows_of_mask", "visibility"]
+__all__ = [
+    "ImageGroup",
+    "Visibility",
+    "VisibleImages",
+    "and_itself",
+    "behind_tokens",
+    "key_mask",
+    "rows_of_mask",
+    "visibility",
+]
 
 
 @dataclass(frozen=True)
@@ -174,6 +184,33 @@ def and_itself(visible: Tensor) -> Tensor:
     """
     itself = torch.eye(visible.shape[1], dtype=torch.bool, device=visible.device).expand(len(visible), -1, -1)
     return torch.cat([visible, itself], dim=-1)[:, None]
+
+
+def behind_tokens(reads: Tensor, mask: Tensor | None, keys: int) -> Tensor:
+    """The mask of a kernel whose keys stand behind those of high-res tokens.
+
+    Parameters
+    ----------
+    reads : torch.Tensor
+        ``(batch, 1, queries, tokens)``, bool: the tokens that each position reads.
+    mask : torch.Tensor, optional
+        ``(batch or 1, heads or 1, queries, keys)``, of the others: bool, or what is added to logits. Without one all
+        are seen.
+    keys : int
+        How many others there are.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(batch, heads or 1, queries, tokens + keys)``, of the dtype of ``mask``.
+    """
+    if mask is None:
+        return pad(reads, (0, keys), value=True)
+    reads = reads.to(mask.device)
+    if mask.dtype != torch.bool:
+        reads = torch.zeros_like(reads, dtype=mask.dtype).masked_fill(~reads, torch.finfo(mask.dtype).min)
+    mask = mask.expand(len(reads), -1, reads.shape[2], -1)
+    return torch.cat([reads.expand(-1, mask.shape[1], -1, -1), mask], dim=-1)
 
 
 def visibility(

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from flexkit.attention.layer import HighResKeys, look, read
 from flexkit.attention.ragged import RaggedIndex
 from flexkit.attention.select import Selection, open_tokens, select_tokens
-from flexkit.attention.visible import ImageGroup, Visibility, key_mask, rows_of_mask, visibility
+from flexkit.attention.visible import ImageGroup, Visibility, behind_tokens, key_mask, rows_of_mask, visibility
 from flexkit.errors import PatchError, UnsupportedModelError
 from flexkit.patching.call.one_selection import OneSelection
 from flexkit.patching.call.own_states import OwnStates
@@ -263,13 +263,7 @@ class FlexCall:
             all_of_them = base is None and self.rows.whole and not torch.compiler.is_compiling() and bool(among.all())
             if not all_of_them:
                 reads = self.rows.scatter(among, among.new_zeros(len(among), length, among.shape[-1]))
-                reads = reads[:, None, length - queries :]
-                if base is None:
-                    base = reads.new_ones(1, 1, queries, keys)
-                if base.dtype != torch.bool:
-                    reads = torch.zeros_like(reads, dtype=base.dtype).masked_fill(~reads, torch.finfo(base.dtype).min)
-                base = base.expand(len(reads), -1, queries, -1)
-                base = torch.cat([reads.expand(-1, base.shape[1], -1, -1), base], dim=-1)
+                base = behind_tokens(reads[:, None, length - queries :], base, keys)
             self.masks[kind] = base
         return torch.cat([held.key, key], dim=2), torch.cat([held.value, value], dim=2), self.masks[kind]
 

@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from flexkit.attention.visible import behind_tokens
 from flexkit.patching.memory.high_res import HighResMemory, attach_memory
 
 __all__ = ["Following"]
@@ -19,8 +18,8 @@ class Following:
     memory: HighResMemory
     layers: list[Any]
     """Of the cache."""
-    masks: dict[int, Tensor | None] = field(default_factory=dict)
-    """For the kernels, by that of the base model."""
+    masks: dict[tuple[object, ...], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
+    """Those of the base model, and what kernels get in their place."""
     own: ClassVar[bool] = True
 
     @classmethod
@@ -36,9 +35,10 @@ class Following:
         holder = self.layers[layer]
         if not getattr(holder, "hd_front", 0):
             return kernel, key, value, mask
-        if id(mask) not in self.masks:
-            self.masks[id(mask)] = self._mask(mask, holder.keys.shape[2])
-        return kernel, holder.keys, holder.values, self.masks[id(mask)]
+        kind = id(mask), holder.keys.device
+        if kind not in self.masks:
+            self.masks[kind] = mask, self._mask(mask, holder)
+        return kernel, holder.keys, holder.values, self.masks[kind][1]
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: object, base: Tensor, **_: Any
@@ -53,14 +53,9 @@ class Following:
             resident = replace(memory.resident, end=memory.resident.end + 1)
             attach_memory(cache, replace(memory, seen=memory.seen + 1, resident=resident))
 
-    def _mask(self, base: Tensor | None, keys: int) -> Tensor | None:
+    def _mask(self, base: Tensor | None, holder: Any) -> Tensor | None:
         resident = self.memory.resident
         if resident is None or resident.tokens is None or (base is None and not resident.is_padded):
             return None
-        reads = resident.tokens.valid[:, None, None]
-        if base is None:
-            return pad(reads, (0, keys - reads.shape[-1]), value=True)
-        if base.dtype != torch.bool:
-            reads = torch.zeros_like(reads, dtype=base.dtype).masked_fill(~reads, torch.finfo(base.dtype).min)
-        base = base.expand(len(reads), -1, -1, -1)
-        return torch.cat([reads.expand(-1, base.shape[1], base.shape[2], -1), base], dim=-1)
+        reads = resident.tokens.valid[:, None, None].to(holder.keys.device)
+        return behind_tokens(reads, base, holder.keys.shape[2] - holder.hd_front)
