@@ -7,12 +7,12 @@ Each base is asked two kinds of question: whole ones, and the same in few words,
 Questions about one scene share the image in the KV cache; cropping it takes each of them back.
 """
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,15 @@ class Record:
     def entropy(self, about: str) -> Tensor:
         """``(questions,)``, in nats."""
         return torch.cat([said.entropy for said in self.said[about]])
+
+
+def _scenes(seed: int, count: int) -> list[Scene]:
+    """As many as it takes to ask about so many items."""
+    scenes: list[Scene] = []
+    while count > 0:
+        scenes.append(draw_scene([seed, len(scenes)]))
+        count -= len(asked_about(scenes[-1], len(scenes) - 1))
+    return scenes
 
 
 def asked_about(scene: Scene, index: int) -> dict[Item, dict[str, Question]]:
@@ -181,8 +190,7 @@ def study(folder: Path, seed: int, count: int, kinds: Sequence[str] = KINDS) -> 
 def _accuracy(name: str, model: Any, processor: Any, seed: int, count: int, kind: str) -> dict[str, dict[str, float]]:
     both, oracle, short = flexkit.FlexProcessor(processor, ZOOM), Oracle(), kind == "short"
     records: dict[str, Record] = defaultdict(Record)
-    for index in tqdm(range(-(-count // _ITEMS)), desc=f"{name}, {kind}", unit="scene"):
-        scene = draw_scene([seed, index])
+    for index, scene in enumerate(tqdm(_scenes(seed, count), desc=f"{name}, {kind}", unit="scene")):
         asked = asked_about(scene, index)
         for way, config in configs(oracle).items():
             if way in SLOW and index % 4:
@@ -202,7 +210,7 @@ def shares(records: Mapping[str, Record]) -> dict[str, dict[str, float]]:
     low = records["low-res only"]
     for name in ("always", "best tile"):
         other = records[name]
-        for gate, surer in product(GATES, SURER):
+        for gate, surer in itertools.product(GATES, SURER):
             if gate or surer < math.inf:
                 found[f"{name}, gate {gate}, surer {surer}"] = {
                     about: torch.where(

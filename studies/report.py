@@ -42,9 +42,9 @@ WAYS = {
 
 IN_DEPTH = {
     "low-res only": "low-res only",
-    "always, gate 0.1, surer 1.0": "`training_free`",
-    "always, gate 0.1, surer 3.0": "`training_free(surer=3)`",
-    "always, gate 0.1, surer inf": "`training_free(surer=None)`",
+    "always, gate 0.05, surer 1.0": "`training_free`",
+    "always, gate 0.05, surer 3.0": "`training_free(surer=3)`",
+    "always, gate 0.05, surer inf": "`training_free(surer=None)`",
     "always": "`training_free(gate=None, surer=None)`: always read",
     "always, top 3": "... 3 cells in place of 6",
     "always, each layer its own": "... `select_layers=None`: each layer what its own map selects",
@@ -53,7 +53,7 @@ IN_DEPTH = {
     "always, centre": "... cells in the centre",
     "always, features": '`training_free(high_res_states="features", gate=None)`',
     "best tile": "best tile, asked again",
-    "best tile, gate 0.1, surer 1.0": "best tile, the surer of both answers, gate of 0.1",
+    "best tile, gate 0.05, surer 1.0": "best tile, by the same rule",
 }
 """Of the ways of ``studies.in_depth`` those that the table shows, and how one gets them."""
 
@@ -132,14 +132,14 @@ def trade_figure(bases: Mapping[str, Mapping[str, Any]]) -> Figure:
         return 100 * places, 100 * statistics.mean(of[way]["digit"] for of in found)
 
     for way, (colour, marker, label) in TRADES.items():
-        points = [point(f"{way}, gate 0.1, surer {surer}") for surer in ("0.5", "1.0", "2.0", "3.0", "5.0", "inf")]
+        points = [point(f"{way}, gate 0.05, surer {surer}") for surer in ("0.5", "1.0", "2.0", "3.0", "5.0", "inf")]
         axes.plot(*zip(*points, point(way), strict=True), color=colour, marker=marker, label=label, linewidth=2)
     for way, label in (("always, random", "cells at random"), ("low-res only", "low-res view only")):
         x, y = point(way)
         axes.plot(x, y, color="grey", marker="o")
         axes.annotate(label, (x, y), xytext=(-6, 6), textcoords="offset points", ha="right", color="grey")
     for surer in ("1.0", "3.0"):
-        x, y = point(f"always, gate 0.1, surer {surer}")
+        x, y = point(f"always, gate 0.05, surer {surer}")
         name = "training_free" if surer == "1.0" else "surer=3"
         axes.annotate(name, (x, y), xytext=(6, 6), textcoords="offset points")
     axes.axhline(10, color="grey", linestyle=":", linewidth=1)

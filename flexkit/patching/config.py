@@ -226,7 +226,7 @@ class FlexConfig:
                 "high_res_states": "own",
                 "select_layers": "all" if one_selection else None,
                 "policy": TopK(0.1),
-                "gate": 0.1,
+                "gate": 0.05,
                 "surer": 1.0 if one_selection else None,
             }
         else:

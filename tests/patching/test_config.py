@@ -208,7 +208,7 @@ def test_presets_and_their_warning() -> None:
     assert (published.select_from, published.low_res_keys, published.key_norm) == ("previous", "keep", False)
     assert (features.select_from, features.low_res_keys, features.key_norm) == ("same", "replace", True)
     assert (training_free.select_layers, training_free.low_res_keys, training_free.surer) == ("all", "keep", 1.0)
-    assert (published.gate, features.gate, training_free.gate) == (None, None, 0.1)
+    assert (published.gate, features.gate, training_free.gate) == (None, None, 0.05)
     assert published.zoom_pair == training_free.zoom_pair == (2, 2)
     with pytest.warns(flexkit.UntrainedProjectionsWarning, match="training_free"):
         flexkit.patch_model(plain("llava"), published)
