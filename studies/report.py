@@ -42,16 +42,16 @@ WAYS = {
 
 IN_DEPTH = {
     "low-res only": "low-res only",
-    "always, gate 0.05, surer 1.0": "`training_free`",
-    "always, gate 0.05, surer 3.0": "`training_free(surer=3)`",
-    "always, gate 0.05, surer inf": "`training_free(surer=None)`",
-    "always": "`training_free(gate=None, surer=None)`: always read",
+    "always, gate 0.05, surer 1.0": "``training_free``",
+    "always, gate 0.05, surer 3.0": "``training_free(surer=3)``",
+    "always, gate 0.05, surer inf": "``training_free(surer=None)``",
+    "always": "``training_free(gate=None, surer=None)``: always read",
     "always, top 3": "... 3 cells in place of 6",
-    "always, each layer its own": "... `select_layers=None`: each layer what its own map selects",
+    "always, each layer its own": "... ``select_layers=None``: each layer what its own map selects",
     "always, oracle": "... cells around the digit (oracle)",
     "always, random": "... cells at random",
     "always, centre": "... cells in the centre",
-    "always, features": '`training_free(high_res_states="features", gate=None)`',
+    "always, features": '``training_free(high_res_states="features", gate=None)``',
     "best tile": "best tile, asked again",
     "best tile, gate 0.05, surer 1.0": "best tile, by the same rule",
 }
@@ -135,18 +135,19 @@ def trade_figure(bases: Mapping[str, Mapping[str, Any]]) -> Figure:
         points = [point(f"{way}, gate 0.05, surer {surer}") for surer in ("0.5", "1.0", "2.0", "3.0", "5.0", "inf")]
         axes.plot(*zip(*points, point(way), strict=True), color=colour, marker=marker, label=label, linewidth=2)
     for way, label in (("always, random", "cells at random"), ("low-res only", "low-res view only")):
-        x, y = point(way)
-        axes.plot(x, y, color="grey", marker="o")
-        axes.annotate(label, (x, y), xytext=(-6, 6), textcoords="offset points", ha="right", color="grey")
-    for surer in ("1.0", "3.0"):
-        x, y = point(f"always, gate 0.05, surer {surer}")
-        name = "training_free" if surer == "1.0" else "surer=3"
-        axes.annotate(name, (x, y), xytext=(6, 6), textcoords="offset points")
+        axes.plot(*point(way), color="grey", marker="o")
+        axes.annotate(label, point(way), (-8, 0), textcoords="offset points", ha="right", va="center", color="grey")
+    for way, label, place in (
+        ("always", "always read", (4, 8)),
+        ("always, gate 0.05, surer 3.0", "surer=3", (-10, 10)),
+        ("always, gate 0.05, surer 1.0", "training_free()", (-8, -22)),
+    ):
+        axes.annotate(label, point(way), place, textcoords="offset points", ha="left" if place[0] > 0 else "right")
     axes.axhline(10, color="grey", linestyle=":", linewidth=1)
     axes.set_title("Details read, and places kept: frozen pretrained models of 30 layers", loc="left", fontsize=11)
     axes.set(xlabel="rows and columns named rightly, %", ylabel="digits read rightly, %", ylim=(0, 102))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(0.02, 0.5))
     return figure
 
 

@@ -141,7 +141,7 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
         warnings.warn(
             "the added projections are untrained copies, read one layer late: they displace what the low-res view "
             "says, so that the model may read some details and no longer know where things are. Train them or load "
-            "trained ones (flexkit.load_flex); small models do without training, by FlexConfig.training_free().",
+            "trained ones (flexkit.load_flex), or do without, by FlexConfig.training_free().",
             UntrainedProjectionsWarning,
             stacklevel=2,
         )
