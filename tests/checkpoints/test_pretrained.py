@@ -86,7 +86,7 @@ def test_from_pretrained_is_the_saved_model(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["kimi_k25", "fuyu", "qwen3_5_moe"])
 def test_added_names_follow_the_model(name: str, tmp_path: Path) -> None:
-    model = flexkit.patch_model(ZOO[name].model(), flexkit.FlexConfig.training_free())
+    model = flexkit.patch_model(ZOO[name].model(), flexkit.FlexConfig.training_free(high_res_states="features"))
     with torch.no_grad():
         for parameter in flexkit.flex_parameters(model):
             parameter.normal_()
@@ -101,7 +101,7 @@ def test_weights_that_are_tied(tmp_path: Path) -> None:
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
     bases = [LlavaForConditionalGeneration(copy.deepcopy(config)) for _ in range(2)]
     bases[1].load_state_dict(bases[0].state_dict())
-    model = flexkit.patch_model(bases[0], flexkit.FlexConfig.training_free())
+    model = flexkit.patch_model(bases[0], flexkit.FlexConfig.training_free(high_res_states="features"))
     model.save_pretrained(tmp_path / "patched")
     bases[1].save_pretrained(tmp_path / "plain")
     assert_base_is_untouched(tmp_path / "patched", tmp_path / "plain")
@@ -208,7 +208,7 @@ def test_unpatching_gives_the_methods_back(tmp_path: Path) -> None:
     calls: list[Any] = []
     vars(model)["save_pretrained"] = MethodType(lambda self, folder: calls.append(folder), model)
     own = vars(model)["save_pretrained"]
-    flexkit.patch_model(model, flexkit.FlexConfig.training_free())
+    flexkit.patch_model(model, flexkit.FlexConfig.training_free(high_res_states="features"))
     model.save_pretrained(tmp_path)
     assert calls == [] and set(OURS) < set(names(tmp_path))
     flexkit.unpatch_model(model)
