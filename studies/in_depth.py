@@ -25,6 +25,7 @@ import flexkit
 from flexkit.probing import patched
 from flexkit.visual_search import draw_scene
 from flexkit.visual_search.data import as_prompt, prompts
+from flexkit.visual_search.evaluation import Batch
 from flexkit.visual_search.items import Item, named_by_colour
 from flexkit.visual_search.model import CELLS, IMAGE_TOKEN, ZOOM
 from flexkit.visual_search.pretrained import load_base
@@ -36,6 +37,10 @@ from studies.command import study_parser, write
 _ITEMS = 4
 """How many objects of a scene are asked about, at most."""
 KINDS = ("short", "whole")
+POINTING = 50
+"""Scenes by which it is found where maps point."""
+SLOW = ("always, each layer its own", "always, features")
+"""Ways in which every fourth scene is asked about."""
 GATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Nats that the entropy of the low-res answer must reach for it to be given up."""
 SURER = (0.5, 1.0, 2.0, 3.0, 5.0, math.inf)
@@ -154,16 +159,11 @@ def configs(oracle: Oracle) -> dict[str, flexkit.FlexConfig | None]:
     }
 
 
-POINTING = 50
-"""Scenes by which it is found where maps point."""
-SLOW = ("always, each layer its own", "always, features")
-
-
 def tile(
     model: Any, processor: Any, scene: Scene, asked: Sequence[Mapping[str, Question]], *, short: bool
 ) -> Iterator[tuple[str, Said]]:
     """Ask again about the tile where the mean map of all layers is highest: crop, and ask again."""
-    config = flexkit.FlexConfig.training_free(zoom=ZOOM, policy=flexkit.TopK(1))
+    config = flexkit.FlexConfig.training_free(zoom=ZOOM, gate=None, surer=None, policy=flexkit.TopK(1))
     side, both = scene.image.width // ZOOM, flexkit.FlexProcessor(processor, ZOOM)
     with patched(model, config), flexkit.trace(model) as trace:
         kinds = [about for about, _ in answers(model, both, [scene.image], asked, short=short)]
@@ -231,12 +231,8 @@ def pointing(model: Any, processor: Any, seed: int, *, short: bool) -> dict[str,
     for index in range(POINTING):
         scene = draw_scene([seed, index])
         (item, of), *_ = asked_about(scene, index).items()
-        ids = torch.tensor([_tokens(processor, of["digit"], short=short)])
-        inputs = prompts(processor, [scene.image], [""], bare=True)
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         with patched(model, config), flexkit.trace(model) as trace:
-            model(**inputs, logits_to_keep=1)
+            model(**Batch([scene.image], [of["digit"]], short).inputs(processor), logits_to_keep=1)
         layers = range(model.config.text_config.num_hidden_layers)
         maps = {str(layer): trace.scores(0, layer)[0] for layer in layers}
         maps["all"] = torch.stack([each / each.sum() for each in maps.values()]).mean(0)

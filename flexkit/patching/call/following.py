@@ -25,8 +25,8 @@ class Following:
     @classmethod
     def begin(cls, memory: HighResMemory, cache: Any, past: object) -> "Following | None":
         """The call of an answer that goes on at ``past``; None if none does."""
-        goes_on = memory.resident is not None and memory.resident.end == past
-        return cls(memory, cache.layers) if goes_on else None
+        goes_on = memory.resident is not None and memory.resident.goes_on
+        return cls(memory, cache.layers) if goes_on and memory.seen == past else None
 
     def sees(
         self, layer: int, kernel: str, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any
@@ -48,10 +48,7 @@ class Following:
 
     def finish(self, cache: object) -> None:
         """Leave with the cache where the answer goes on."""
-        memory = self.memory
-        if memory.resident is not None:
-            resident = replace(memory.resident, end=memory.resident.end + 1)
-            attach_memory(cache, replace(memory, seen=memory.seen + 1, resident=resident))
+        attach_memory(cache, replace(self.memory, seen=self.memory.seen + 1))
 
     def _mask(self, base: Tensor | None, holder: Any) -> Tensor | None:
         resident = self.memory.resident

@@ -59,12 +59,12 @@ class Answer:
 class Resident:
     """Tokens whose keys and values stand in the KV cache, for as long as an answer reads them."""
 
-    tokens: RaggedIndex | None
+    tokens: RaggedIndex | None = None
     """Which they are, of all high-res tokens of a batch row; None if there are none."""
-    end: int
-    """Position behind the last one that read, in all batch rows; of no position once the answer is gone."""
     is_padded: bool = False
     """Whether some batch rows have fewer than others."""
+    goes_on: bool = True
+    """Whether the answers of all batch rows have read up to the end, so that the next position goes on with them."""
 
     def of_rows(self, rows: Tensor) -> "Resident":
         """Those of other batch rows."""
@@ -144,10 +144,10 @@ class HighResMemory:
 
     @property
     def last_answer(self) -> Answer | None:
-        """What was read last; while tokens are resident, nobody else counts on."""
-        if self.answer is None or self.resident is None:
+        """What was read last; while an answer goes on with resident tokens, nobody else counts on."""
+        if self.answer is None or self.resident is None or not self.resident.goes_on:
             return self.answer
-        return replace(self.answer, end=torch.full_like(self.answer.end, self.resident.end))
+        return replace(self.answer, end=torch.full_like(self.answer.end, self.seen))
 
     @property
     def rows_with_images(self) -> Tensor:
@@ -230,8 +230,8 @@ class HighResMemory:
         images = tuple(span for span in self.images if span.end <= length)
         answer, resident = self.last_answer, self.resident
         if resident is not None and answer is not None:
-            goes_on = bool((answer.start < length)[self.rows_with_images].all())
-            resident = replace(resident, end=min(resident.end, length) if goes_on else -1)
+            begun = bool((answer.start < length)[self.rows_with_images].all())
+            resident = replace(resident, goes_on=resident.goes_on and begun)
         answer = answer and answer.within(length)
         return replace(self, images=images, seen=length, answer=answer, resident=resident) if images else None
 

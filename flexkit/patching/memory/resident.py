@@ -88,18 +88,16 @@ def move_in(cache: object, memory: HighResMemory, shapes: Mapping[int, torch.Siz
     given = answer.tokens & with_images[:, None]
     first = next(iter(memory.projected.values()), None)
     places = RaggedIndex(given[:, :0] if first is None else first.tokens.among(given))
-    resident = Resident(None, memory.seen)
+    resident, left = Resident(), memory.projected
     if first is not None and places.count:
-        rest = RaggedIndex(first.tokens.valid & ~places.mask)
-        left, is_padded = {}, not bool(places.valid.all())
+        rest, left = RaggedIndex(first.tokens.valid & ~places.mask), {}
         for index, keys in memory.projected.items():
             moved = keys.at(places, given)
             _resident(layers[index], memory.seen).put_front(moved.key, moved.value)
-            resident = Resident(moved.tokens, memory.seen, is_padded)
             if rest.count:
                 left[index] = keys.at(rest, keys.tokens.mask & ~given)
-        memory = replace(memory, projected=left)
-    return replace(memory, resident=resident)
+        resident = Resident(moved.tokens, is_padded=not bool(places.valid.all()))
+    return replace(memory, projected=left, resident=resident)
 
 
 def move_out(cache: Any, memory: HighResMemory) -> HighResMemory:
