@@ -109,7 +109,8 @@ def cost(
         ``low_res``: the base model. ``high_res``: the base model whose tower takes the high-res view as its only one;
         no such row for models that cannot be built so. ``flexkit``: all tiles are encoded, K' and V' computed once for
         each token that is read. ``flexkit_on_demand``: only tiles that are looked at are encoded. ``flexkit_full``: K'
-        and V' of all tokens. ``recompute``: as the published code does it, K' and V' at every step.
+        and V' of all tokens, of which each position attends to as many as the policy selects at most (by default, and
+        by most policies, all of them). ``recompute``: as the published code does it, K' and V' at every step.
         ``own_states``: one selection for an answer, the tokens of which pass through the language model; only tiles
         that are looked at are encoded; no such row for models through which they cannot pass. ``best_tile``: the base
         model is asked where to look, and asked again about one tile in place of the picture. ``all_in_sequence``: all
@@ -152,6 +153,7 @@ def cost(
     own = len(patch.geometry.layout(model, grid))
 
     reading, read = HighResReading(patch), round(share * tokens)
+    most = (patch.config if policy is None else patch.config.replace(policy=policy)).selector.most(grid, (zoom, zoom))
     with counting(model):
         low_res = _base(model, tower, low_side, prompt, new_tokens)
         whole = text_cost(model, patch.decoder, own + tokens + prompt, new_tokens)
@@ -179,7 +181,7 @@ def cost(
         **_high_res(shapes, model, tower, low_side * zoom, prompt, new_tokens),
         "flexkit": flex(everything, once.flops, once.kv_bytes),
         "flexkit_on_demand": flex(looked_at, once.flops, once.kv_bytes),
-        "flexkit_full": flex(everything, full.flops, full.kv_bytes, tokens),
+        "flexkit_full": flex(everything, full.flops, full.kv_bytes, max(read, most)),
         "recompute": flex(everything, (new_tokens + 1) * once.flops, 0),
         **own_states,
         "best_tile": replace(low_res, vision_flops=2 * overview, language_flops=asked.flops + low_res.language_flops),

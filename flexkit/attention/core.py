@@ -21,6 +21,7 @@ __all__ = [
     "joint_attention",
     "log_normaliser",
     "merge_high_res",
+    "products",
 ]
 
 
@@ -56,11 +57,7 @@ def attention_logits(
         ``(batch, heads, queries, keys)``; minus infinity where masked.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
-    # The queries of all heads that share a key head in one.
-    rows = query.shape[1] // key.shape[1] * query.shape[2]
-    by_key_head = (query.to(dtype) * scaling).reshape(len(query), key.shape[1], rows, query.shape[-1])
-    logits = by_key_head @ key.to(dtype).transpose(-1, -2)
-    logits = logits.reshape(*query.shape[:3], key.shape[2])
+    logits = products(query.to(dtype) * scaling, key.to(dtype))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if isinstance(bias, Tensor) or bias:
@@ -70,6 +67,27 @@ def attention_logits(
     if mask.dtype != torch.bool:
         logits = logits + mask.to(dtype)
     return logits.masked_fill(hidden_keys(mask), -torch.inf)
+
+
+def products(query: Tensor, key: Tensor) -> Tensor:
+    """Products of queries and keys, for any number of query heads per key head, in their dtype.
+
+    Parameters
+    ----------
+    query : torch.Tensor
+        ``(batch, heads, queries, head_dim)``.
+    key : torch.Tensor
+        ``(batch, key_heads, keys, head_dim)``.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(batch, heads, queries, keys)``.
+    """
+    # The queries of all heads that share a key head in one.
+    rows = query.shape[1] // key.shape[1] * query.shape[2]
+    by_key_head = query.reshape(len(query), key.shape[1], rows, query.shape[-1])
+    return (by_key_head @ key.transpose(-1, -2)).reshape(*query.shape[:3], key.shape[2])
 
 
 def hidden_keys(mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flexkit.attention.core import attention_map, hidden_keys
+from flexkit.attention.core import hidden_keys
 from flexkit.attention.layer import HighResKeys, Looked, look, read
 from flexkit.attention.plain import PlainSelfAttention, Tables, base_attention, check_settings
 from flexkit.attention.ragged import RaggedIndex
@@ -405,14 +405,12 @@ class HierarchicalSelfAttention(PlainSelfAttention):
     ) -> Tensor:
         """``(batch, querying rows, high-res rows, high-res columns)``, bool."""
         shared_from = rows.last if self.share_selection else None
-        made = select_tokens(selector, looked.seen.images, looked.map, layer=layer, shared_from=shared_from)
+        made = select_tokens(selector, looked.seen.images, looked.map_of, layer=layer, shared_from=shared_from)
         return made.masks[0]
 
     def _scores(self, selector: AttentionMapSelector, looked: Looked, image: ImageGroup) -> Tensor:
         """The map that was selected from, with gradient."""
-        weights = attention_map(looked.logits, normaliser=looked.normaliser)
-        weights = torch.take_along_dim(weights, image.columns[:, None, None], dim=-1)
-        return selector.scores(weights, image.grid, image.margins)
+        return selector.scores(looked.map_of(looked.seen.images[0]), image.grid, image.margins)
 
     def _chosen(
         self,

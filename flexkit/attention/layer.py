@@ -1,8 +1,11 @@
 """What a layer does: its querying rows look at the low-res image, and read high-res tokens where they looked.
 
-In order: what is visible (:func:`~flexkit.attention.visible.visibility`), logits over it (:func:`look`), the map, what
-it selects (:func:`~flexkit.attention.select.select_tokens`), K' and V' of that and joint attention (:func:`read`). A
-patched layer and :class:`HierarchicalSelfAttention` both call these.
+In order: what is visible (:func:`~flexkit.attention.visible.visibility`), a look at it (:func:`look`), what its maps
+select (:func:`~flexkit.attention.select.select_tokens`), K' and V' of that and joint attention (:func:`read`). Patched
+layers and :class:`HierarchicalSelfAttention` do this.
+
+Where a fused kernel told its log-normaliser, of the base keys only those of images are read again, and what high-res
+tokens add comes from a fused kernel, too (:mod:`~flexkit.attention.fused`); else all is made of logits.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +15,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flexkit.attention.core import attention_logits, attention_map, joint_attention, log_normaliser
+from flexkit.attention.core import attention_logits, attention_map, joint_attention, log_normaliser, products
+from flexkit.attention.fused import fused_attention, merge_fused
 from flexkit.attention.ragged import RaggedIndex
 from flexkit.attention.select import bias_of_tokens, hidden_cells
-from flexkit.attention.visible import ImageGroup, Visibility
+from flexkit.attention.visible import ImageGroup, Visibility, VisibleImages
 
 __all__ = ["HighResKeys", "Looked", "Read", "ReadSettings", "look", "read"]
 
@@ -77,12 +81,14 @@ class Looked:
 
     query: Tensor
     """``(batch, heads, queries, head_dim)``."""
+    key: Tensor
+    """``(batch, key_heads, keys, head_dim)``: of the base keys."""
     value: Tensor
-    """``(batch, key_heads, keys, value_dim)``: of the base keys."""
-    logits: Tensor
-    """``(batch, heads, queries, keys)``, float32 or wider; minus infinity where a row does not see."""
+    """``(batch, key_heads, keys, value_dim)``."""
     normaliser: Tensor
-    """``(batch, heads, queries, 1)``."""
+    """``(batch, heads, queries, 1)``, float32 or wider."""
+    known: Tensor | None
+    """The logits, unless the kernel told the normaliser, so that nobody needed them."""
     seen: Visibility
     scaling: float
     softcap: float | None
@@ -90,9 +96,26 @@ class Looked:
     bias: Tensor | None
 
     @property
-    def map(self) -> Tensor:
-        """``(batch, heads, queries, keys)``: softmax attention, without gradient."""
-        return attention_map(self.logits.detach(), normaliser=self.normaliser.detach())
+    def logits(self) -> Tensor:
+        """``(batch, heads, queries, keys)``, float32 or wider; minus infinity where a row does not see."""
+        if self.known is not None:
+            return self.known
+        return attention_logits(
+            self.query,
+            self.key,
+            scaling=self.scaling,
+            mask=self.seen.mask,
+            softcap=self.softcap,
+            bias=0.0 if self.bias is None else self.bias,
+        )
+
+    def map_of(self, image: VisibleImages) -> Tensor:
+        """``(images, heads, queries, cells)``: softmax attention over the low-res tokens of some images."""
+        normaliser, query = (image.of_rows(states) for states in (self.normaliser, self.query))
+        if self.known is not None or self.bias is not None or not image.is_whole:
+            return attention_map(image.of_cells(self.logits, -1), normaliser=normaliser)
+        # Their keys alone, in the dtype of the cache.
+        return torch.exp(products(query * self.scaling, image.of_cells(self.key, 2)) - normaliser)
 
 
 @dataclass(frozen=True)
@@ -117,8 +140,9 @@ def look(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     bias: Tensor | None = None,
+    normaliser: Tensor | None = None,
 ) -> Looked:
-    """Let the querying rows look at the base keys, once more than the layer's kernel, which keeps what it saw.
+    """Let the querying rows look at the base keys: once more than the layer's kernel, unless it told its normaliser.
 
     Parameters
     ----------
@@ -130,10 +154,15 @@ def look(
         What the rows see.
     scaling, softcap, sinks, bias
         As for :func:`~flexkit.attention.attention_logits` and :func:`~flexkit.attention.log_normaliser`.
+    normaliser : torch.Tensor, optional
+        ``(batch, heads, queries, 1)``: the kernel's.
     """
-    added = 0.0 if bias is None else bias
-    logits = attention_logits(query, key, scaling=scaling, mask=seen.mask, softcap=softcap, bias=added)
-    return Looked(query, value, logits, log_normaliser(logits, sinks), seen, scaling, softcap, sinks, bias)
+    logits = None
+    if normaliser is None:
+        added = 0.0 if bias is None else bias
+        logits = attention_logits(query, key, scaling=scaling, mask=seen.mask, softcap=softcap, bias=added)
+        normaliser = log_normaliser(logits, sinks)
+    return Looked(query, key, value, normaliser, logits, seen, scaling, softcap, sinks, bias)
 
 
 def read(
@@ -144,6 +173,7 @@ def read(
     settings: ReadSettings,
     *,
     levels: Sequence[Sequence[ImageGroup]] = (),
+    most: int | None = None,
     dropout: float = 0.0,
 ) -> Read:
     """Extend the attention of the querying rows to the high-res tokens that are selected (paper, section 3.2).
@@ -162,6 +192,8 @@ def read(
         How they are read.
     levels : sequence of sequence of ImageGroup
         The images, on each level of a pyramid of zooms; needed where keys have a bias by position.
+    most : int, optional
+        No row reads more tokens than this.
     dropout : float
         Probability with which an attention weight is dropped.
 
@@ -170,34 +202,49 @@ def read(
     Read
         Rows that select nothing keep the bits of ``base``.
     """
-    high_res = project(selected.any(1))
-    tokens, images = high_res.tokens, looked.seen.images
-    bias: Tensor | float = settings.logit_bias
-    if looked.bias is not None:
-        bias = bias + tokens.gather(bias_of_tokens(looked.bias, images, levels, selected.shape[-1]), -1)
-    logits = attention_logits(looked.query, high_res.key, scaling=looked.scaling, softcap=looked.softcap, bias=bias)
-    replaced = None
-    if settings.low_res_keys == "replace":
-        replaced = hidden_cells(selected, images, looked.logits.shape[-1], dilation=settings.replace_dilation)
+    alone = selected.shape[1] == 1
+    high_res, images = project(selected[:, 0] if alone else selected.any(1)), looked.seen.images
+    if alone and high_res.tokens.whole and most is not None and most < selected.shape[-1]:
+        places = RaggedIndex.bounded(selected[:, 0], most)  # by shapes that no data decides
+        high_res = high_res.at(places, selected[:, 0])
+    tokens = high_res.tokens
     among = tokens.among(selected)
-    output = joint_attention(
-        base,
-        looked.logits,
-        looked.value,
-        logits,
-        high_res.value,
-        among,
-        replaced=replaced,
-        sinks=looked.sinks,
-        dropout=dropout,
-        normaliser=looked.normaliser,
-    )
-    if settings.alpha < 1.0:
-        output = torch.lerp(base, output, settings.alpha)
+    replaced, fused, own = None, None, None
+    if settings.low_res_keys == "replace":
+        replaced = hidden_cells(selected, images, looked.key.shape[2], dilation=settings.replace_dilation)
+
+    def logits() -> Tensor:
+        bias: Tensor | float = settings.logit_bias
+        if looked.bias is not None:
+            bias = bias + tokens.gather(bias_of_tokens(looked.bias, images, levels, selected.shape[-1]), -1)
+        return attention_logits(looked.query, high_res.key, scaling=looked.scaling, softcap=looked.softcap, bias=bias)
+
+    if looked.known is None and replaced is None and looked.bias is None and not dropout:
+        fused = fused_attention(looked.query, high_res.key, high_res.value, among, scaling=looked.scaling)
+    if fused is not None:
+        output, normaliser = fused
+        normaliser = normaliser + settings.logit_bias if settings.logit_bias else normaliser
+        output = merge_fused(base, looked.normaliser, output, normaliser, settings.alpha)
+    else:
+        own = logits()
+        output = joint_attention(
+            base,
+            looked.logits,
+            looked.value,
+            own,
+            high_res.value,
+            among,
+            replaced=replaced,
+            sinks=looked.sinks,
+            dropout=dropout,
+            normaliser=looked.normaliser,
+        )
+        output = output if settings.alpha == 1.0 else torch.lerp(base, output, settings.alpha)
 
     def attention() -> Tensor:
-        low = looked.logits if replaced is None else looked.logits.masked_fill(replaced[:, None], -torch.inf)
-        both = torch.cat([low, logits.masked_fill(~among[:, None], -torch.inf)], dim=-1)
+        low, high = looked.logits, logits() if own is None else own
+        low = low if replaced is None else low.masked_fill(replaced[:, None], -torch.inf)
+        both = torch.cat([low, high.masked_fill(~among[:, None], -torch.inf)], dim=-1)
         return attention_map(both.detach(), looked.sinks)[..., low.shape[-1] :]
 
     return Read(output, attention, tokens)

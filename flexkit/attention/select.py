@@ -1,7 +1,7 @@
 """From the attention of a layer to the high-res tokens that are read: image by image, level by level."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +66,7 @@ class Selection:
 def select_tokens(
     selector: AttentionMapSelector,
     images: Sequence[VisibleImages],
-    attention: Tensor,
+    map_of: Callable[[VisibleImages], Tensor],
     *,
     before: Selection | None = None,
     layer: int | None = None,
@@ -84,8 +84,8 @@ def select_tokens(
         The selector.
     images : sequence of VisibleImages
         The images, as the rows see them in this layer.
-    attention : torch.Tensor
-        ``(batch, heads, queries, keys)``: softmax attention over the base keys.
+    map_of : callable
+        From images to softmax attention ``(images, heads, queries, cells)`` over their low-res tokens.
     before : Selection, optional
         The selection of the layer before.
     layer : int, optional
@@ -96,16 +96,14 @@ def select_tokens(
     groups, masks, maps = [], [], []
     for index, seen in enumerate(images):
         group = seen.group
-        own = attention if group.is_batch else attention[group.rows]
-        looked = own.gather(-1, seen.columns[:, None, None].expand(-1, *own.shape[1:3], -1))
-        scores = selector.scores(looked, group.grid, group.margins)
+        scores = selector.scores(map_of(seen), group.grid, group.margins)
         mask = selector.select(scores, group.zoom, layer=layer)
         if seen.cells is not None:
             mask = mask & resample_nearest(seen.cells, group.size)
         if seen.whole is not None and selector.uses_scores:
             older = before.masks[index] if before is not None else torch.zeros_like(mask)
             mask = torch.where(seen.whole[:, :, None, None], mask, older)
-        elif seen.whole is not None:
+        elif seen.whole is not None and seen.behind is not None:
             mask = mask & (seen.whole | seen.behind)[:, :, None, None]
         groups.append(group)
         masks.append(mask if shared_from is None else _of_shared_row(mask, group, shared_from))
@@ -218,7 +216,7 @@ def hidden_cells(selected: Tensor, images: Sequence[VisibleImages], keys: int, *
         read = selected[group.rows[:, None], :, group.tokens]
         (rows, columns), (zoom_rows, zoom_columns) = group.grid, group.zoom
         cells = reduce(read, "i (r y c x) q -> i q r c", "any", r=rows, y=zoom_rows, c=columns, x=zoom_columns)
-        places = seen.columns.masked_fill(~seen.inside, keys)
+        places = seen.columns if seen.inside is None else seen.columns.masked_fill(~seen.inside, keys)
         hidden[group.rows[:, None], places] = rearrange(dilate(cells, dilation), "i q r c -> i (r c) q")
     return hidden[:, :keys].transpose(1, 2)
 
@@ -291,7 +289,9 @@ def bias_of_tokens(
     batch, heads, queries, _ = bias.shape
     whole = bias.new_zeros(batch, tokens, heads, queries)
     for seen, group in ((seen, group) for level in levels for seen, group in zip(images, level, strict=True)):
-        cells = bias[group.rows[:, None], :, :, seen.columns] * seen.inside[..., None, None]
+        cells = bias[group.rows[:, None], :, :, seen.columns]
+        if seen.inside is not None:
+            cells = cells * seen.inside[..., None, None]
         rows, (zoom_rows, zoom_columns) = group.grid[0], group.zoom
         whole[group.rows[:, None], group.tokens] = repeat(
             cells, "i (r c) h q -> i (r y c x) h q", r=rows, y=zoom_rows, x=zoom_columns

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flexkit.attention.core import hidden_keys
-from flexkit.attention.ragged import RaggedIndex
+from flexkit.attention.ragged import RaggedIndex, take
 from flexkit.grids import Pair
 from flexkit.selection import valid_cells
 
@@ -45,6 +45,10 @@ class ImageGroup:
     """Of a pyramid of zooms."""
     is_batch: bool = False
     """Whether these are the images of a batch that has one in every row, in order."""
+    begin: int | None = None
+    """Position of the first low-res token of every image, where they stand one behind the other in the same places."""
+    end: int = 0
+    """Position behind the last low-res token of all images, where :attr:`begin` is known."""
 
     @classmethod
     def of_batch(cls, grid: Pair, zoom: Pair, columns: Tensor, margins: Tensor | None = None) -> Self:
@@ -70,14 +74,32 @@ class VisibleImages:
     group: ImageGroup
     columns: Tensor
     """``(images, cells)``, int64: their low-res tokens among the base keys; any key for those that are not there."""
-    inside: Tensor
-    """``(images, cells)``, bool: which are there; others have left a window, or are still to come."""
-    behind: Tensor
-    """``(images, queries)``, bool: whether the row stands behind the image, in sight or not."""
+    begin: int | None = None
+    """The first of these columns, where all follow it in the same places and nobody has to ask."""
+    inside: Tensor | None = None
+    """``(images, cells)``, bool: which are there; others have left a window, or are to come. None where all are."""
+    behind: Tensor | None = None
+    """``(images, queries)``, bool: whether the row stands behind the image, in sight or not; None where all do."""
     whole: Tensor | None = None
     """``(images, queries)``, bool: whether the map of the row covers the image; None where all do."""
     cells: Tensor | None = None
     """``(images, queries, rows, columns)``, bool: the cells that are no padding; None where none is."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows see all of every image."""
+        return self.whole is None and self.cells is None
+
+    def of_rows(self, states: Tensor) -> Tensor:
+        """``(images, ...)``: states ``(batch, ...)`` of the batch rows of the images."""
+        return states if self.group.is_batch else states[self.group.rows]
+
+    def of_cells(self, states: Tensor, dim: int) -> Tensor:
+        """``(images, ..., cells, ...)``: states ``(batch, ..., keys, ...)`` of the low-res tokens along an axis."""
+        states = self.of_rows(states)
+        if self.begin is not None:
+            return states.narrow(dim, self.begin, self.columns.shape[1])
+        return take(states, self.columns, dim)
 
 
 @dataclass(frozen=True)
@@ -165,6 +187,8 @@ def rows_of_mask(
     if mask is not None and mask.ndim == 4:
         mask = mask[..., :keys]
         return rows.gather(mask.expand(-1, -1, rows.mask.shape[1], -1), dim=2)
+    if mask is None and not is_causal:
+        return None
     padding = None if mask is None else mask[:, None, None, :keys].bool()
     return key_mask(rows.index + past, keys, is_causal=is_causal, sliding_window=sliding_window, mask=padding)
 
@@ -220,6 +244,7 @@ def visibility(
     keys: int,
     *,
     offset: int | Tensor = 0,
+    before: int | None = None,
     sparse: bool = False,
     beside: bool = False,
 ) -> Visibility:
@@ -237,6 +262,8 @@ def visibility(
         Number of keys.
     offset : int or torch.Tensor
         Position in the sequence of the first key.
+    before : int, optional
+        No row stands in front of this position; None where that is not known without asking.
     sparse : bool
         Whether the layer hides keys by choice: those have attention 0, and the map of what is behind a row counts.
     beside : bool
@@ -246,6 +273,13 @@ def visibility(
     seen_keys = None if mask is None else (~hidden_keys(mask)).any(1)
     images = []
     for group in groups:
+        begin = group.begin - offset if group.begin is not None and isinstance(offset, int) else None
+        if begin is not None and not 0 <= begin <= keys - group.columns.shape[1]:
+            begin = None
+        if begin is not None and seen_keys is None and before is not None and group.end <= before:
+            columns = group.columns - offset if offset else group.columns
+            images.append(VisibleImages(group, columns, begin))  # nobody has to look
+            continue
         columns = group.columns - offset
         inside, columns = (columns >= 0) & (columns < keys), columns.clamp(0, keys - 1)
         behind = positions[group.rows] >= group.columns.amax(-1, keepdim=True)
@@ -260,5 +294,6 @@ def visibility(
         # Asked once, it spares every layer two masks.
         always = not torch.compiler.is_compiling() and bool(whole.all())
         cells = rearrange(seen, "i (r c) q -> i q r c", r=group.grid[0]) if beside else None
-        images.append(VisibleImages(group, columns, inside, behind, None if always else whole, cells))
+        known = begin if always and not beside else None
+        images.append(VisibleImages(group, columns, known, inside, behind, None if always else whole, cells))
     return Visibility(mask, tuple(images))

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from flexkit.selection._checks import check_count
 from flexkit.selection.policy import Policy
-from flexkit.selection.ranking import cells_of, first_of
+from flexkit.selection.ranking import cells_of, fixed_mask
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,18 @@ class Center(Policy):
         check_count(self, "k", self.k)
 
     @override
+    def most(self, cells: int) -> int:
+        return cells_of(self.k, cells)
+
+    @override
     def mask(self, scores: Tensor) -> Tensor:
         rows, columns = scores.shape[-2:]
-        # Offsets times 2 * rows * columns are integers: equal distances compare equal.
-        down = (2 * torch.arange(rows, device=scores.device) + 1 - rows) * columns
-        across = (2 * torch.arange(columns, device=scores.device) + 1 - columns) * rows
-        distance = (down[:, None] ** 2 + across**2).flatten()
-        kept = first_of(torch.argsort(distance, stable=True), cells_of(self.k, rows * columns))
+        kept = fixed_mask(_outwards, scores, self.most(rows * columns), rows, columns)
         return kept.reshape(rows, columns).expand(scores.shape)
+
+
+def _outwards(rows: int, columns: int) -> Tensor:
+    # Offsets times 2 * rows * columns are integers: equal distances compare equal.
+    down = (2 * torch.arange(rows) + 1 - rows) * columns
+    across = (2 * torch.arange(columns) + 1 - columns) * rows
+    return torch.argsort((down[:, None] ** 2 + across**2).flatten(), stable=True)

@@ -61,6 +61,16 @@ class Policy(ABC):
         """Whether the mask depends on the scores; False means that only their shape is read."""
         return True
 
+    def most(self, cells: int) -> int:
+        """How many of so many cells it chooses at most; by default all. What is bounded can be read by static shapes.
+
+        Parameters
+        ----------
+        cells : int
+            Of the low-res grid.
+        """
+        return cells
+
     def __call__(self, scores: Tensor) -> Tensor:
         """Choose cells on the low-res grid.
 
@@ -215,6 +225,10 @@ class Nothing(Policy):
     def mask(self, scores: Tensor) -> Tensor:
         return torch.zeros_like(scores, dtype=torch.bool)
 
+    @override
+    def most(self, cells: int) -> int:
+        return 0
+
 
 @dataclass(frozen=True)
 class _OfTwo(Policy):
@@ -246,6 +260,10 @@ class Union(_OfTwo):
         return self.left(scores) | self.right(scores)
 
     @override
+    def most(self, cells: int) -> int:
+        return min(cells, self.left.most(cells) + self.right.most(cells))
+
+    @override
     def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
         return self.left.select(scores, size) | self.right.select(scores, size)
 
@@ -263,6 +281,10 @@ class Intersection(_OfTwo):
     @override
     def mask(self, scores: Tensor) -> Tensor:
         return self.left(scores) & self.right(scores)
+
+    @override
+    def most(self, cells: int) -> int:
+        return min(self.left.most(cells), self.right.most(cells))
 
     @override
     def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:

@@ -9,7 +9,7 @@ from typing_extensions import override
 from flexkit.errors import PolicyError
 from flexkit.selection._checks import check_count, check_int
 from flexkit.selection.policy import Policy
-from flexkit.selection.ranking import cells_of, first_of
+from flexkit.selection.ranking import cells_of, fixed_mask
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,13 @@ class Random(Policy):
             raise PolicyError(f"Random: seed must be below 2**64, got {self.seed!r}")
 
     @override
+    def most(self, cells: int) -> int:
+        return cells_of(self.k, cells)
+
+    @override
     def mask(self, scores: Tensor) -> Tensor:
         rows, columns = scores.shape[-2:]
-        order = _shuffled(rows * columns, self.seed).to(scores.device)
-        kept = first_of(order, cells_of(self.k, rows * columns))
+        kept = fixed_mask(_shuffled, scores, self.most(rows * columns), rows * columns, self.seed)
         return kept.reshape(rows, columns).expand(scores.shape)
 
 

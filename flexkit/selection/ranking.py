@@ -1,5 +1,8 @@
 """Ordering cells by score, and keeping the first of an order: so many, or as many as a budget allows."""
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -27,6 +30,32 @@ def mask_of(order: Tensor, kept: Tensor) -> Tensor:
 def first_of(order: Tensor, count: int) -> Tensor:
     """Mask along the last axis of the first ``count`` indices in ``order``."""
     return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., :count], True)
+
+
+def fixed_mask(order: Callable[..., Tensor], scores: Tensor, count: int, *key: int) -> Tensor:
+    """Mask ``(cells,)`` of the first of an order that no score decides, for the device of ``scores``.
+
+    Parameters
+    ----------
+    order : callable
+        From ``key`` to indices of all cells, first the first.
+    scores : torch.Tensor
+        Whose cells these are.
+    count : int
+        How many.
+    *key : int
+        What decides.
+    """
+    # Made once and not for every map; but a trace, or a tensor that only pretends, gets its own.
+    if type(scores) is not Tensor or torch.compiler.is_compiling():
+        return first_of(order(*key).to(scores.device), count)
+    return _fixed_mask(order, scores.device, count, *key).clone()
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _fixed_mask(order: Callable[..., Tensor], device: torch.device, count: int, *key: int) -> Tensor:
+    return first_of(order(*key), count).to(device)
 
 
 def within_budget(selected: Tensor, scores: Tensor, budget: int | float) -> Tensor:

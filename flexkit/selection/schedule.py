@@ -55,6 +55,10 @@ class Schedule:
         """Whether any of the policies reads the scores."""
         return any(policy.uses_scores for _, policy in self._items)
 
+    def most(self, cells: int) -> int:
+        """How many of so many cells any of the policies chooses at most."""
+        return max(policy.most(cells) for _, policy in self._items)
+
     def at(self, layer: int) -> Policy:
         """Return the policy of a layer.
 

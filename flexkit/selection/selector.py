@@ -10,10 +10,10 @@ from typing_extensions import override
 
 from flexkit.checks import is_count, is_int
 from flexkit.errors import ConfigError, PolicyError
-from flexkit.grids import check_pair, zoom_pair
+from flexkit.grids import Pair, check_pair, zoom_pair
 from flexkit.selection.margins import valid_cells
 from flexkit.selection.policy import Policy, as_policy, check_mask, check_scores, named_failures
-from flexkit.selection.ranking import within_budget
+from flexkit.selection.ranking import cells_of, within_budget
 from flexkit.selection.schedule import Schedule
 from flexkit.selection.threshold import PUBLISHED_POLICY
 
@@ -77,6 +77,18 @@ class AttentionMapSelector(nn.Module):
     def uses_scores(self) -> bool:
         """Whether a selection depends on the scores, by its policy or by its budget."""
         return self.policy.uses_scores or self.budget is not None
+
+    def most(self, grid: Pair, zoom: Pair) -> int:
+        """How many high-res tokens of an image are selected at most.
+
+        Parameters
+        ----------
+        grid, zoom : tuple of int
+            Rows and columns of the low-res grid, and high-res tokens to a side of a cell.
+        """
+        area = zoom[0] * zoom[1]
+        most = self.policy.most(grid[0] * grid[1]) * area
+        return most if self.budget is None else min(most, cells_of(self.budget, grid[0] * grid[1] * area))
 
     def forward(
         self,

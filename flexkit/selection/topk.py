@@ -41,7 +41,10 @@ class TopK(Policy):
         check_count(self, "k", self.k)
 
     @override
+    def most(self, cells: int) -> int:
+        return cells_of(self.k, cells)
+
+    @override
     def mask(self, scores: Tensor) -> Tensor:
         cells = scores.flatten(-2)
-        count = cells_of(self.k, cells.shape[-1])
-        return first_of(descending(cells), count).reshape(scores.shape)
+        return first_of(descending(cells), self.most(cells.shape[-1])).reshape(scores.shape)

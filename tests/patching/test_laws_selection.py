@@ -42,7 +42,10 @@ def test_selections_grow(name: str, data: st.DataObject, kind: str, config: dict
     grown = [first_masks(model, inputs, config | {"policy": policy}) for policy in GROWING[kind]]
     for smaller, larger in pairwise(grown):
         assert all(bool((more | ~less).all()) for less, more in zip(smaller, larger, strict=True))
-    if name == "llava":  # windows of gemma3 may have left the image behind; a grid may be a single cell in qwen2_5_vl
+    # Windows of gemma3 may have left the image behind; a grid may be a single cell in qwen2_5_vl; and the first of all
+    # positions, which makes the one selection of an answer, may stand in front of the image.
+    first_selects = config["select_layers"] is not None and not config["share_selection"] and config["queries"] == "all"
+    if name == "llava" and not first_selects:
         assert any(mask.any() for mask in grown[-1])
 
 

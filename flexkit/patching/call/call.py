@@ -16,7 +16,7 @@ from flexkit.attention.visible import ImageGroup, Visibility, behind_tokens, key
 from flexkit.errors import PatchError, UnsupportedModelError
 from flexkit.patching.call.one_selection import OneSelection
 from flexkit.patching.call.own_states import OwnStates
-from flexkit.patching.memory.high_res import HighResMemory, attach_memory, group_images
+from flexkit.patching.memory.high_res import HighResMemory, attach_memory
 from flexkit.patching.memory.tokens import Encode, no_tiles, tokens_by_image
 from flexkit.patching.seam.attention import map_tables
 from flexkit.patching.seam.decoder import DecoderLayer, high_res_rotary
@@ -58,6 +58,12 @@ class FlexCall:
     """Of kernels that read tokens, by what decides."""
     last: "FlexCall | None" = None
     """The last run of the querying rows, if they were run again."""
+    asks: bool = True
+    """Whether each layer asks the host if K' and V' of something are missing, and waits; else it is noted."""
+    missed: list[Tensor] = field(default_factory=list)
+    """``(batch, tokens)``, bool: for each layer that did not ask, what was missing."""
+    is_settled: bool = True
+    """Whether all that was read was there before."""
     levels: tuple[tuple[ImageGroup, ...], ...] = field(init=False)
     """On each level of a pyramid the images by grid."""
     sources: set[int] = field(init=False)
@@ -72,15 +78,21 @@ class FlexCall:
     """Whether keys and values of high-res tokens are kept for later calls."""
     gate: float | None = field(init=False)
     """Entropy, in nats, below which a low-res answer stands, where each row decides for itself."""
+    most: int | None = field(init=False)
+    """How many tokens a row reads at most; None of a pyramid, where one selection leads to the next."""
 
     def __post_init__(self) -> None:
         self.keeps = not self.training and self.projection != "recompute"
         self.gate = None if self.one is not None or self.training else self.patch.config.gate
-        self.levels, self.sources = group_images(self.memory), self.patch.sources
+        self.levels, self.sources = self.memory.levels, self.patch.sources
         self.records, self.shares_selection = bool(self.patch.recorders), self.patch.config.shares_selection
         config = self.patch.config
         plain = config.low_res_keys == "keep" and config.logit_bias == 0.0 and config.alpha == 1.0
         # While a row looks, it looks at base keys alone.
+        of_rows: dict[int, int] = {}
+        for span in self.memory.images:
+            of_rows[span.row] = of_rows.get(span.row, 0) + config.selector.most(span.grid, span.zoom)
+        self.most = None if len(self.levels) > 1 else max([0, *of_rows.values()])
         self.reads_by_kernel = plain and self.one is not None and self.one.reads and self.one.is_decided
 
     @cached_property
@@ -93,6 +105,10 @@ class FlexCall:
         """``(batch, queries, tokens)``, bool: whether the row stands behind the image of the token."""
         return (self.rows.index + self.past)[..., None] >= self.memory.ends[:, None]
 
+    def lacks(self) -> bool:
+        """Whether K' and V' of something were missing that no layer asked for. The host waits, once."""
+        return bool(self.missed) and bool(torch.stack(self.missed).any())
+
     def querying(self, mask: Tensor, **changed: Any) -> "FlexCall":
         """The same call with other querying positions ``(batch, length)``, before any layer has run."""
         rows = RaggedIndex(mask)
@@ -101,7 +117,15 @@ class FlexCall:
             changed["one"] = self.one.begin(rows, self.past, memory.tokens, memory.answer, shared=shared)
         if self.own is not None and "own" not in changed:
             changed["own"] = replace(self.own, keys={}, missing=None, read=None, masks={})
-        return replace(self, rows=rows, selections={}, opened={}, visited=set(), seen=[], masks={}, **changed)
+        fresh: dict[str, Any] = {
+            "selections": {},
+            "opened": {},
+            "visited": set(),
+            "seen": [],
+            "masks": {},
+            "missed": [],
+        }
+        return replace(self, rows=rows, **fresh | changed)
 
     def sees(
         self, layer: int, kernel: str, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
@@ -122,6 +146,7 @@ class FlexCall:
             self.last.finish(cache)
             return
         self.check_visited(self.patch.layers)
+        self.memory.is_settled = self.is_settled
         for record in self.patch.recorders:
             record(self)
         attach_memory(cache, self.memory)
@@ -139,6 +164,7 @@ class FlexCall:
         softcap: float | None = None,
         sinks: Tensor | None = None,
         position_bias: Tensor | None = None,
+        normaliser: Tensor | None = None,
         is_causal: bool = False,
         sliding_window: int | None = None,
         dropout: float = 0.0,
@@ -159,6 +185,8 @@ class FlexCall:
             ``(batch, length, heads, head_dim)``: what the base kernel gave.
         scaling, softcap, sinks, position_bias, is_causal, sliding_window, dropout
             As the attention module passes them to its kernel.
+        normaliser : torch.Tensor, optional
+            The kernel's log-normaliser, of as many numbers as ``(batch, heads, length)``, if it told it.
 
         Returns
         -------
@@ -173,13 +201,12 @@ class FlexCall:
             base = pad(base, (0, 0, 0, 0, skipped, 0))
         self.visited.add(layer)
         patch, config, of = self.patch, self.patch.config, self.patch.layers[layer]
-        reads = self.rows.count > 0 and layer >= config.start_layer  # type: ignore[operator]
-        maps = self.records or layer in self.sources
-        if self.one is not None:
-            maps = layer in self.sources and not self.one.is_decided
-            reads = reads and self.one.reads and not self.reads_by_kernel
-            if not (maps or reads):
-                return base[:, skipped:]
+        maps, reads = self._does(layer)
+        if not (maps or reads):
+            return base[:, skipped:]
+        heard = None
+        if normaliser is not None and sinks is None and not skipped:
+            heard = self.rows.gather(normaliser.reshape(*query.shape[:3], 1), dim=2)
         looked = look(
             self.rows.gather(query, dim=2),
             key,
@@ -189,6 +216,7 @@ class FlexCall:
             softcap=softcap,
             sinks=self.rows.gather(sinks, dim=2) if sinks is not None and sinks.ndim == 4 else sinks,
             bias=None if position_bias is None else self.rows.gather(position_bias, dim=2),
+            normaliser=heard,
         )
         shared_from = self.rows.last if self.shares_selection else None
         if maps:
@@ -196,7 +224,7 @@ class FlexCall:
             self.selections[layer] = select_tokens(
                 config.selector,
                 looked.seen.images,
-                looked.map,
+                looked.map_of,
                 before=self.selections.get(earlier) if earlier in self.sources else None,  # recorded or not
                 layer=layer if config.select_from == "same" else layer + 1,
                 shared_from=shared_from,
@@ -225,6 +253,7 @@ class FlexCall:
             partial(self._project, of, key, value),
             config,
             levels=self.levels,
+            most=self.most,
             dropout=dropout,
         )
         if len(self.levels) > 1:
@@ -238,6 +267,17 @@ class FlexCall:
                 shared_from=shared_from,
             )
         return self.rows.scatter(joint.output.transpose(1, 2), base)[:, skipped:]
+
+    def _does(self, layer: int) -> tuple[bool, bool]:
+        """Whether rows select by the map of a layer, and whether they read in it."""
+        reads = self.rows.count > 0 and layer >= self.patch.start_layer
+        if self.one is None:
+            return self.records or layer in self.sources, reads
+        return layer in self.sources and not self.one.is_decided, reads and self.one.reads and not self.reads_by_kernel
+
+    def listens(self, layer: int) -> bool:
+        """Whether the log-normaliser of a layer's kernel is of use."""
+        return self.rows.count > 0 and not torch.compiler.is_compiling() and any(self._does(layer))
 
     def _with_tokens(
         self,
@@ -296,7 +336,14 @@ class FlexCall:
         # No context beside the sequence is behind any row of it.
         positions = rows.index + self.past if in_sequence else torch.full_like(rows.index, -1)
         seen = visibility(
-            mask, self.levels[0], positions, keys, offset=offset, sparse=of.is_sparse, beside=not in_sequence
+            mask,
+            self.levels[0],
+            positions,
+            keys,
+            offset=offset,
+            before=self.past if isinstance(self.past, int) else None,
+            sparse=of.is_sparse,
+            beside=not in_sequence,
         )
         self.seen.append((given, kind, seen))
         return seen
@@ -312,13 +359,16 @@ class FlexCall:
                 held = self._project_tokens(of, RaggedIndex.all(torch.ones_like(wanted)))
         else:
             missing = wanted if held is None else wanted > held.tokens.mask
-            if held is None or bool(missing.any()):
-                tokens = RaggedIndex(missing)
-                if tokens.count:
-                    new = self._project_tokens(of, tokens)
-                else:  # not every module can be run on no token at all
-                    new = HighResKeys(key[:, :, :0], value[:, :, :0], tokens)
+            if held is not None and not self.asks:
+                self.missed.append(missing)
+                return held
+            tokens = RaggedIndex(missing)
+            self.is_settled = self.is_settled and not tokens.count
+            if tokens.count:
+                new = self._project_tokens(of, tokens)
                 held = new if held is None else held.and_then(new)
+            elif held is None:  # not every module can be run on no token at all
+                held = HighResKeys(key[:, :, :0], value[:, :, :0], tokens)
             if self.patch.config.kept is not None:
                 limit = self.patch.config.limit_kept(self.memory.tokens)
                 held = held if held.key.shape[2] <= limit else held.only(wanted)

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from flexkit.attention.visible import behind_tokens
 from flexkit.patching.memory.high_res import HighResMemory, attach_memory
+from flexkit.patching.seam.attention import Silent
 
 __all__ = ["Following"]
 
 
 @dataclass
-class Following:
+class Following(Silent):
     """Stands in the place of a call: base kernels see the tokens, and nothing else is asked or noted."""
 
     memory: HighResMemory
@@ -39,12 +40,6 @@ class Following:
         if kind not in self.masks:
             self.masks[kind] = mask, self._mask(mask, holder)
         return kernel, holder.keys, holder.values, self.masks[kind][1]
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: object, base: Tensor, **_: Any
-    ) -> Tensor:
-        """The kernel has read."""
-        return base
 
     def finish(self, cache: object) -> None:
         """Leave with the cache where the answer goes on."""

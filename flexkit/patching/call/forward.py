@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from flexkit.attention.ragged import RaggedIndex
 from flexkit.errors import ConfigError
@@ -42,10 +42,16 @@ def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if call is None:
         return own(**kwargs)
     base = partial(route.run, own)
+    if isinstance(call, FlexCall) and call.memory.is_settled and call.gate is None:
+        call.asks = not _can_go_back(kwargs.get("past_key_values"), call.past)
     if isinstance(call, FlexCall) and call.gate is not None:
         call, output = _gated(base, call, call.gate, kwargs)
     else:
         output = base(call, kwargs)
+        if isinstance(call, FlexCall) and call.lacks():
+            kwargs["past_key_values"].crop(-call.rows.mask.shape[1])
+            call = call.querying(call.rows.mask, asks=True)
+            output = base(call, kwargs)
     given = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
     caches = (each for each in (*given, kwargs.get("past_key_values")) if isinstance(each, Cache))
     call.finish(next(caches, None))
@@ -74,15 +80,19 @@ def place_images(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     call = kwargs.get(CALL)
     if not isinstance(call, FlexCall):
         return
+    memory, length = call.memory, call.rows.mask.shape[1]
+    if isinstance(call.past, int) and all(span.end <= call.past for span in memory.images) and memory.in_sequence:
+        memory.seen = call.past + length  # all are in their place
+        return
     position_ids = kwargs.get("position_ids")
     if position_ids is None:
-        position_ids = call.past + torch.arange(call.rows.mask.shape[1], device=call.rows.mask.device)[None]
+        position_ids = call.past + torch.arange(length, device=call.rows.mask.device)[None]
     if position_ids.ndim == 2:
         position_ids = position_ids[None]
     rope = getattr(getattr(decoder, "config", None), "rope_parameters", None) or {}
     if len(position_ids) > (len(rope.get("mrope_section", ())) or 3):
         position_ids = position_ids[1:]  # the first axis, of the text, only serves the masks
-    call.memory.place(position_ids.expand(-1, call.memory.batch, -1), call.past)
+    memory.place(position_ids.expand(-1, memory.batch, -1), call.past)
 
 
 def base_forward(model: nn.Module) -> Callable[..., Any]:
@@ -94,6 +104,19 @@ def take_high_res(kwargs: dict[str, Any]) -> tuple[dict[str, Any], Prompt | None
     """Take high-res inputs, and what ``generate`` noted, out of a call's arguments; inputs that are None are none."""
     high_res = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
     return {name: value for name, value in high_res.items() if value is not None}, kwargs.pop(PROMPT, None)
+
+
+def _can_go_back(cache: object, past: int | Tensor) -> bool:
+    """Whether all that a call does to a cache is to append its positions, which it can then forget."""
+    if not isinstance(cache, DynamicCache) or getattr(cache, "offloading", False):
+        return False
+    layers: list[Any] = cache.layers
+    return all(
+        getattr(type(layer), "own", type(layer)) is DynamicLayer
+        and layer.keys is not None
+        and layer.keys.shape[-2] == past
+        for layer in layers
+    )
 
 
 def _gated(base: Callable[..., Any], call: FlexCall, gate: float, kwargs: dict[str, Any]) -> tuple[FlexCall, Any]:

@@ -231,7 +231,8 @@ def _spans(
     overview_only: str,
 ) -> list[ImageSpan]:
     """Share out the image tokens of every batch row among the images, in order."""
-    lengths = [len(layout) for layout in layouts]
+    lengths, device = [len(layout) for layout in layouts], image_tokens.device
+    image_tokens = image_tokens.cpu()  # the host waits for it once, and not for each image
     held = image_tokens.sum(-1).tolist()
     spans: list[ImageSpan] = []
     for row, tokens in enumerate(image_tokens):
@@ -244,11 +245,13 @@ def _spans(
                     f"{lengths} tokens, in this order. Pass one high-res view for each image of the prompt, in its "
                     "order." + (f" The prompt must carry overviews only: {overview_only}." if overview_only else "")
                 )
-            columns = left[: lengths[index]][layouts[index].to(left.device)]
+            columns = left[: lengths[index]][layouts[index].cpu()]
             padded = margins[index]
-            margin = None if padded is None else padded.to(left.device)
-            end = int(columns[-1]) + 1
-            spans.append(ImageSpan(row, columns, grids[index], zoom, 0, index, margin, end))
+            margin = None if padded is None else padded.to(device)
+            first, last = columns[[0, -1]].tolist()
+            begin = first if last - first + 1 == len(columns) else None
+            columns = columns.to(device)
+            spans.append(ImageSpan(row, columns, grids[index], zoom, 0, index, margin, last + 1, begin=begin))
             left = left[lengths[index] :]
     if len(spans) != len(grids):
         raise HighResInputError(f"{len(grids)} high-res views were given for {len(spans)} images in the prompt.")

@@ -202,7 +202,14 @@ def query_rows(
     repeats : int
         How many successive batch rows continue one sample.
     """
-    labels, padding, has_image = inputs.get("labels"), inputs.get("attention_mask"), memory.rows_with_images
+    labels, padding = inputs.get("labels"), inputs.get("attention_mask")
+    kept = inputs.get("logits_to_keep", 0)
+    asks = labels is None and named is None and isinstance(config.queries, str) and isinstance(kept, int)
+    if length == 1 and asks and memory.all_have_images:  # a decoded token: nobody has to count
+        if isinstance(padding, Tensor) and padding.ndim == 2:
+            return RaggedIndex.one(padding[:, -1:].to(memory.device, torch.bool))
+        return RaggedIndex.all(torch.ones(memory.batch, 1, dtype=torch.bool, device=memory.device))
+    has_image = memory.rows_with_images
     attended = torch.ones(memory.batch, length, dtype=torch.bool, device=has_image.device)
     # Masks other than a padding mask come from generate, which pads on the left.
     if isinstance(padding, Tensor) and padding.ndim == 2:
@@ -217,7 +224,6 @@ def query_rows(
     elif config.queries == "all":
         mask = attended
     else:
-        kept = inputs.get("logits_to_keep", 0)
         if isinstance(kept, Tensor):
             asked = torch.zeros_like(attended)
             asked[:, kept] = True

@@ -17,6 +17,7 @@ from flexkit.attention.layer import HighResKeys
 from flexkit.attention.ragged import RaggedIndex
 from flexkit.attention.visible import and_itself, key_mask, rows_of_mask
 from flexkit.patching.memory.tokens import ImageSpan, Prefix
+from flexkit.patching.seam.attention import Silent
 from flexkit.patching.seam.decoder import DecoderLayer
 
 __all__ = ["LayerKeys", "OwnStates", "Passing"]
@@ -139,7 +140,7 @@ class OwnStates:
 
 
 @dataclass
-class Passing:
+class Passing(Silent):
     """High-res tokens on their way through the text model, in the place of a call."""
 
     layers: Mapping[int, DecoderLayer]
@@ -170,12 +171,6 @@ class Passing:
         if kernel != "sdpa":
             kernel, mask = "eager", key.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(key.dtype).min)
         return kernel, torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2), mask
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: object, base: Tensor, **_: Any
-    ) -> Tensor:
-        """A token on its way reads no others."""
-        return base
 
     def _kept(self, prefixes: Sequence[Prefix]) -> tuple[Tensor, Tensor, list[int]]:
         """Keys and values of the prefixes of every batch row, one behind the other, and where each starts."""

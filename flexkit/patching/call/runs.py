@@ -25,6 +25,7 @@ from flexkit.patching.call.own_states import LayerKeys, OwnStates, Passing
 from flexkit.patching.memory.high_res import HighResMemory
 from flexkit.patching.memory.resident import move_in
 from flexkit.patching.memory.tokens import ImageSpan, Prefix, tokens_by_image
+from flexkit.patching.seam.attention import Silent
 from flexkit.patching.seam.config_view import CALL
 from flexkit.patching.seam.decoder import DecoderLayer, embeddings_of
 
@@ -37,18 +38,12 @@ _TOGETHER = 1024
 
 
 @dataclass
-class Saying:
+class Saying(Silent):
     """Stands in the place of a call while a model says what it makes of hidden states that a run left."""
 
     hidden: Tensor
     """``(batch, 1, dim)``."""
     own: ClassVar[None] = None
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: object, base: Tensor, **_: Any
-    ) -> Tensor:
-        """What runs meanwhile counts for nothing."""
-        return base
 
     def said(self, output: Any) -> Any:
         """The text model's output, with these states in the place of what it made."""

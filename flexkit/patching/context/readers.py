@@ -14,7 +14,7 @@ from flexkit.errors import ConfigError, HighResInputError, UnsupportedModelError
 from flexkit.patching.call.call import FlexCall
 from flexkit.patching.call.inputs import IGNORED, asks_last, query_rows
 from flexkit.patching.config import FlexConfig
-from flexkit.patching.memory.high_res import HighResMemory, cached_length, cached_memory, group_images
+from flexkit.patching.memory.high_res import HighResMemory, cached_length, cached_memory
 from flexkit.patching.state import Patch
 
 __all__ = ["LearnedQueries", "Reader", "Reading", "Words"]
@@ -262,7 +262,7 @@ class _OfLearnedQueries(FlexCall):
             )
         if not self.rows.mask.shape[1]:  # a generation may repeat every image for its beams
             self.memory = self.memory.repeat_interleave(len(query) // self.memory.batch)
-            self.levels = group_images(self.memory)
+            self.levels = self.memory.levels
             reading = torch.arange(query.shape[2], device=query.device) >= self.first
             self.rows = RaggedIndex(self.memory.rows_with_images[:, None] & reading)
         return super().attend(layer, query, key, value, mask, base, **options)

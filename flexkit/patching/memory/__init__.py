@@ -6,7 +6,6 @@ from flexkit.patching.memory.high_res import (
     attach_memory,
     cached_length,
     cached_memory,
-    group_images,
 )
 from flexkit.patching.memory.tokens import Encode, Encoded, ImageSpan, Prefix, ReadTiles, Tiled, TiledImage, no_tiles
 
@@ -23,6 +22,5 @@ __all__ = [
     "attach_memory",
     "cached_length",
     "cached_memory",
-    "group_images",
     "no_tiles",
 ]

@@ -26,7 +26,6 @@ __all__ = [
     "cached_length",
     "cached_memory",
     "carrying",
-    "group_images",
 ]
 
 
@@ -93,6 +92,9 @@ class HighResMemory:
     """What is read all along an answer, where one selection is made for it."""
     resident: Resident | None = None
     """Tokens that stand in the cache itself, if these are what the answer reads."""
+    is_settled: bool = False
+    """Whether the last call found K' and V' of all that it read: the next one is likely to, too."""
+    _levels: tuple[tuple[ImageGroup, ...], ...] | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def pack(
@@ -138,6 +140,13 @@ class HighResMemory:
         return ends.to(self.device)
 
     @property
+    def levels(self) -> tuple[tuple[ImageGroup, ...], ...]:
+        """On each level of a pyramid of zooms the images by grid: the same groups, in the same order."""
+        if self._levels is None:
+            self._levels = _by_grid(self.images, self.batch)
+        return self._levels
+
+    @property
     def bytes(self) -> int:
         """What the high-res tokens and all that is kept of them take up."""
         return self.features.bytes + sum(held.bytes for held in self.projected.values())
@@ -148,6 +157,11 @@ class HighResMemory:
         if self.answer is None or self.resident is None or not self.resident.goes_on:
             return self.answer
         return replace(self.answer, end=torch.full_like(self.answer.end, self.seen))
+
+    @property
+    def all_have_images(self) -> bool:
+        """Whether there is an image in every batch row."""
+        return len({span.row for span in self.images}) == self.batch
 
     @property
     def rows_with_images(self) -> Tensor:
@@ -248,36 +262,33 @@ def _check_grid(span: ImageSpan, positions: Tensor) -> None:
         )
 
 
-def group_images(memory: HighResMemory) -> tuple[tuple[ImageGroup, ...], ...]:
-    """On each level of a pyramid of zooms the images by grid: the same groups, in the same order."""
+def _by_grid(images: Sequence[ImageSpan], batch: int) -> tuple[tuple[ImageGroup, ...], ...]:
     levels: dict[int, dict[Pair, list[ImageSpan]]] = {}
-    for span in memory.images:
+    for span in images:
         levels.setdefault(span.level, {}).setdefault(span.grid, []).append(span)
-    grouped = []
-    for level, by_grid in levels.items():
-        groups = []
-        for grid, spans in by_grid.items():
-            rows, starts = [span.row for span in spans], [span.start for span in spans]
-            columns = torch.stack([span.columns for span in spans])
-            padded = next((span.margins for span in spans if span.margins is not None), None)
-            margins = None
-            if padded is not None:
-                own = [torch.zeros_like(padded) if span.margins is None else span.margins for span in spans]
-                margins = torch.stack(own)
-            groups.append(
-                ImageGroup(
-                    grid,
-                    spans[0].zoom,
-                    torch.tensor(rows, device=columns.device),
-                    columns,
-                    torch.tensor(starts, device=columns.device),
-                    margins,
-                    level,
-                    is_batch=rows == list(range(memory.batch)),
-                )
-            )
-        grouped.append(tuple(groups))
-    return tuple(grouped) or ((),)
+    return tuple(tuple(_group(spans, batch) for spans in of.values()) for of in levels.values()) or ((),)
+
+
+def _group(spans: Sequence[ImageSpan], batch: int) -> ImageGroup:
+    """Images of one level and one grid."""
+    first, rows = spans[0], [span.row for span in spans]
+    columns = torch.stack([span.columns for span in spans])
+    padded = next((span.margins for span in spans if span.margins is not None), None)
+    margins = None
+    if padded is not None:
+        margins = torch.stack([torch.zeros_like(padded) if span.margins is None else span.margins for span in spans])
+    return ImageGroup(
+        first.grid,
+        first.zoom,
+        torch.tensor(rows, device=columns.device),
+        columns,
+        torch.tensor([span.start for span in spans], device=columns.device),
+        margins,
+        first.level,
+        is_batch=rows == list(range(batch)),
+        begin=first.begin if all(span.begin == first.begin for span in spans) else None,
+        end=max(span.end for span in spans),
+    )
 
 
 class MemoryLayer:

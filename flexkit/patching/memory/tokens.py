@@ -72,6 +72,8 @@ class ImageSpan:
     """What high-res tokens see in each layer besides themselves, where they have states of their own."""
     typed: Mapping[str, Tensor] = field(default_factory=dict)
     """What else the text model is told of each of its tokens, by the name of the argument."""
+    begin: int | None = None
+    """Position of the first low-res token, where nothing stands between these."""
 
     @property
     def tokens(self) -> int:

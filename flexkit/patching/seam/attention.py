@@ -7,6 +7,7 @@ keys, rotation, latents and biases are its own, whatever its kind.
 
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -15,13 +16,28 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from flexkit.attention.fused import Listening
 from flexkit.checks import FLOATS
 from flexkit.patching.seam.config_view import CALL, NAME
 from flexkit.patching.seam.projections import ADDED, SUFFIX
 
-__all__ = ["apart", "captured", "map_tables", "modeling_module", "reached", "together", "twin_of"]
+__all__ = ["Silent", "apart", "captured", "map_tables", "modeling_module", "reached", "together", "twin_of"]
 
 _QUERIES = ("q_proj", "query", "q", "q_attn")
+
+
+class Silent:
+    """What an attention function asks of a call, where no row reads but by the kernel itself."""
+
+    def listens(self, layer: int) -> bool:
+        """Whether the log-normaliser of a layer's kernel is of use."""
+        return False
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: object, base: Tensor, **_: Any
+    ) -> Tensor:
+        """What the kernel gave."""
+        return base
 
 
 class _Captured(Exception):  # noqa: N818 - not an error: it ends a twin's run where the kernel would begin
@@ -61,7 +77,9 @@ def _high_res_attention(
             sliding_window=kwargs.get("sliding_window"),
         )
     kernel = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(name, getattr(modeling, "eager_attention_forward", None))
-    output, weights = kernel(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    listening = Listening() if call is not None and name == "sdpa" and call.listens(config.layer) else None
+    with listening or nullcontext():
+        output, weights = kernel(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     if call is not None:
         output = call.attend(
             config.layer,
@@ -75,6 +93,7 @@ def _high_res_attention(
             softcap=None if name == "sdpa" else kwargs.get("softcap"),
             sinks=kwargs.get("s_aux", kwargs.get("sinks")),
             position_bias=kwargs.get("position_bias"),
+            normaliser=None if listening is None else listening.normaliser,
             is_causal=is_causal,
             sliding_window=kwargs.get("sliding_window"),
             dropout=dropout,
