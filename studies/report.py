@@ -14,6 +14,8 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from studies.native.study import ALL
+
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 STYLES = {
     "oracle": ("#009E73", "^", "oracle: told where the digit is"),
@@ -110,6 +112,18 @@ def in_depth_table(bases: Mapping[str, Mapping[str, Any]], kind: str) -> list[li
         [name, *(_interval([of[way][about] for of in found]) for about in abouts)] for way, name in IN_DEPTH.items()
     ]
     return [["", *(f"{about}s" for about in abouts)], *rows]
+
+
+def native_table(models: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of means over the models, with the standard error of the mean, and operations by those of all tokens."""
+    found = list(models.values())
+    abouts = list(found[0]["accuracy"][ALL])
+    rows = []
+    for way in found[0]["accuracy"]:
+        accuracies = [_interval([of["accuracy"][way][about] for of in found]) for about in abouts]
+        share = statistics.mean(of["lm_gflops"][way] / of["lm_gflops"][ALL] for of in found)
+        rows.append([way, *accuracies, _share(share)])
+    return [["", *(f"{about}s" for about in abouts), "LM FLOP"], *rows]
 
 
 def pointing_table(bases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -253,6 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _write(folder / f"in_depth_{kind}.csv", in_depth_table(bases, kind))
         _write(folder / "pointing.csv", pointing_table(bases))
         _save(trade_figure(bases), folder / "in_depth.svg")
+    if "native" in found:
+        _write(folder / "native.csv", native_table(found["native"]["models"]))
     if "settings" in found:
         _write(folder / "settings.csv", settings_table(found["settings"]["settings"]))
     if "selection" in found:

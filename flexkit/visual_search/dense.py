@@ -1,6 +1,6 @@
 """What a vision tower learns first: to tell, at every token, what is there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,20 +16,55 @@ from flexkit.visual_search.labels import CLASS_WORDS, CLASSES, UNKNOWN, token_la
 from flexkit.visual_search.model import CELLS, ZOOM, token_ids
 from flexkit.visual_search.scene import paint_scene
 
-__all__ = ["DenseReader", "DenseScenes"]
+__all__ = ["DenseReader", "DenseScenes", "Namer"]
 
 _WEIGHTS = {"digit": 5.0}
 """Of the losses; digits are learned last, and by far."""
-WORD_IDS = {name: token_ids(words) for name, words in CLASS_WORDS.items()}
-WORD_IDS["colour"] += token_ids(["<unk>"])
-"""The tokens by which things are named, by their class; the ground is ``<unk>``."""
+_WORD_IDS = {name: token_ids(words) for name, words in CLASS_WORDS.items()}
+_WORD_IDS["colour"] += token_ids(["<unk>"])
+"""The ground is ``<unk>``."""
+
+
+class Namer(nn.Module):
+    """What tells a vision tower to name what every token shows.
+
+    A linear layer, thrown away later, tells from the tower's tokens, and behind the projector the language model's own
+    words do: the model then finds a named object at once.
+
+    Parameters
+    ----------
+    words : torch.nn.Linear
+        From the language model's width to its vocabulary.
+    width : int
+        Of the tower's tokens.
+    word_ids : mapping of str to list of int
+        By class, those of the words that name what is of it; the ground is the last of the colours.
+    """
+
+    def __init__(self, words: nn.Module, width: int, word_ids: Mapping[str, list[int]]) -> None:
+        super().__init__()
+        self.words, self.head, self.word_ids = words, nn.Linear(width, sum(CLASSES.values())), word_ids
+
+    def forward(self, tokens: Tensor, projected: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Loss, and the logits of every token for all classes.
+
+        Parameters
+        ----------
+        tokens, projected : torch.Tensor
+            ``(images, tokens, width)``: from the tower, and from the projector.
+        labels : torch.Tensor
+            ``(images, 5, tokens)``, as :func:`flexkit.visual_search.labels.token_labels` gives them.
+        """
+        logits, words = self.head(tokens), self.words(projected)
+        told = zip(CLASSES, logits.split(list(CLASSES.values()), dim=-1), labels.unbind(1), strict=True)
+        losses = []
+        for name, by_head, target in told:
+            losses += [_WEIGHTS.get(name, 1.0) * _loss(by_head, target), _loss(words[..., self.word_ids[name]], target)]
+        return {"loss": torch.stack(losses).sum(), "logits": logits}
 
 
 class DenseReader(nn.Module):
     """The vision tower and projector of a model, and what tells them to name what every token shows.
-
-    A linear layer, thrown away later, tells from the tower's tokens, and behind the projector the language model's own
-    words do: the model then finds a named object at once.
 
     Parameters
     ----------
@@ -41,8 +76,7 @@ class DenseReader(nn.Module):
         super().__init__()
         self.tower = model.model.vision_tower
         self.projector = model.model.multi_modal_projector
-        self.words = model.lm_head
-        self.head = nn.Linear(model.config.vision_config.hidden_size, sum(CLASSES.values()))
+        self.namer = Namer(model.lm_head, model.config.vision_config.hidden_size, _WORD_IDS)
 
     def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Loss, and the logits of every token for all classes.
@@ -55,12 +89,8 @@ class DenseReader(nn.Module):
             ``(images, 5, tokens)``, as :class:`DenseScenes` gives them.
         """
         tokens = self.tower(pixel_values, output_hidden_states=True).hidden_states[-1]
-        logits, words = self.head(tokens), self.words(self.projector(tokens))
-        told = zip(CLASSES, logits.split(list(CLASSES.values()), dim=-1), labels.unbind(1), strict=True)
-        losses = []
-        for name, by_head, target in told:
-            losses += [_WEIGHTS.get(name, 1.0) * _loss(by_head, target), _loss(words[..., WORD_IDS[name]], target)]
-        return {"loss": torch.stack(losses).sum(), "logits": logits}
+        named: dict[str, Tensor] = self.namer(tokens, self.projector(tokens), labels)
+        return named
 
 
 def _loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -5,17 +5,21 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 
 import flexkit
 from flexkit.measuring import time_in_turns
-from flexkit.visual_search import evaluation, load_model
+from flexkit.visual_search import draw_scene, evaluation, load_model
 from flexkit.visual_search.evaluation import Batch
 from flexkit.visual_search.model import ZOOM
 from flexkit.visual_search.weights import WEIGHTS
 from studies import report, selection, settings, without_training
 from studies.baselines import Looker, insert_selected, zoom_in
+from studies.native import model as native_model
+from studies.native import study as native_study
+from studies.native import training as native_training
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,36 @@ def test_the_best_tile_takes_the_place_of_the_image(inputs: dict[str, torch.Tens
         one["pixel_values"] = inputs["hd_pixel_values"][index : index + 1, :, y : y + 64, x : x + 64]
         expected = model(**one, logits_to_keep=1).logits[:, -1]
         torch.testing.assert_close(found[index : index + 1], expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_model_that_reads_any_size_sees_what_the_small_one_does() -> None:
+    """Its tower is the one that ships, on patches in the order of their tokens."""
+    base, plain = load_model("base")
+    model, scene = native_model.build_model(), draw_scene(1).image
+    tall = scene.resize((64, 96))
+    inputs = native_model.build_processor(96).image_processor([scene, tall, scene], return_tensors="pt")
+    tokens = model.model.visual.seen(inputs["pixel_values"], inputs["image_grid_thw"])
+    shown = scene.resize((96, 96), PIL.Image.Resampling.BICUBIC), tall
+    as_they_are = partial(plain.image_processor, do_resize=False, do_pad=False, return_tensors="pt")
+    pixels = [as_they_are(each)["pixel_values"] for each in shown]
+    first, second = (base.model.vision_tower(each, output_hidden_states=True).hidden_states[-1][0] for each in pixels)
+    torch.testing.assert_close(tokens, torch.cat([first, second, first]), atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_reads_any_size_is_trained_and_studied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {name: replace(stage, steps=2, batch=1) for name, stage in native_training.STAGES.items()}
+    monkeypatch.setattr(native_training, "STAGES", few)
+    monkeypatch.setattr(native_study, "SIDES", (64, 192))
+    monkeypatch.setattr(native_study, "ZOOMS", {64: 3})
+    monkeypatch.setattr(native_study, "SHARES", (0.1,))
+    native_training.main(["--output", str(tmp_path / "model")])
+    native_study.main([str(tmp_path / "model"), "--questions", "4", "--output", str(tmp_path / "native.json")])
+    report.main([str(tmp_path)])
+    lines = [line.split(",") for line in (tmp_path / "native.csv").read_text().splitlines()]
+    assert lines[0] == ["", "digits", "rows", "columns", "shapes", "LM FLOP"]
+    costs = {line[0]: float(line[-1]) for line in lines[1:] if len(line) == 6}
+    assert costs["192 px"] == 1 and costs["64 px"] < 0.1
 
 
 def test_studies_and_their_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
