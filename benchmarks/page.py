@@ -14,6 +14,12 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+LAUNCHED = {
+    "steady": "selection stays",
+    "top_k": "``TopK(0.1)``, all projected",
+    "threshold": "``FlexConfig()``",
+    "one_selection": "``training_free``, always read",
+}
 Results = Mapping[str, Mapping[str, Any]]
 """By the name of the file."""
 
@@ -62,6 +68,22 @@ def memory_table(results: Results) -> list[list[str]]:
     rows = [["language model", *ways.values()]]
     for found in results.values():
         rows.append([shape(found), *(f"{found['peak_mib'][way]:.0f}" for way in ways)])
+    return rows
+
+
+def launches_table(found: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of cases and ways: kernels and bytes by the base model's, and waits of the host."""
+    parts = ("prefill", "token")
+    rows = [["prompt", "", *(f"{part}: {what}" for part in parts for what in ("kernels", "bytes", "waits"))]]
+    for case, ways in found["launches"].items():
+        base = ways["base"]
+        for way, counted in ways.items():
+            cells = []
+            for part in parts:
+                cells += [f"{counted[part][what] / base[part][what]:.2f}" for what in ("kernels", "bytes")]
+                cells.append(str(counted[part]["waits"]))
+            if way != "base":
+                rows.append([case, LAUNCHED[way], *cells])
     return rows
 
 
@@ -153,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _write(options.folder / "by_fraction.csv", growth_table(found["by_fraction"], "fraction read"))
             with rc_context({"svg.fonttype": "none", "svg.hashsalt": "flexkit"}):
                 growth_figure(found).savefig(options.folder / "growth.svg", metadata={"Date": None})
+        if "launches" in found:
+            _write(options.folder / "launches.csv", launches_table(found))
         if "kept_mib" in found:
             _write(options.folder / f"{name.split('-')[0]}.csv", training_table(found))
 

@@ -32,7 +32,8 @@ class Way:
     def decode(self) -> None:
         """Run one more token."""
         settle(self.model, self.settings)
-        token = torch.full((1, 1), 5, device=self.model.device)
+        prompts = self.inputs.get("input_ids", self.inputs.get("inputs_embeds"))
+        token = torch.full((len(prompts), 1), 5, device=self.model.device)
         self.model(input_ids=token, past_key_values=self.cache, logits_to_keep=1)
         wait(self.model)
 

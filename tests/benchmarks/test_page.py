@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import growth, language_model, page, training
+from benchmarks import growth, language_model, launches, page, training
 
 LITTLE = ["--width", "128", "--layers", "2", "--rounds", "1", "--device", "cpu"]
 
@@ -16,17 +16,22 @@ def table(path: Path) -> list[list[str]]:
 
 
 def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (growth, language_model, training):
+    for module in (growth, language_model, launches, training):
         monkeypatch.setattr(module, "ZOOM", 2)
     monkeypatch.setattr(growth, "ZOOMS", (2, 4))
     monkeypatch.setattr(growth, "FRACTIONS", (0.1, 1.0))
+    monkeypatch.setattr(launches, "CASES", ((8, 1), (8, 2)))
     results, folder = tmp_path / "results", tmp_path / "page"
-    for name, module in (("growth-128", growth), ("mha-128", language_model), ("training-128", training)):
+    modules = {"growth-128": growth, "launches-128": launches, "mha-128": language_model, "training-128": training}
+    for name, module in modules.items():
         module.main([*LITTLE, "--output", str(results / f"{name}.json")])
     page.main([str(results), str(folder)])
     facts = table(folder / "facts.csv")
-    assert [row[0] for row in facts] == ["result", "growth-128", "mha-128", "training-128"]
-    assert all(row[4:6] == ["float32", "1"] for row in facts[1:])
+    assert [row[0] for row in facts] == ["result", *modules]
+    assert all(row[4] == "float32" for row in facts[1:])
+    counted = table(folder / "launches.csv")
+    assert len(counted) == 1 + 2 * 4
+    assert all(float(row[2]) >= 1 and int(row[7]) <= 1 for row in counted[1:])
     assert table(folder / "speed.csv")[1][0] == "2 layers of width 128, 1 heads"
     sizes = table(folder / "by_size.csv")
     assert [row[0] for row in sizes[1:]] == ["336", "672", "1344", "2688, three levels"]
