@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flexkit.attention.kernels import products
+from flexkit.attention.visible import hidden_keys
+
 __all__ = [
     "attend",
     "attention_logits",
     "attention_map",
-    "hidden_keys",
     "joint_attention",
     "log_normaliser",
     "merge_high_res",
-    "products",
 ]
 
 
@@ -67,43 +68,6 @@ def attention_logits(
     if mask.dtype != torch.bool:
         logits = logits + mask.to(dtype)
     return logits.masked_fill(hidden_keys(mask), -torch.inf)
-
-
-def products(query: Tensor, key: Tensor) -> Tensor:
-    """Products of queries and keys, for any number of query heads per key head, in their dtype.
-
-    Parameters
-    ----------
-    query : torch.Tensor
-        ``(batch, heads, queries, head_dim)``.
-    key : torch.Tensor
-        ``(batch, key_heads, keys, head_dim)``.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(batch, heads, queries, keys)``.
-    """
-    # The queries of all heads that share a key head in one.
-    rows = query.shape[1] // key.shape[1] * query.shape[2]
-    by_key_head = query.reshape(len(query), key.shape[1], rows, query.shape[-1])
-    return (by_key_head @ key.transpose(-1, -2)).reshape(*query.shape[:3], key.shape[2])
-
-
-def hidden_keys(mask: Tensor) -> Tensor:
-    """What a mask hides: False in a bool one, in an additive one the lowest finite number of its dtype, or infinity.
-
-    Parameters
-    ----------
-    mask : torch.Tensor
-        Of any shape, bool (True attends) or additive.
-
-    Returns
-    -------
-    torch.Tensor
-        Bool, of that shape.
-    """
-    return ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2
 
 
 def log_normaliser(logits: Tensor, sinks: Tensor | None = None) -> Tensor:

@@ -7,14 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flexkit.attention.core import hidden_keys
 from flexkit.attention.layer import HighResKeys, Looked, look, read
 from flexkit.attention.plain import PlainSelfAttention, Tables, base_attention, check_settings
 from flexkit.attention.ragged import RaggedIndex
 from flexkit.attention.rotary import rotate
 from flexkit.attention.select import select_tokens
 from flexkit.attention.validation import check_dense, check_tensor, check_tokens, image_group, selection_by_row
-from flexkit.attention.visible import ImageGroup, and_itself, visibility
+from flexkit.attention.visible import ImageGroup, and_itself, hidden_keys, visibility
 from flexkit.errors import ConfigError, HighResInputError
 from flexkit.grids import Pair
 from flexkit.selection import AttentionMapSelector

@@ -5,7 +5,7 @@ select (:func:`~flexkit.attention.select.select_tokens`), K' and V' of that and 
 layers and :class:`HierarchicalSelfAttention` do this.
 
 Where a fused kernel told its log-normaliser, of the base keys only those of images are read again, and what high-res
-tokens add comes from a fused kernel, too (:mod:`~flexkit.attention.fused`); else all is made of logits.
+tokens add comes from a fused kernel, too (:mod:`~flexkit.attention.kernels`); else all is made of logits.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flexkit.attention.core import attention_logits, attention_map, joint_attention, log_normaliser, products
-from flexkit.attention.fused import fused_attention, merge_fused
+from flexkit.attention.core import attention_logits, attention_map, joint_attention, log_normaliser
+from flexkit.attention.kernels import merge_fused, products
 from flexkit.attention.ragged import RaggedIndex
 from flexkit.attention.select import bias_of_tokens, hidden_cells
 from flexkit.attention.visible import ImageGroup, Visibility, VisibleImages
@@ -111,11 +111,13 @@ class Looked:
 
     def map_of(self, image: VisibleImages) -> Tensor:
         """``(images, heads, queries, cells)``: softmax attention over the low-res tokens of some images."""
-        normaliser, query = (image.of_rows(states) for states in (self.normaliser, self.query))
-        if self.known is not None or self.bias is not None or not image.is_whole:
-            return attention_map(image.of_cells(self.logits, -1), normaliser=normaliser)
-        # Their keys alone, in the dtype of the cache.
-        return torch.exp(products(query * self.scaling, image.of_cells(self.key, 2)) - normaliser)
+        rows = slice(None) if image.group.is_batch else image.group.rows
+        seen_as_a_whole = image.whole is None and image.cells is None
+        if self.known is not None or self.bias is not None or not seen_as_a_whole:
+            return attention_map(image.of_cells(self.logits, -1), normaliser=self.normaliser[rows])
+        # The keys of the image alone, in the dtype of the cache.
+        query = self.query[rows] * self.scaling
+        return torch.exp(products(query, image.of_cells(self.key, 2)) - self.normaliser[rows])
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ def read(
         high_res = high_res.at(places, selected[:, 0])
     tokens = high_res.tokens
     among = tokens.among(selected)
-    replaced, fused, own = None, None, None
+    replaced, own, output = None, None, None
     if settings.low_res_keys == "replace":
         replaced = hidden_cells(selected, images, looked.key.shape[2], dilation=settings.replace_dilation)
 
@@ -220,14 +222,20 @@ def read(
         return attention_logits(looked.query, high_res.key, scaling=looked.scaling, softcap=looked.softcap, bias=bias)
 
     if looked.known is None and replaced is None and looked.bias is None and not dropout:
-        fused = fused_attention(looked.query, high_res.key, high_res.value, among, scaling=looked.scaling)
-    if fused is not None:
-        output, normaliser = fused
-        normaliser = normaliser + settings.logit_bias if settings.logit_bias else normaliser
-        output = merge_fused(base, looked.normaliser, output, normaliser, settings.alpha)
-    else:
+        output = merge_fused(
+            base,
+            looked.normaliser,
+            looked.query,
+            high_res.key,
+            high_res.value,
+            among,
+            scaling=looked.scaling,
+            bias=settings.logit_bias,
+            share=settings.alpha,
+        )
+    if output is None:
         own = logits()
-        output = joint_attention(
+        joint = joint_attention(
             base,
             looked.logits,
             looked.value,
@@ -239,7 +247,7 @@ def read(
             dropout=dropout,
             normaliser=looked.normaliser,
         )
-        output = output if settings.alpha == 1.0 else torch.lerp(base, output, settings.alpha)
+        output = joint if settings.alpha == 1.0 else torch.lerp(base, joint, settings.alpha)
 
     def attention() -> Tensor:
         low, high = looked.logits, logits() if own is None else own

@@ -32,6 +32,8 @@ class RaggedIndex:
         Whether there is an entry for every place, in order, as in decoding: nothing needs to be gathered.
     full : bool
         Whether all batch rows are known to have as many, so that all entries mean something.
+    whole : bool
+        Both.
     """
 
     def __init__(
@@ -39,34 +41,26 @@ class RaggedIndex:
     ) -> None:
         self.mask, self.in_place, self.full = mask, in_place, full
         if order is None:
-            counts, entries = mask.sum(-1), torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)
-            most = mask.shape[1]  # while compiling, a bound that no data decides
-            if not torch.compiler.is_compiling():
-                least, most = torch.stack([counts.amin(), counts.amax()]).tolist()
-                self.in_place, self.full = least == mask.shape[1], least == most
+            entries = torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1)
             order = entries, mask
-            if not self.in_place:
-                # One column more takes what is not among these.
-                place = (mask.cumsum(-1) - 1).masked_fill(~mask, most)
-                index = entries.new_zeros(len(mask), most + 1).scatter(1, place, entries)[:, :most]
-                order = index, entries[:, :most] < counts[:, None]
+            if not in_place:
+                counts, most = mask.sum(-1), mask.shape[1]  # while compiling, a bound that no data decides
+                if not torch.compiler.is_compiling():
+                    least, most = torch.stack([counts.amin(), counts.amax()]).tolist()
+                    self.in_place, self.full = least == mask.shape[1], least == most
+                if not self.in_place:
+                    # One column more takes what is not among these.
+                    place = (mask.cumsum(-1) - 1).masked_fill(~mask, most)
+                    index = entries.new_zeros(len(mask), most + 1).scatter(1, place, entries)[:, :most]
+                    order = index, entries[:, :most] < counts[:, None]
         self.index, self.valid = order
         self.count = self.index.shape[1]
+        self.whole = self.in_place and self.full
 
     @classmethod
     def all(cls, mask: Tensor) -> Self:
         """All entries in order, where a mask is True throughout: nobody has to look."""
-        return cls(mask, order=_places(mask), in_place=True, full=True)
-
-    @classmethod
-    def one(cls, mask: Tensor) -> Self:
-        """The only entry of every batch row, which means something where a mask ``(batch, 1)`` is True."""
-        return cls(mask, order=_places(mask), in_place=True)
-
-    @property
-    def whole(self) -> bool:
-        """Whether these are known to be all entries, in order."""
-        return self.in_place and self.full
+        return cls(mask, in_place=True, full=True)
 
     @classmethod
     def bounded(cls, mask: Tensor, most: int) -> Self:
@@ -115,10 +109,6 @@ class RaggedIndex:
         """Those of other batch rows."""
         order = self.index[rows], self.valid[rows]
         return RaggedIndex(self.mask[rows], order=order, in_place=self.in_place, full=self.full)
-
-
-def _places(mask: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1), mask
 
 
 def take(states: Tensor, index: Tensor, dim: int) -> Tensor:

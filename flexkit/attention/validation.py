@@ -5,8 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from flexkit.attention.core import hidden_keys
-from flexkit.attention.visible import ImageGroup
+from flexkit.attention.visible import ImageGroup, hidden_keys
 from flexkit.checks import FLOATS, INTEGERS
 from flexkit.errors import ConfigError, FlexkitError, HighResInputError
 from flexkit.grids import Pair, check_pair, zoom_pair

@@ -8,7 +8,6 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
 
-from flexkit.attention.core import hidden_keys
 from flexkit.attention.ragged import RaggedIndex, take
 from flexkit.grids import Pair
 from flexkit.selection import valid_cells
@@ -19,6 +18,7 @@ __all__ = [
     "VisibleImages",
     "and_itself",
     "behind_tokens",
+    "hidden_keys",
     "key_mask",
     "rows_of_mask",
     "visibility",
@@ -85,18 +85,9 @@ class VisibleImages:
     cells: Tensor | None = None
     """``(images, queries, rows, columns)``, bool: the cells that are no padding; None where none is."""
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether all rows see all of every image."""
-        return self.whole is None and self.cells is None
-
-    def of_rows(self, states: Tensor) -> Tensor:
-        """``(images, ...)``: states ``(batch, ...)`` of the batch rows of the images."""
-        return states if self.group.is_batch else states[self.group.rows]
-
     def of_cells(self, states: Tensor, dim: int) -> Tensor:
         """``(images, ..., cells, ...)``: states ``(batch, ..., keys, ...)`` of the low-res tokens along an axis."""
-        states = self.of_rows(states)
+        states = states if self.group.is_batch else states[self.group.rows]
         if self.begin is not None:
             return states.narrow(dim, self.begin, self.columns.shape[1])
         return take(states, self.columns, dim)
@@ -110,6 +101,22 @@ class Visibility:
     """Of these rows, broadcastable to ``(batch, heads, queries, keys)``; None if everything is seen."""
     images: tuple[VisibleImages, ...] = ()
     """Of every group of images."""
+
+
+def hidden_keys(mask: Tensor) -> Tensor:
+    """What a mask hides: False in a bool one, in an additive one the lowest finite number of its dtype, or infinity.
+
+    Parameters
+    ----------
+    mask : torch.Tensor
+        Of any shape, bool (True attends) or additive.
+
+    Returns
+    -------
+    torch.Tensor
+        Bool, of that shape.
+    """
+    return ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2
 
 
 def key_mask(

@@ -79,7 +79,7 @@ class FlexCall:
     gate: float | None = field(init=False)
     """Entropy, in nats, below which a low-res answer stands, where each row decides for itself."""
     most: int | None = field(init=False)
-    """How many tokens a row reads at most; None of a pyramid, where one selection leads to the next."""
+    """How many tokens a row reads at most, where K' and V' of all are there; None where that is not asked."""
 
     def __post_init__(self) -> None:
         self.keeps = not self.training and self.projection != "recompute"
@@ -89,10 +89,12 @@ class FlexCall:
         config = self.patch.config
         plain = config.low_res_keys == "keep" and config.logit_bias == 0.0 and config.alpha == 1.0
         # While a row looks, it looks at base keys alone.
-        of_rows: dict[int, int] = {}
-        for span in self.memory.images:
-            of_rows[span.row] = of_rows.get(span.row, 0) + config.selector.most(span.grid, span.zoom)
-        self.most = None if len(self.levels) > 1 else max([0, *of_rows.values()])
+        self.most = None
+        if len(self.levels) == 1 and (self.projection == "full" or torch.compiler.is_compiling()):
+            of_rows = dict.fromkeys((span.row for span in self.memory.images), 0)
+            for span in self.memory.images:
+                of_rows[span.row] += config.selector.most(span.grid, span.zoom)
+            self.most = max([0, *of_rows.values()])
         self.reads_by_kernel = plain and self.one is not None and self.one.reads and self.one.is_decided
 
     @cached_property
@@ -104,10 +106,6 @@ class FlexCall:
     def behind(self) -> Tensor:
         """``(batch, queries, tokens)``, bool: whether the row stands behind the image of the token."""
         return (self.rows.index + self.past)[..., None] >= self.memory.ends[:, None]
-
-    def lacks(self) -> bool:
-        """Whether K' and V' of something were missing that no layer asked for. The host waits, once."""
-        return bool(self.missed) and bool(torch.stack(self.missed).any())
 
     def querying(self, mask: Tensor, **changed: Any) -> "FlexCall":
         """The same call with other querying positions ``(batch, length)``, before any layer has run."""
@@ -201,7 +199,7 @@ class FlexCall:
             base = pad(base, (0, 0, 0, 0, skipped, 0))
         self.visited.add(layer)
         patch, config, of = self.patch, self.patch.config, self.patch.layers[layer]
-        maps, reads = self._does(layer)
+        maps, reads = self.asks_of(layer)
         if not (maps or reads):
             return base[:, skipped:]
         heard = None
@@ -268,16 +266,12 @@ class FlexCall:
             )
         return self.rows.scatter(joint.output.transpose(1, 2), base)[:, skipped:]
 
-    def _does(self, layer: int) -> tuple[bool, bool]:
+    def asks_of(self, layer: int) -> tuple[bool, bool]:
         """Whether rows select by the map of a layer, and whether they read in it."""
-        reads = self.rows.count > 0 and layer >= self.patch.start_layer
+        reads = self.rows.count > 0 and layer >= self.patch.config.start_layer  # type: ignore[operator]
         if self.one is None:
             return self.records or layer in self.sources, reads
         return layer in self.sources and not self.one.is_decided, reads and self.one.reads and not self.reads_by_kernel
-
-    def listens(self, layer: int) -> bool:
-        """Whether the log-normaliser of a layer's kernel is of use."""
-        return self.rows.count > 0 and not torch.compiler.is_compiling() and any(self._does(layer))
 
     def _with_tokens(
         self,

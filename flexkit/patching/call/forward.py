@@ -48,7 +48,7 @@ def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         call, output = _gated(base, call, call.gate, kwargs)
     else:
         output = base(call, kwargs)
-        if isinstance(call, FlexCall) and call.lacks():
+        if isinstance(call, FlexCall) and call.missed and bool(torch.stack(call.missed).any()):  # one wait
             kwargs["past_key_values"].crop(-call.rows.mask.shape[1])
             call = call.querying(call.rows.mask, asks=True)
             output = base(call, kwargs)

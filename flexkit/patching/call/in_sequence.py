@@ -164,13 +164,14 @@ def read_images(
     """
     geometry, zoom = patch.geometry, patch.config.zoom_pair
     view = checked_view(model, patch, inputs, low_res)
-    layouts = [geometry.layout(model, grid) for grid in view.grids]
-    for layout, (rows, columns) in zip(layouts, view.grids, strict=True):
+    by_grid = {grid: geometry.layout(model, grid) for grid in view.grids}
+    for (rows, columns), layout in by_grid.items():
         if layout.dtype != torch.bool or int(layout.sum()) != rows * columns:
             raise UnsupportedModelError(
                 f"{type(geometry).__name__}.layout marks {int(layout.sum())} of {len(layout)} tokens as cells "
                 f"({layout.dtype}); a grid of {rows, columns} has {rows * columns}, marked by a torch.bool tensor."
             )
+    layouts = [by_grid[grid] for grid in view.grids]
     spans = _spans(image_tokens[::repeats], view.grids, layouts, zoom, view.margins, past, geometry.overview_only)
     batch = len(image_tokens) // repeats
     if view.tiles is None:
@@ -232,11 +233,11 @@ def _spans(
 ) -> list[ImageSpan]:
     """Share out the image tokens of every batch row among the images, in order."""
     lengths, device = [len(layout) for layout in layouts], image_tokens.device
-    image_tokens = image_tokens.cpu()  # the host waits for it once, and not for each image
-    held = image_tokens.sum(-1).tolist()
+    marked = image_tokens.cpu().numpy()  # the host waits once, and not for each image
+    held = marked.sum(-1).tolist()
     spans: list[ImageSpan] = []
-    for row, tokens in enumerate(image_tokens):
-        left = tokens.nonzero().flatten() + past
+    for row, tokens in enumerate(marked):
+        left = tokens.nonzero()[0] + past
         while len(left):
             index = len(spans)
             if index == len(grids) or lengths[index] > len(left):
@@ -245,13 +246,13 @@ def _spans(
                     f"{lengths} tokens, in this order. Pass one high-res view for each image of the prompt, in its "
                     "order." + (f" The prompt must carry overviews only: {overview_only}." if overview_only else "")
                 )
-            columns = left[: lengths[index]][layouts[index].cpu()]
+            columns = left[: lengths[index]][layouts[index].cpu().numpy()]
             padded = margins[index]
             margin = None if padded is None else padded.to(device)
             first, last = columns[[0, -1]].tolist()
             begin = first if last - first + 1 == len(columns) else None
-            columns = columns.to(device)
-            spans.append(ImageSpan(row, columns, grids[index], zoom, 0, index, margin, last + 1, begin=begin))
+            placed = torch.from_numpy(columns).to(device)
+            spans.append(ImageSpan(row, placed, grids[index], zoom, 0, index, margin, last + 1, begin=begin))
             left = left[lengths[index] :]
     if len(spans) != len(grids):
         raise HighResInputError(f"{len(grids)} high-res views were given for {len(spans)} images in the prompt.")

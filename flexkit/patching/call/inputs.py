@@ -205,10 +205,10 @@ def query_rows(
     labels, padding = inputs.get("labels"), inputs.get("attention_mask")
     kept = inputs.get("logits_to_keep", 0)
     asks = labels is None and named is None and isinstance(config.queries, str) and isinstance(kept, int)
-    if length == 1 and asks and memory.all_have_images:  # a decoded token: nobody has to count
-        if isinstance(padding, Tensor) and padding.ndim == 2:
-            return RaggedIndex.one(padding[:, -1:].to(memory.device, torch.bool))
-        return RaggedIndex.all(torch.ones(memory.batch, 1, dtype=torch.bool, device=memory.device))
+    if length == 1 and asks and len({span.row for span in memory.images}) == memory.batch:
+        is_padded = isinstance(padding, Tensor) and padding.ndim == 2
+        last = padding[:, -1:].bool() if is_padded else torch.ones(memory.batch, 1, dtype=torch.bool)  # type: ignore[index]
+        return RaggedIndex(last.to(memory.features.device), in_place=True, full=not is_padded)  # nobody has to count
     has_image = memory.rows_with_images
     attended = torch.ones(memory.batch, length, dtype=torch.bool, device=has_image.device)
     # Masks other than a padding mask come from generate, which pads on the left.

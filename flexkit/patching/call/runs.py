@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, QuantizedLayer, StaticLayer
 
-from flexkit.attention.core import hidden_keys
 from flexkit.attention.layer import HighResKeys
 from flexkit.attention.ragged import RaggedIndex
 from flexkit.attention.select import select_once
+from flexkit.attention.visible import hidden_keys
 from flexkit.errors import HighResInputError
 from flexkit.grids import fractional_positions
 from flexkit.patching.call.call import FlexCall

@@ -142,8 +142,38 @@ class HighResMemory:
     @property
     def levels(self) -> tuple[tuple[ImageGroup, ...], ...]:
         """On each level of a pyramid of zooms the images by grid: the same groups, in the same order."""
-        if self._levels is None:
-            self._levels = _by_grid(self.images, self.batch)
+        if self._levels is not None:
+            return self._levels
+        levels: dict[int, dict[Pair, list[ImageSpan]]] = {}
+        for span in self.images:
+            levels.setdefault(span.level, {}).setdefault(span.grid, []).append(span)
+        grouped = []
+        for level, by_grid in levels.items():
+            groups = []
+            for grid, spans in by_grid.items():
+                first, rows = spans[0], [span.row for span in spans]
+                columns = torch.stack([span.columns for span in spans])
+                padded = next((span.margins for span in spans if span.margins is not None), None)
+                margins = None
+                if padded is not None:
+                    own = [torch.zeros_like(padded) if span.margins is None else span.margins for span in spans]
+                    margins = torch.stack(own)
+                groups.append(
+                    ImageGroup(
+                        grid,
+                        first.zoom,
+                        torch.tensor(rows, device=columns.device),
+                        columns,
+                        torch.tensor([span.start for span in spans], device=columns.device),
+                        margins,
+                        level,
+                        is_batch=rows == list(range(self.batch)),
+                        begin=first.begin if all(span.begin == first.begin for span in spans) else None,
+                        end=max(span.end for span in spans),
+                    )
+                )
+            grouped.append(tuple(groups))
+        self._levels = tuple(grouped) or ((),)
         return self._levels
 
     @property
@@ -157,11 +187,6 @@ class HighResMemory:
         if self.answer is None or self.resident is None or not self.resident.goes_on:
             return self.answer
         return replace(self.answer, end=torch.full_like(self.answer.end, self.seen))
-
-    @property
-    def all_have_images(self) -> bool:
-        """Whether there is an image in every batch row."""
-        return len({span.row for span in self.images}) == self.batch
 
     @property
     def rows_with_images(self) -> Tensor:
@@ -260,35 +285,6 @@ def _check_grid(span: ImageSpan, positions: Tensor) -> None:
             f"the rotary positions of an image lay out a grid of {laid_out}, its high-res view is a zoom of "
             f"{span.grid}; pass the high-res views in the order of the images."
         )
-
-
-def _by_grid(images: Sequence[ImageSpan], batch: int) -> tuple[tuple[ImageGroup, ...], ...]:
-    levels: dict[int, dict[Pair, list[ImageSpan]]] = {}
-    for span in images:
-        levels.setdefault(span.level, {}).setdefault(span.grid, []).append(span)
-    return tuple(tuple(_group(spans, batch) for spans in of.values()) for of in levels.values()) or ((),)
-
-
-def _group(spans: Sequence[ImageSpan], batch: int) -> ImageGroup:
-    """Images of one level and one grid."""
-    first, rows = spans[0], [span.row for span in spans]
-    columns = torch.stack([span.columns for span in spans])
-    padded = next((span.margins for span in spans if span.margins is not None), None)
-    margins = None
-    if padded is not None:
-        margins = torch.stack([torch.zeros_like(padded) if span.margins is None else span.margins for span in spans])
-    return ImageGroup(
-        first.grid,
-        first.zoom,
-        torch.tensor(rows, device=columns.device),
-        columns,
-        torch.tensor([span.start for span in spans], device=columns.device),
-        margins,
-        first.level,
-        is_batch=rows == list(range(batch)),
-        begin=first.begin if all(span.begin == first.begin for span in spans) else None,
-        end=max(span.end for span in spans),
-    )
 
 
 class MemoryLayer:

@@ -1,6 +1,7 @@
 """The high-res tokens of images: where each image stands, and features, encoded at once or when they are first read."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -86,8 +87,12 @@ def tokens_by_image(spans: Sequence[ImageSpan], tokens: RaggedIndex) -> list[tup
     if tokens.whole:
         return [(span, slice(span.start, span.start + span.tokens), None) for span in spans]
     found: list[tuple[ImageSpan, Any, Tensor | None]] = []
+    images = Counter(span.row for span in spans)
     for span in spans:
         local = tokens.index[span.row] - span.start
+        if tokens.full and images[span.row] == 1:  # all of the row's: nobody has to look
+            found.append((span, slice(0, tokens.count), local))
+            continue
         place = (tokens.valid[span.row] & (local >= 0) & (local < span.tokens)).nonzero().flatten()
         found.append((span, place, local[place]))
     return found
@@ -218,20 +223,15 @@ class Tiled(Features):
     @torch.inference_mode(False)  # what is kept may be added to when that mode has been left
     @torch.no_grad()
     def of(self, wanted: RaggedIndex, spans: Sequence[ImageSpan], encode: Encode) -> Tensor:
-        found = [
-            (
-                self.images[span.image],
-                span.row,
-                place,
-                torch.arange(span.tokens, device=self.device) if tokens is None else tokens,
-            )
-            for span, place, tokens in tokens_by_image(spans, wanted)
-        ]
-        self._open([(image, tokens) for image, _, _, tokens in found], encode)
+        found = []
+        for span, place, tokens in tokens_by_image(spans, wanted):
+            image = self.images[span.image]
+            tokens = torch.arange(span.tokens, device=wanted.index.device) if tokens is None else tokens
+            found.append((image, span.row, place, *image.places(tokens)))
+        self._open([(image, tiles) for image, _, _, tiles, _ in found], encode)
         cells = next((image.cells for image in self.images if image.opened), self.images[0].cells)
         states = cells.new_zeros(*wanted.index.shape, cells.shape[-1])
-        for image, row, place, tokens in found:
-            tile, cell = image.places(tokens)
+        for image, row, place, tile, cell in found:
             states[row, place] = image.cells[image.slots[tile], cell].to(states.dtype)
         return states
 
@@ -241,17 +241,17 @@ class Tiled(Features):
     def joined(self, later: "Tiled") -> "Tiled":
         return Tiled(self.images + later.images)
 
-    def _open(self, tokens: Sequence[tuple[TiledImage, Tensor]], encode: Encode) -> None:
-        """Encode what is missing."""
+    def _open(self, looked_at: Sequence[tuple[TiledImage, Tensor]], encode: Encode) -> None:
+        """Encode what is missing of tiles that are looked at."""
+        wanted = {id(image): torch.zeros_like(image.slots, dtype=torch.bool) for image in self.images}
+        for image, tiles in looked_at:
+            wanted[id(image)][tiles] = True
+        lacks = iter(torch.cat([wanted[id(image)] & (image.slots < 0) for image in self.images]).tolist())  # one wait
         missing: list[tuple[TiledImage, Tensor]] = []
         for image in self.images:
-            wanted = torch.zeros_like(image.slots, dtype=torch.bool)
-            for other, index in tokens:
-                if other is image:
-                    wanted[image.places(index)[0]] = True
-            tiles = (wanted & (image.slots < 0)).nonzero().flatten()
-            if len(tiles):
-                missing.append((image, tiles))
+            lacking = [tile for tile in range(len(image.slots)) if next(lacks)]
+            if lacking:
+                missing.append((image, torch.tensor(lacking, device=image.slots.device)))
         for batch in _batches(missing):
             views = zip(*(image.read(tiles) for image, tiles in batch), strict=True)
             cells = encode([torch.cat(view) for view in views])

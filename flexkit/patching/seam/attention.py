@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from flexkit.attention.fused import Listening
+from flexkit.attention.kernels import Listening
 from flexkit.checks import FLOATS
 from flexkit.patching.seam.config_view import CALL, NAME
 from flexkit.patching.seam.projections import ADDED, SUFFIX
@@ -29,9 +29,9 @@ _QUERIES = ("q_proj", "query", "q", "q_attn")
 class Silent:
     """What an attention function asks of a call, where no row reads but by the kernel itself."""
 
-    def listens(self, layer: int) -> bool:
-        """Whether the log-normaliser of a layer's kernel is of use."""
-        return False
+    def asks_of(self, layer: int) -> tuple[bool, bool]:
+        """Whether rows select by the map of a layer, and whether they read in it."""
+        return False, False
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: object, base: Tensor, **_: Any
@@ -77,7 +77,8 @@ def _high_res_attention(
             sliding_window=kwargs.get("sliding_window"),
         )
     kernel = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(name, getattr(modeling, "eager_attention_forward", None))
-    listening = Listening() if call is not None and name == "sdpa" and call.listens(config.layer) else None
+    heeded = call is not None and name == "sdpa" and not torch.compiler.is_compiling()
+    listening = Listening() if heeded and any(call.asks_of(config.layer)) else None
     with listening or nullcontext():
         output, weights = kernel(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     if call is not None:

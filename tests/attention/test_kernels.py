@@ -1,5 +1,6 @@
 """Fused kernels, listened in on, are the slow and obvious way."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flexkit.attention import attend, attention_logits, log_normaliser, merge_high_res
-from flexkit.attention.fused import Listening, fused_attention, merge_fused
+from flexkit.attention.kernels import Listening, merge_fused
 from flexkit.attention.layer import HighResKeys, look, read
 from flexkit.attention.ragged import RaggedIndex
 from flexkit.attention.visible import ImageGroup, visibility
@@ -47,6 +48,18 @@ def test_what_is_heard(heads: tuple[int, int], queries: int, keys: int, kind: st
     torch.testing.assert_close(heard.normaliser[..., None], log_normaliser(logits), **CLOSE)
 
 
+@torch.no_grad()
+def test_a_choice_is_of_a_layout() -> None:
+    """Keys whose numbers do not lie side by side go another way than keys of the same shape that do."""
+    torch.manual_seed(0)
+    query, key, value = states((4, 4), 3, 5)
+    for own in (key, key.transpose(-1, -2).contiguous().transpose(-1, -2), key):
+        with Listening() as heard:
+            found = F.scaled_dot_product_attention(query, own, value, scale=SCALING)
+        assert torch.equal(found, F.scaled_dot_product_attention(query, own, value, scale=SCALING))
+        assert (heard.normaliser is None) == (own.stride(-1) != 1)
+
+
 @given(HEADS, COUNTS, COUNTS, SEEDS)
 def test_nothing_is_heard_while_gradients_are_recorded(
     heads: tuple[int, int], queries: int, keys: int, seed: object
@@ -74,7 +87,8 @@ def test_a_kernel_that_says_no_normaliser_is_let_be(
         found = F.scaled_dot_product_attention(query, key, wide, **options)
     assert heard.normaliser is None
     assert torch.equal(found, F.scaled_dot_product_attention(query, key, wide, **options))
-    assert fused_attention(query, key, wide, torch.ones(2, queries, keys, dtype=torch.bool), scaling=SCALING) is None
+    normaliser, visible = normal(2, heads[0], queries, 1), torch.ones(2, queries, keys, dtype=torch.bool)
+    assert merge_fused(found, normaliser, query, key, wide, visible, scaling=SCALING) is None
 
 
 @given(HEADS, COUNTS, COUNTS, st.integers(0, 5), SEEDS)
@@ -86,17 +100,16 @@ def test_merging_is_the_joint_softmax(
     _, own_key, own_value = states(heads, queries, tokens)
     selected = torch.rand(2, queries, tokens) < 0.5
     base, normaliser = attend(attention_logits(query, key, scaling=SCALING), value)
-    logits = attention_logits(query, own_key, scaling=SCALING)
+    logits = attention_logits(query, own_key, scaling=SCALING, bias=-0.5)
     expected = merge_high_res(base, normaliser, logits, own_value, selected)
-    found = fused_attention(query, own_key, own_value, selected, scaling=SCALING)
-    if found is None:
+    merge = partial(merge_fused, base, normaliser, query, own_key, own_value, selected, scaling=SCALING, bias=-0.5)
+    merged, part = merge(), merge(share=0.25)
+    if merged is None or part is None:
         assert not tokens
         return
-    merged = merge_fused(base, normaliser, *found)
     torch.testing.assert_close(merged, expected, **CLOSE)
     blind = ~selected.any(-1)[:, None, :, None].expand_as(base)
     assert torch.equal(merged[blind], base[blind])
-    part = merge_fused(base, normaliser, *found, 0.25)
     torch.testing.assert_close(part, torch.lerp(base, expected, 0.25), **CLOSE)
 
 
