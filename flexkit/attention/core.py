@@ -246,6 +246,4 @@ def _weighted(weights: Tensor, value: Tensor, dropout: float) -> Tensor:
     """Means of values, for any number of query heads per key head."""
     if dropout:
         weights = F.dropout(weights, dropout)
-    rows = weights.shape[1] // value.shape[1] * weights.shape[2]
-    means = weights.reshape(len(weights), value.shape[1], rows, weights.shape[-1]) @ value.to(weights.dtype)
-    return means.reshape(*weights.shape[:3], value.shape[-1])
+    return products(weights, value.to(weights.dtype).transpose(-1, -2))

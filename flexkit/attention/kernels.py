@@ -19,8 +19,6 @@ __all__ = ["Listening", "merge_fused", "products"]
 _FLASH, _EFFICIENT = SDPBackend.FLASH_ATTENTION.value, SDPBackend.EFFICIENT_ATTENTION.value
 _REMEMBERED, _ALIGNED = 256, 16
 """Choices that are remembered, and to how many keys a mask is padded for the memory-efficient kernel."""
-
-
 _backends: dict[tuple[object, ...], int] = {}
 """Those that were chosen, by all that decides: to choose takes longer than to look up, in every layer."""
 

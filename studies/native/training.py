@@ -6,7 +6,6 @@ python -m studies.native.training --seed 0 --output native/0
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +90,9 @@ def _tiled_views(scene: Any) -> list[tuple[Image, Any]]:
 def _whole_views(scene: Any) -> list[tuple[Image, Any]]:
     sides = (LOW_RES, 128, SIZE)
     views = [(scene.image.resize((side, side)), token_labels(scene.items, (0, 0), 1, side // TOKEN)) for side in sides]
-    near = [told for _, told in _tiled_views(scene)[1:]]
-    digits = list(CLASSES).index("digit")
+    digits, side = list(CLASSES).index("digit"), LOW_RES // TOKEN
+    near = (token_labels(scene.items, divmod(at, ZOOM), ZOOM, side) for at in range(ZOOM**2))
     tokens = np.stack([told[digits] for told in near])
-    side = LOW_RES // TOKEN
     views[-1][1][digits] = rearrange(tokens, "(y x) (r c) -> (y r x c)", y=ZOOM, r=side)
     return views
 
@@ -119,7 +117,7 @@ def train(folder: Path, seed: int = 0, layers: int = 4, workers: int = 1) -> Non
             if not run.log.exists():
                 model = build_model(layers, seed=seed)
                 set_seed(run.seed)  # for the layers that only the reader has
-                run.finish(partial(model.save_pretrained), _TRAINERS[name](run, model))
+                run.finish(model.save_pretrained, _TRAINERS[name](run, model))
 
 
 def _tower(run: Run, model: Any) -> list[dict[str, float]]:

@@ -87,14 +87,14 @@ class FlexCall:
         self.levels, self.sources = self.memory.levels, self.patch.sources
         self.records, self.shares_selection = bool(self.patch.recorders), self.patch.config.shares_selection
         config = self.patch.config
-        plain = config.low_res_keys == "keep" and config.logit_bias == 0.0 and config.alpha == 1.0
-        # While a row looks, it looks at base keys alone.
         self.most = None
         if len(self.levels) == 1 and (self.projection == "full" or torch.compiler.is_compiling()):
             of_rows = dict.fromkeys((span.row for span in self.memory.images), 0)
             for span in self.memory.images:
                 of_rows[span.row] += config.selector.most(span.grid, span.zoom)
             self.most = max([0, *of_rows.values()])
+        plain = config.low_res_keys == "keep" and config.logit_bias == 0.0 and config.alpha == 1.0
+        # While a row looks, it looks at base keys alone.
         self.reads_by_kernel = plain and self.one is not None and self.one.reads and self.one.is_decided
 
     @cached_property
@@ -115,15 +115,9 @@ class FlexCall:
             changed["one"] = self.one.begin(rows, self.past, memory.tokens, memory.answer, shared=shared)
         if self.own is not None and "own" not in changed:
             changed["own"] = replace(self.own, keys={}, missing=None, read=None, masks={})
-        fresh: dict[str, Any] = {
-            "selections": {},
-            "opened": {},
-            "visited": set(),
-            "seen": [],
-            "masks": {},
-            "missed": [],
-        }
-        return replace(self, rows=rows, **fresh | changed)
+        return replace(
+            self, rows=rows, selections={}, opened={}, visited=set(), seen=[], masks={}, missed=[], **changed
+        )
 
     def sees(
         self, layer: int, kernel: str, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any

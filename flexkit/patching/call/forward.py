@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 
 from flexkit.attention.ragged import RaggedIndex
 from flexkit.errors import ConfigError
@@ -17,7 +17,7 @@ from flexkit.patching.call.inputs import check_inputs, input_names, kept_positio
 from flexkit.patching.call.route import Prompt
 from flexkit.patching.call.runs import entropy_of
 from flexkit.patching.geometry.base import PREFIX
-from flexkit.patching.memory.high_res import cached_memory
+from flexkit.patching.memory.high_res import cached_memory, growing_layers
 from flexkit.patching.seam.config_view import CALL, PROMPT
 from flexkit.patching.state import get_patch
 
@@ -42,11 +42,13 @@ def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if call is None:
         return own(**kwargs)
     base = partial(route.run, own)
-    if isinstance(call, FlexCall) and call.memory.is_settled and call.gate is None:
-        call.asks = not _can_go_back(kwargs.get("past_key_values"), call.past)
     if isinstance(call, FlexCall) and call.gate is not None:
         call, output = _gated(base, call, call.gate, kwargs)
     else:
+        if isinstance(call, FlexCall) and call.memory.is_settled:
+            layers = growing_layers(kwargs.get("past_key_values"))
+            # What a call appends to such a cache can be taken away, if it turns out that something was missing.
+            call.asks = layers is None or any(layer.keys.shape[-2] != call.past for layer in layers)
         output = base(call, kwargs)
         if isinstance(call, FlexCall) and call.missed and bool(torch.stack(call.missed).any()):  # one wait
             kwargs["past_key_values"].crop(-call.rows.mask.shape[1])
@@ -104,19 +106,6 @@ def take_high_res(kwargs: dict[str, Any]) -> tuple[dict[str, Any], Prompt | None
     """Take high-res inputs, and what ``generate`` noted, out of a call's arguments; inputs that are None are none."""
     high_res = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
     return {name: value for name, value in high_res.items() if value is not None}, kwargs.pop(PROMPT, None)
-
-
-def _can_go_back(cache: object, past: int | Tensor) -> bool:
-    """Whether all that a call does to a cache is to append its positions, which it can then forget."""
-    if not isinstance(cache, DynamicCache) or getattr(cache, "offloading", False):
-        return False
-    layers: list[Any] = cache.layers
-    return all(
-        getattr(type(layer), "own", type(layer)) is DynamicLayer
-        and layer.keys is not None
-        and layer.keys.shape[-2] == past
-        for layer in layers
-    )
 
 
 def _gated(base: Callable[..., Any], call: FlexCall, gate: float, kwargs: dict[str, Any]) -> tuple[FlexCall, Any]:

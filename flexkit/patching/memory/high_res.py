@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
 from flexkit.attention.layer import HighResKeys
 from flexkit.attention.ragged import RaggedIndex
@@ -26,6 +26,7 @@ __all__ = [
     "cached_length",
     "cached_memory",
     "carrying",
+    "growing_layers",
 ]
 
 
@@ -403,6 +404,15 @@ def cached_length(cache: Any) -> int | Tensor:
                 "where they were. Change its length with its own method crop, or run the prompt again."
             )
     return int(length)
+
+
+def growing_layers(cache: object) -> list[Any] | None:
+    """The layers of a cache each of which appends to all that it holds, and nothing else; None of any other cache."""
+    if not isinstance(cache, DynamicCache) or getattr(cache, "offloading", False):
+        return None
+    layers: list[Any] = cache.layers
+    plain = all(getattr(type(layer), "own", type(layer)) is DynamicLayer for layer in layers)
+    return layers if plain and all(layer.keys is not None for layer in layers) else None
 
 
 def attach_memory(cache: object, memory: HighResMemory) -> None:

@@ -11,11 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from flexkit.attention.layer import HighResKeys
 from flexkit.attention.ragged import RaggedIndex
-from flexkit.patching.memory.high_res import HighResMemory, MemoryLayer, Resident, attach_memory, carrying
+from flexkit.patching.memory.high_res import (
+    HighResMemory,
+    MemoryLayer,
+    Resident,
+    attach_memory,
+    carrying,
+    growing_layers,
+)
 
 __all__ = ["ResidentLayer", "move_in", "move_out"]
 
@@ -135,10 +141,7 @@ def _resident(layer: Any, length: int) -> ResidentLayer:
 
 def _grows(cache: object, shapes: Mapping[int, torch.Size]) -> bool:
     """Whether every layer of a cache holds the keys that its layer attends to, in one tensor that grows."""
-    if not isinstance(cache, DynamicCache) or getattr(cache, "offloading", False) or len(cache.layers) != len(shapes):
+    layers = growing_layers(cache)
+    if layers is None or len(layers) != len(shapes):
         return False
-    layers: list[Any] = cache.layers
-    return all(
-        getattr(type(layer), "own", type(layer)) is DynamicLayer and layer.keys.shape == shapes.get(index)
-        for index, layer in enumerate(layers)
-    )
+    return all(layer.keys.shape == shapes.get(index) for index, layer in enumerate(layers))
