@@ -18,6 +18,7 @@ from flexkit.encoding import (
 from flexkit.errors import (
     CheckpointError,
     ConfigError,
+    DataError,
     FlexkitError,
     HighResInputError,
     PatchError,
@@ -54,6 +55,7 @@ __all__ += (
     "CheckpointError",
     "ConfigError",
     "Cost",
+    "DataError",
     "DualResolutionEncoder",
     "DualResolutionOutput",
     "FlexConfig",

@@ -6,6 +6,7 @@ All derive from :class:`FlexkitError`, which is a :class:`ValueError`: one ``exc
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "DataError",
     "FlexkitError",
     "HighResInputError",
     "PatchError",
@@ -20,6 +21,10 @@ class FlexkitError(ValueError):
 
 class ConfigError(FlexkitError):
     """A setting is out of range, or two settings contradict each other."""
+
+
+class DataError(FlexkitError):
+    """A sample that is to be trained on cannot be read, or does not fit; the message names it."""
 
 
 class PolicyError(FlexkitError):

@@ -1,6 +1,7 @@
 """What several commands take, and how they print amounts."""
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -13,6 +14,7 @@ __all__ = [
     "COUNTS",
     "OPERATIONS",
     "Subparsers",
+    "above_zero",
     "add_debug",
     "needs",
     "share",
@@ -77,6 +79,23 @@ def share(text: str) -> float:
         value = -1.0
     if not 0.0 <= value <= 1.0:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    return value
+
+
+def above_zero(text: str) -> float:
+    """A type of argument: finite numbers above 0.
+
+    Parameters
+    ----------
+    text : str
+        What was typed.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return value
 
 

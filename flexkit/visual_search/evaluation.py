@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 import flexkit
 from flexkit.measuring import count_flops, time_in_turns
+from flexkit.training.processes import processes
 from flexkit.visual_search.data import prompts
 from flexkit.visual_search.model import ZOOM
-from flexkit.visual_search.processes import processes
 from flexkit.visual_search.questions import CLOSE_UP, TRACKS, Question, questions
 from flexkit.visual_search.scene import SIZE, draw_close_up, draw_scene
 from flexkit.visual_search.ways import Place, Way, load_ways, read_fraction

@@ -31,10 +31,12 @@ CELLS = 8
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", IMAGE_TOKEN)
 _TOKENS = {token: index for index, token in enumerate((*_SPECIAL, *WORDS))}
 _CHAT_TEMPLATE = """
+{%- macro written(content) %}{% if content is string %}{{ content }}{% else %}
+{%- for part in content %}{% if part.type == 'image' %}<image>{% else %} {{ part.text }}{% endif %}{% endfor %}
+{%- endif %}{% endmacro %}
 {%- for message in messages -%}
-{%- if message.content is string %}{{ message.content }}{% else %}
-{%- for part in message.content %}{% if part.type == 'image' %}<image>{% else %} {{ part.text }}{% endif %}{% endfor %}
-{%- endif %}{% if message.role == 'assistant' %}</s>{% endif %} {% endfor %}"""
+{%- if message.role == 'assistant' %}{% generation %}{{ written(message.content) }}</s>{% endgeneration %}
+{%- else %}{{ written(message.content) }}{% endif %} {% endfor %}"""
 
 
 def build_model(layers: int = 4, width: int = 96, seed: int = 0) -> LlavaForConditionalGeneration:

@@ -1,9 +1,8 @@
-"""A stage of training: alone in its folder, by transformers' Trainer, gone on with where it was cut off, and logged."""
+"""A stage of training: by transformers' Trainer, gone on with where it was cut off, and logged."""
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,37 +11,10 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from flexkit.checkpoints.files import held
-from flexkit.errors import ConfigError
-from flexkit.visual_search.processes import processes
+from flexkit.training.processes import processes
 from flexkit.visual_search.recipe import Stage
 
-__all__ = ["Run", "alone"]
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder: two trainings in one would go on from each other's checkpoints; the processes of one are one.
-
-    Parameters
-    ----------
-    folder : pathlib.Path
-        Where the stages are.
-
-    Raises
-    ------
-    ConfigError
-        If another training writes to it.
-    """
-    with ExitStack() as stack:
-        if processes().is_main_process:
-            try:
-                stack.enter_context(held(folder, wait=False))
-            except BlockingIOError as error:
-                raise ConfigError(
-                    f"another training is writing to {str(folder)!r}: wait for its end, or give another folder."
-                ) from error
-        yield
+__all__ = ["Run"]
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,18 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProces
 
 import flexkit
 from flexkit.patching import get_patch
+from flexkit.training import AlphaRamp
+from flexkit.training.processes import alone
 from flexkit.visual_search.data import Chats, Collator
 from flexkit.visual_search.dense import DenseReader, DenseScenes
 from flexkit.visual_search.grounding import GroundedCollator, GroundedTrainer
 from flexkit.visual_search.model import build_model, build_processor
 from flexkit.visual_search.recipe import CONFIG, STAGES, Stage
-from flexkit.visual_search.running import Run, alone
+from flexkit.visual_search.running import Run
 from flexkit.visual_search.weights import load_model, trained
 from flexkit.writing import writing
 
 __all__ = ["train"]
-
-
-class _Ramp(TrainerCallback):
-    """Move over from the base model to the patched one within the first tenth (published code)."""
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        flexkit.set_alpha(model, min(1.0, 10 * state.global_step / state.max_steps))
 
 
 @dataclass
@@ -133,7 +128,7 @@ def _added(run: _Run) -> None:
     model.requires_grad_(False)
     for parameter in flexkit.flex_parameters(model):
         parameter.requires_grad_(True)
-    history = run.fit(model, run.chats(), Collator(flexkit.FlexProcessor(processor, model)), _Ramp())
+    history = run.fit(model, run.chats(), Collator(flexkit.FlexProcessor(processor, model)), AlphaRamp())
     run.finish(partial(flexkit.save_flex, model.half()), history)
 
 
@@ -160,7 +155,7 @@ def _conjunction(run: _Run) -> None:
     config = run.config if told is None else run.config.replace(start_layer=told + 1)
     flexkit.patch_model(model, config, trained=True)
     collator = GroundedCollator(flexkit.FlexProcessor(processor, model))
-    run.save(model, processor, run.fit(model, run.chats(), collator, _Ramp(), trainer=_telling(run)))
+    run.save(model, processor, run.fit(model, run.chats(), collator, AlphaRamp(), trainer=_telling(run)))
 
 
 def _telling(run: _Run) -> Any:

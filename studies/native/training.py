@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import set_seed
 
+from flexkit.training.processes import alone
 from flexkit.visual_search.data import Chat, Chats, Collator, overview_and_tiles
 from flexkit.visual_search.dense import Namer
 from flexkit.visual_search.items import draw_crowd
 from flexkit.visual_search.labels import CLASSES, token_labels
 from flexkit.visual_search.questions import CLOSE_UP
 from flexkit.visual_search.recipe import Stage
-from flexkit.visual_search.running import Run, alone
+from flexkit.visual_search.running import Run
 from flexkit.visual_search.scene import SIZE, paint_scene
 from studies.native.model import LOW_RES, TOKEN, WORD_IDS, ZOOM, NativeModel, build_model, build_processor
 

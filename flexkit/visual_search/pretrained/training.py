@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
 from flexkit.errors import CheckpointError
+from flexkit.training.processes import alone
 from flexkit.visual_search.data import Chats
 from flexkit.visual_search.dense import DenseScenes
 from flexkit.visual_search.pretrained.language import load_language_model, load_tokenizer
@@ -17,7 +18,7 @@ from flexkit.visual_search.pretrained.packing import AnswerTrainer, PackedChats,
 from flexkit.visual_search.pretrained.warm_start import WordRegression
 from flexkit.visual_search.pretrained.words import class_word_ids
 from flexkit.visual_search.recipe import PRETRAINED_STAGES, Stage
-from flexkit.visual_search.running import Run, alone
+from flexkit.visual_search.running import Run
 from flexkit.writing import writing
 
 __all__ = ["train_base"]
