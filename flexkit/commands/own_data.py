@@ -22,7 +22,7 @@ def add_own_data(parser: argparse.ArgumentParser) -> None:
     """
     add = parser.add_argument
     add("--data", type=Path, nargs="+", metavar="FILE", help="conversations as LLaVA has them, JSON or JSON lines")
-    add("--data-weights", type=above_zero, nargs="+", metavar="W", help="how often an epoch has each file; default: 1")
+    add("--repeats", type=above_zero, nargs="+", metavar="N", help="how often an epoch has each file; default: 1")
     add("--images", type=Path, metavar="DIR", help="where paths of images start; default: the folder of each file")
     add("--eval-data", type=Path, nargs="+", metavar="FILE", help="whose loss is noted on the way")
     add("--on-broken", choices=("raise", "skip"), help="what to do with samples that cannot be used; default: raise")
@@ -75,7 +75,7 @@ def train_own_data(options: argparse.Namespace) -> None:
     template = None if options.chat_template is None else _text(options.chat_template)
     on_error: Any = options.on_broken or "raise"
     dataset = ConversationDataset(
-        options.data, options.images, weights=options.data_weights, on_error=on_error, seed=options.seed
+        options.data, options.images, repeats=options.repeats, on_error=on_error, seed=options.seed
     )
     evaluated = None
     if options.eval_data is not None:

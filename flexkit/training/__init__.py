@@ -5,7 +5,7 @@ from flexkit.training.conversations import Conversation
 from flexkit.training.dataset import ConversationDataset
 from flexkit.training.ramp import AlphaRamp
 from flexkit.training.start_layer import choose_start_layer
-from flexkit.training.train import train
+from flexkit.training.trainer import train
 from flexkit.training.weights import trainable
 
 __all__ = [

@@ -38,7 +38,7 @@ class ConversationDataset(Dataset[Conversation]):
         JSON arrays, or JSON lines (``.jsonl``).
     images : str or os.PathLike, optional
         The folder that paths of images start from; by default that of each file.
-    weights : sequence of float, optional
+    repeats : sequence of float, optional
         For each file how often an epoch has its samples: 2 takes each twice, 0.5 one half, drawn once by ``seed``.
     on_error : {"raise", "skip"}
         Whether a sample that cannot be used is an error, or is left out, named and counted.
@@ -51,13 +51,13 @@ class ConversationDataset(Dataset[Conversation]):
         If a file cannot be read, a record is no conversation or an image is missing; with ``on_error="skip"`` if
         nothing is left. When a sample is asked for: if its image is broken.
     ConfigError
-        If weights do not fit the files.
+        If repeats do not fit the files.
 
     Examples
     --------
     .. code-block:: python
 
-        dataset = ConversationDataset(["llava.json", "mine.jsonl"], "images", weights=[1, 2])
+        dataset = ConversationDataset(["llava.json", "mine.jsonl"], "images", repeats=[1, 2])
         dataset[0].messages, dataset[0].images
     """
 
@@ -66,26 +66,26 @@ class ConversationDataset(Dataset[Conversation]):
         files: AnyPath | Sequence[AnyPath],
         images: AnyPath | None = None,
         *,
-        weights: Sequence[float] | None = None,
+        repeats: Sequence[float] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         seed: int = 0,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ConfigError(f'on_error must be "raise" or "skip", got {on_error!r}.')
         paths = [Path(file) for file in ([files] if isinstance(files, str | PathLike) else files)]
-        weights = [1.0] * len(paths) if weights is None else weights
-        if not paths or len(weights) != len(paths) or not all(0 < weight < math.inf for weight in weights):
-            raise ConfigError(f"weights must be a number above 0 for each of {len(paths)} files, got {list(weights)}.")
+        repeats = [1.0] * len(paths) if repeats is None else repeats
+        if not paths or len(repeats) != len(paths) or not all(0 < times < math.inf for times in repeats):
+            raise ConfigError(f"repeats= must be a number above 0 for each of {len(paths)} files, got {list(repeats)}.")
         self.on_error = on_error
         self._refused: list[str] = []
         self._maps: tuple[Callable[[Conversation], Conversation], ...] = ()
         # In one text, which forked workers share: a million objects would be copied as they are counted.
         texts: list[bytes] = []
         order: list[np.ndarray[Any, Any]] = []
-        for number, (path, weight) in enumerate(zip(paths, weights, strict=True)):
+        for number, (path, times) in enumerate(zip(paths, repeats, strict=True)):
             first = len(texts)
             texts += self._read(path, path.parent if images is None else Path(images))
-            order.append(first + _repeated(len(texts) - first, weight, [seed, number]))
+            order.append(first + _repeated(len(texts) - first, times, [seed, number]))
         self._warn(self._refused)
         self._text, self._ends = b"".join(texts), np.cumsum([0, *map(len, texts)])
         self._order = np.concatenate(order)
@@ -173,9 +173,9 @@ class ConversationDataset(Dataset[Conversation]):
             warnings.warn(f"left out: {' '.join(reasons[:_NAMED])}{more}", stacklevel=3)
 
 
-def _repeated(count: int, weight: float, seed: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Indices of samples, each as often as the weight says."""
-    whole, rest = divmod(round(weight * count), count) if count else (0, 0)
+def _repeated(count: int, times: float, seed: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Indices of samples, each so many times."""
+    whole, rest = divmod(round(times * count), count) if count else (0, 0)
     drawn = np.sort(np.random.default_rng(seed).permutation(count)[:rest])
     return np.concatenate([np.tile(np.arange(count), whole), drawn])
 
