@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 import flexkit
+from flexkit.training import AlphaRamp
 from flexkit.visual_search import load_model
 
 ANSWERS = ("row", "column")
@@ -55,13 +56,6 @@ class Collator:
 
 
 # --- Training -------------------------------------------------------------------------------------------------------
-
-
-class AlphaRamp(TrainerCallback):
-    """Move over from the base model to the patched one within the first tenth of an epoch, as in the paper."""
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        flexkit.set_alpha(model, min(1.0, 10 * state.epoch))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import flexkit.patching.geometry
 from flexkit.attention import RaggedIndex
 from flexkit.patching import registry
 
-APART = ("flexkit.visual_search", "flexkit.demo", "flexkit.commands")
+APART = ("flexkit.visual_search", "flexkit.demo", "flexkit.commands", "flexkit.training")
 
 
 def test_scenes_weights_and_demo_stay_apart() -> None:

@@ -68,6 +68,8 @@ def train_own_data(options: argparse.Namespace) -> None:
             raise ConfigError(f"{name}= stands in what --added names; leave one of them out.")
     if options.train == "lora":
         needs("peft")
+    from accelerate.utils import broadcast_object_list
+
     import flexkit
     from flexkit.training import ConversationCollator, ConversationDataset, choose_start_layer, train
     from flexkit.training.processes import processes
@@ -100,6 +102,10 @@ def train_own_data(options: argparse.Namespace) -> None:
         if options.start_layer == "probe":
             model = model.to(processes().device)
             config, probe = choose_start_layer(model, processor, dataset, config, chat_template=template)
+            [layer] = broadcast_object_list(
+                [config.start_layer]
+            )  # rounding may tip the scales on one of several devices
+            config = config.replace(start_layer=layer)
             if main:
                 _tell(probe, config)
     train(

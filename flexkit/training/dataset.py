@@ -34,7 +34,7 @@ class ConversationDataset(Dataset[Conversation]):
 
     Parameters
     ----------
-    files : str or os.PathLike or sequence of them
+    files : str or os.PathLike or sequence of str
         JSON arrays, or JSON lines (``.jsonl``).
     images : str or os.PathLike, optional
         The folder that paths of images start from; by default that of each file.
@@ -124,7 +124,7 @@ class ConversationDataset(Dataset[Conversation]):
         Parameters
         ----------
         function : callable
-            Takes a conversation with its images; if it raises :class:`flexkit.DataError`, the sample cannot be used.
+            Takes a conversation with its images; if it raises DataError, the sample cannot be used.
 
         Returns
         -------
@@ -137,7 +137,7 @@ class ConversationDataset(Dataset[Conversation]):
 
     @property
     def skipped(self) -> list[str]:
-        """The samples that were left out: refused at once, or found to be unusable so far, by any worker."""
+        """The samples that were left out, because they were refused at once or found to be unusable so far, by any worker."""
         found = [self._record(place).source for place in self.unusable.nonzero()[:, 0].tolist()]
         return [*self._refused, *found]
 

@@ -138,6 +138,7 @@ def _defaults(weights: str, evaluates: bool) -> dict[str, Any]:
         "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": 500,
         "dataloader_pin_memory": torch.accelerator.is_available(),
+        "ddp_find_unused_parameters": weights == "all",  # many a base model has layers that it does not use
         "use_cpu": not torch.accelerator.is_available(),  # bfloat16 is refused there, unless it is meant
         "remove_unused_columns": False,  # the collator reads what no forward takes
         "label_names": ["labels"],
