@@ -124,7 +124,7 @@ def train_own_data(options: argparse.Namespace) -> None:
     if main:
         for name, part in (("", dataset), ("of --eval-data ", evaluated)):
             if part is not None and part.skipped:
-                print(f"{len(part.skipped)} samples {name}were left out:", *part.skipped, sep="\n  ", file=sys.stderr)
+                print(f"samples {name}left out: {len(part.skipped)}", *part.skipped, sep="\n  ", file=sys.stderr)
         print(f"flexkit.from_pretrained({str(options.output)!r}) loads what was trained.")
 
 

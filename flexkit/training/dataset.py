@@ -45,6 +45,11 @@ class ConversationDataset(Dataset[Conversation]):
     seed : int
         Of that draw.
 
+    Attributes
+    ----------
+    unusable : torch.Tensor
+        uint8 (records): 1 for each that was found to be unusable so far, in memory that workers share.
+
     Raises
     ------
     DataError
@@ -137,7 +142,7 @@ class ConversationDataset(Dataset[Conversation]):
 
     @property
     def skipped(self) -> list[str]:
-        """The samples that were left out, because they were refused at once or found to be unusable so far, by any worker."""
+        """What was refused at once, with the reason, and which samples any worker has found to be unusable so far."""
         found = [self._record(place).source for place in self.unusable.nonzero()[:, 0].tolist()]
         return [*self._refused, *found]
 

@@ -3,6 +3,7 @@
 accelerate launch ... tests/training/processes.py FOLDER NAME...
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -17,7 +18,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import flexkit
+from flexkit.__main__ import main as command
 from flexkit.patching import get_patch
+from flexkit.visual_search import draw_scene
+from flexkit.visual_search.weights import WEIGHTS
 from tests.training import contexts
 from tests.training.stripes import Example, doubled, examples, joined, model_for
 from tests.training.trainers import losses_of, trainer_for
@@ -139,9 +143,24 @@ def by_trainer(name: str, folder: Path) -> dict[str, Result]:
     return {"trainer": {"losses": losses_of(trainer), "weights": whole(model), "shared": shared}}
 
 
+def by_command(folder: Path) -> None:
+    """Training on conversations, one of which has a broken picture."""
+    torn = draw_scene(0).image
+    turns = [{"from": "human", "value": "<image>\nWhich digit?"}, {"from": "gpt", "value": "7"}]
+    own = folder / str(os.environ.get("RANK", 0))  # each process reads files of its own, and one folder is written
+    own.mkdir()
+    for name in "ab":
+        torn.save(own / f"{name}.png")
+    (own / "b.png").write_bytes((own / "b.png").read_bytes()[:999])
+    (own / "data.json").write_text(json.dumps([{"image": f"{name}.png", "conversations": turns} for name in "aaba"]))
+    given = ("--data", str(own / "data.json"), "--model", str(WEIGHTS / "base"), "--output", str(folder / "own"))
+    assert command(["train", *given, "--on-broken", "skip", "--batch", "1", "--workers", "0", "--quiet"]) == 0
+
+
 def main(folder: str, *names: str) -> None:
     torch.set_num_threads(1)
     results = {names[0]: by_trainer(names[0], Path(folder))}  # joins the processes, as accelerate does it
+    by_command(Path(folder))
     for name in names:
         results[name] = results.get(name, {}) | loops(name, Path(folder))
     results[BESIDE] = loops_beside(BESIDE)

@@ -177,7 +177,7 @@ def test_broken_samples_are_named_and_counted(
     with pytest.warns(UserWarning, match="left out"):
         assert command("broken", "--on-broken", "skip", data="broken.json") == 0
     told = capsys.readouterr().err
-    assert "3 samples were left out" in told and "none.png" in told
+    assert "samples left out: 3" in told and "none.png" in told
     assert "conversations[0].from must be one of" in told and "record 2 (id 2)" in told
 
 

@@ -39,6 +39,7 @@ def results(folder: Path) -> Results:
     environment = os.environ | {"PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    (folder / "told").write_text(done.stderr)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -90,6 +91,12 @@ def test_trainer_under_accelerate(results: Results, tmp_path: Path) -> None:
     first, second = (result["llava"]["trainer"] for result in results)
     assert first["shared"] and same_bits(first["weights"], second["weights"])
     assert_close(first, by_trainer("llava", tmp_path)["trainer"])
+
+
+def test_conversations_under_accelerate(results: Results, folder: Path) -> None:
+    """The model is written once, and what either process could not use is told once."""
+    assert len(results) == 2 and flexkit.is_patched(flexkit.from_pretrained(folder / "own"))
+    assert (folder / "told").read_text().count("samples left out: 1") == 1
 
 
 def same_bits(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
