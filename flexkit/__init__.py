@@ -5,7 +5,7 @@ from importlib.metadata import version
 from flexkit import interrupts  # noqa: F401 - first: all others take seconds to import
 from flexkit.accounting import Cost, cost
 from flexkit.attention import HierarchicalAttentionOutput, HierarchicalSelfAttention
-from flexkit.checkpoints import from_pretrained, load_flex, load_llava_flexattn, save_flex
+from flexkit.checkpoints import BaseModelWarning, from_pretrained, load_flex, load_llava_flexattn, save_flex
 from flexkit.encoding import (
     ArraySource,
     DualResolutionEncoder,
@@ -51,6 +51,7 @@ __version__ = version("flexkit-vlm")
 __all__ += (
     "ArraySource",
     "AttentionMapSelector",
+    "BaseModelWarning",
     "CheckpointError",
     "ConfigError",
     "Cost",

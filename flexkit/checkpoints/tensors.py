@@ -55,8 +55,6 @@ def read_file(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str
     path = checkpoint_file(folder, name)
     if path is None:
         raise CheckpointError(_no_safetensors(folder, name))
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path} is not a safetensors file; only those are read. {_CONVERT}")
     try:
         with safe_open(path, framework="pt") as file:
             # Cloned, because a tensor of the file is a view of it and changes when the file is written again.
@@ -121,6 +119,9 @@ def _read_shards(folder: Path, index: str) -> dict[str, Tensor]:
     absent = [shard for shard in shards if checkpoint_file(folder, shard) is None]
     if absent:
         raise CheckpointError(f"{path} names shards that are missing: {_first(absent)}; download them.")
+    other = [folder / shard for shard in shards if not shard.endswith(".safetensors")]
+    if other:
+        raise CheckpointError(f"{other[0]} is not a safetensors file; only those are read. {_CONVERT}")
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         content, _ = read_file(folder, shard)

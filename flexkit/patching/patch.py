@@ -59,6 +59,7 @@ _METHODS: dict[str, Callable[..., Any] | str] = {
     # By name what stands on patching, and is imported when a model is patched.
     "save_pretrained": "flexkit.checkpoints.pretrained:save_pretrained",
     "load_state_dict": "flexkit.checkpoints.pretrained:load_state_dict",
+    "_upload_modified_files": "flexkit.checkpoints.pretrained:upload_modified_files",
 }
 """What stands for methods of every patched model; its geometry and its route may add some, or have their own."""
 

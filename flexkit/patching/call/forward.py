@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 from flexkit.attention.ragged import RaggedIndex
 from flexkit.errors import ConfigError
 from flexkit.patching.call.call import FlexCall
-from flexkit.patching.call.inputs import check_inputs, input_names, kept_positions
+from flexkit.patching.call.inputs import cast_pixels, check_inputs, input_names, kept_positions
 from flexkit.patching.call.route import Prompt
 from flexkit.patching.call.runs import entropy_of
 from flexkit.patching.geometry.base import PREFIX
@@ -34,6 +34,7 @@ def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         kwargs = kwargs | bound
     patch = get_patch(self)
     own, route = patch.own_method(self, "forward"), patch.route
+    cast_pixels(self, patch, kwargs)
     high_res, prompt = take_high_res(kwargs)
     call = None
     if not patch.disabled:

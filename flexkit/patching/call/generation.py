@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from flexkit.patching.call.forward import take_high_res
-from flexkit.patching.call.inputs import asks_last
+from flexkit.patching.call.inputs import asks_last, cast_pixels
 from flexkit.patching.call.route import Prompt
 from flexkit.patching.geometry.base import PREFIX
 from flexkit.patching.seam.config_view import PROMPT
@@ -20,7 +20,9 @@ CANDIDATES = "_get_candidate_generator"
 
 def generate(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """``generate`` of a patched model: its own, but a call that keeps the patch from being taken away meanwhile."""
-    return get_patch(self).own_method(self, "generate")(*args, **kwargs)
+    patch = get_patch(self)
+    cast_pixels(self, patch, kwargs)  # some are encoded before the first forward
+    return patch.own_method(self, "generate")(*args, **kwargs)
 
 
 def expand_inputs(self: nn.Module, expand_size: int = 1, **kwargs: Any) -> Any:
