@@ -37,6 +37,7 @@ from flexkit.patching import (
     set_policy,
     supported_models,
     unpatch_model,
+    using_policy,
 )
 from flexkit.probing import LayerProbe, probe_start_layer
 from flexkit.processing import FlexProcessor, SmallImageWarning
@@ -96,4 +97,5 @@ __all__ += (
     "supported_models",
     "trace",
     "unpatch_model",
+    "using_policy",
 )

@@ -31,6 +31,7 @@ from flexkit.patching.state import (
     added_parameters,
     get_patch,
     is_patched,
+    overridden,
     patched_model,
     refuse_sharing,
     state_of_copies,
@@ -45,6 +46,7 @@ __all__ = [
     "set_alpha",
     "set_policy",
     "unpatch_model",
+    "using_policy",
 ]
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -185,8 +187,8 @@ def unpatch_model(model: Model) -> Model:
 
 
 @contextmanager
-def disabled(model: nn.Module) -> Iterator[None]:
-    """Run a patched model as the base model for as long as the block lasts, in every thread.
+def disabled(model: nn.Module, *, everywhere: bool = False) -> Iterator[None]:
+    """Run a patched model as the base model for as long as the block lasts.
 
     High-res inputs are accepted and ignored, so that the same call can be made with and without them.
 
@@ -194,13 +196,39 @@ def disabled(model: nn.Module) -> Iterator[None]:
     ----------
     model : torch.nn.Module
         A patched model.
+    everywhere : bool
+        Whether this holds for calls of all threads, and not for those of the calling thread and ``asyncio`` task alone.
 
     Raises
     ------
     PatchError
         If the model is not patched.
     """
-    with get_patch(model).counted("disabled"):
+    patch = get_patch(model)
+    with patch.counted("disabled") if everywhere else overridden(patch, disabled=1):
+        yield
+
+
+@contextmanager
+def using_policy(model: nn.Module, policy: Policy | Schedule | Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Select by another policy for as long as the block lasts, in calls of the calling thread and task alone.
+
+    The other settings are those at its beginning. One call or ``generate`` takes ``hd_policy=policy`` for the same.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A patched model.
+    policy : Policy or callable or Schedule
+        Takes the place of the one in the config.
+
+    Raises
+    ------
+    PatchError
+        If the model is not patched.
+    """
+    config = get_patch(model, here=True).config.replace(policy=policy)
+    with overridden(get_patch(model), config=config):
         yield
 
 
@@ -235,7 +263,7 @@ def set_alpha(model: nn.Module, alpha: float) -> None:
 
 
 def set_policy(model: nn.Module, policy: Policy | Schedule | Callable[[Tensor], Tensor]) -> None:
-    """Select by another policy from now on.
+    """Select by another policy from now on, in calls of all threads; see :func:`using_policy` for one.
 
     Parameters
     ----------

@@ -166,7 +166,7 @@ def test_threads_that_disable() -> None:
 
     def switch() -> None:
         for _ in range(2000):
-            with flexkit.disabled(model):
+            with flexkit.disabled(model), flexkit.disabled(model, everywhere=True):
                 pass
 
     threads = [threading.Thread(target=switch) for _ in range(4)]
@@ -174,7 +174,7 @@ def test_threads_that_disable() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert get_patch(model).disabled == 0
+    assert get_patch(model).disabled == get_patch(model).overrides == 0
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ __all__ = [
     "IGNORED",
     "View",
     "asks_last",
-    "cast_pixels",
     "check_inputs",
     "checked_view",
     "input_names",
@@ -52,17 +51,6 @@ def check_inputs(model: nn.Module, patch: Patch, inputs: Mapping[str, Any]) -> N
         )
     if "hd_queries" in inputs:
         _check_positions("hd_queries", inputs["hd_queries"])
-
-
-def cast_pixels(model: Any, patch: Patch, kwargs: dict[str, Any]) -> None:
-    """Give pictures the dtype of the model, where there are high-res views: what serves a model hands on float32."""
-    if not any(name.startswith(PREFIX) for name in kwargs):
-        return
-    own = patch.geometry.inputs[0]
-    for name in (own, PREFIX + own, *patch.geometry.pixels):
-        value = kwargs.get(name)
-        if isinstance(value, Tensor) and value.is_floating_point():
-            kwargs[name] = value.to(model.dtype)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from flexkit.grids import Pair
 from flexkit.patching.call.call import FlexCall
 from flexkit.patching.call.forward import base_forward, take_high_res
 from flexkit.patching.call.generation import EXPAND
-from flexkit.patching.call.inputs import cast_pixels, check_inputs, checked_view
+from flexkit.patching.call.inputs import check_inputs, checked_view
 from flexkit.patching.call.route import Prompt, Route
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.context.carriers import Carried, Carrier, Keyword, argument, carried, held, held_in, read_beside
@@ -257,10 +257,9 @@ def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, s
 
 def _generate(self: Any, *args: Any, **kwargs: Any) -> Any:
     """``generate`` of a patched model: high-res views are read before it begins, and carried until it ends."""
-    patch = get_patch(self)
+    patch = get_patch(self, here=True)
     base = patch.own_method(self, "generate")
-    cast_pixels(self, patch, kwargs)
-    high_res, _ = take_high_res(kwargs)
+    high_res, _ = take_high_res(patch, kwargs)
     if patch.disabled or not high_res:
         return base(*args, **kwargs)
     check_inputs(self, patch, high_res)
