@@ -18,7 +18,7 @@ export IMAGE QUESTION
 COVERAGE := $(if $(CI),$(if $(ARGS),,--cov=flexkit --cov-report=term --cov-fail-under=95))
 
 RUN = PYTHONPATH=$(BEFORE)$(abspath $(TORCHAO)) PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 $(PY) -m pytest -n logical --maxprocesses=8 --dist worksteal
-OLDEST_TESTS := $(addprefix tests/,checkpoints families patching processing training ways)
+OLDEST_TESTS := $(addprefix tests/,checkpoints distributed families patching processing training ways)
 # These ask flexkit or torch, and transformers nothing that the others do not ask as well.
 NEWEST_ONLY := $(addprefix patching/test_,config errors gate laws_everything laws_finite laws_selection pyramid) \
                $(addprefix training/test_,example processes trainer) $(addprefix ways/test_,compile context_compile)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from typing_extensions import Unpack
 
 from flexkit.checkpoints.files import checkpoint_file, drafts, read_json, written
@@ -223,6 +224,9 @@ def load_added(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str |
             data = tensors[name].to(weight.dtype, copy=True)
             projection = patched_model(model).get_submodule(owner)
             setattr(projection, own, nn.Parameter(data, requires_grad=weight.requires_grad))
+        elif isinstance(weight, DTensor):  # shared out among processes, each of which has read all of it
+            whole = tensors[name].to(weight.device, weight.dtype)
+            weight.copy_(distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None))
         else:
             weight.copy_(tensors[name])
 

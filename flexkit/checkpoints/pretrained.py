@@ -131,7 +131,11 @@ def save_pretrained(
             commit()
             return upload_modified_files(base, folder, *arguments, **options)
 
-        vars(base)["_upload_modified_files"] = upload
+        def meet(*arguments: Any) -> None:
+            commit()  # or other processes go on, and find the base model's files alone
+            type(self).barrier_after_gathered_checkpoint_save(base, *arguments)
+
+        vars(base).update(_upload_modified_files=upload, barrier_after_gathered_checkpoint_save=meet)
         if place is not None:
             vars(base)["config"] = config = copy.copy(self.config)
             code = dict.fromkeys(_AUTO_CLASSES, write_code(place, MODEL, PatchedModel))

@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pkgutil import resolve_name
 from typing import Any, Literal, TypeVar
 
@@ -23,6 +24,7 @@ from flexkit.patching.registry import find_geometry
 from flexkit.patching.seam.config_view import divert, restore
 from flexkit.patching.seam.decoder import DecoderLayer
 from flexkit.patching.seam.projections import add_projections, own_projections, remove_projections
+from flexkit.patching.seam.tensor_parallel import check_shares, share_of
 from flexkit.patching.state import (
     ATTRIBUTE,
     LOCK,
@@ -125,7 +127,10 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
     _check(model)
     decoder = geometry.decoder(model)
     route = route_of(geometry)
-    layers = route.layers(model, decoder)
+    layers = [
+        replace(layer, share=share_of(model, layer.attention, layer.source, own_projections(layer.source)))
+        for layer in route.layers(model, decoder)
+    ]
     config = _resolved(config or FlexConfig(), geometry, route, decoder, layers)
     if config.levels > 1 and geometry.tile_grid(model) is None:
         raise ConfigError(f"{type(model).__name__} encodes a high-res view as a whole, not in tiles: set levels to 1.")
@@ -291,14 +296,7 @@ def _check(model: PreTrainedModel) -> None:
             f"{name} has no head that generates; patch the whole model of which it is the inner part, such as "
             f"{type(model).__name__.removesuffix('Model')}ForConditionalGeneration."
         )
-    # Each process would select by the maps of its own heads, and copies of projections would compute with the weights
-    # of others.
-    is_sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
-    if is_sharded or (getattr(model, "tp_size", None) or 1) > 1:
-        raise UnsupportedModelError(
-            f"the weights of this {name} are shared out among processes: flexkit does not read under tensor "
-            "parallelism (load it without tp_plan), and is to be patched before FSDP shards it."
-        )
+    check_shares(model)
 
 
 def _put_on(patch: Patch) -> None:
@@ -307,7 +305,7 @@ def _put_on(patch: Patch) -> None:
     vars(model)[ATTRIBUTE] = patch
     if patch.config.high_res_states == "features":
         for layer in patch.reading.values():
-            add_projections(layer.attention, layer.source, model.dtype)
+            add_projections(layer.attention, layer.source, model.dtype, layer.share)
     for layer in patch.layers.values():
         if not layer.has_own_code:
             divert(layer.attention, layer.index)

@@ -364,7 +364,7 @@ def test_models_that_accelerate_places(place: str, tmp_path: Path) -> None:
     assert filecmp.cmpfiles(tmp_path / "first", tmp_path / "second", files, shallow=False)[0] == files
 
 
-def test_sharded_weights_are_saved_whole(tmp_path: Path) -> None:
+def test_sharded_weights_are_saved_whole_and_loaded_in_shards(tmp_path: Path) -> None:
     import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
@@ -377,6 +377,10 @@ def test_sharded_weights_are_saved_whole(tmp_path: Path) -> None:
             fully_shard(layer, mesh=dist.init_device_mesh("cpu", (1,)))
         assert all(isinstance(weight, DTensor) for weight in flexkit.flex_parameters(model))
         save_flex(model, tmp_path)
+        for weight in flexkit.flex_parameters(model):
+            nn.init.zeros_(weight)
+        again: dict[str, Any] = added_parameters(load_flex(model, tmp_path))
+        assert all(torch.equal(weight.full_tensor(), expected[name]) for name, weight in again.items())
     finally:
         dist.destroy_process_group()
     loaded = load_flex(plain("llava"), tmp_path)
