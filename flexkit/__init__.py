@@ -5,7 +5,14 @@ from importlib.metadata import version
 from flexkit import interrupts  # noqa: F401 - first: all others take seconds to import
 from flexkit.accounting import Cost, cost
 from flexkit.attention import HierarchicalAttentionOutput, HierarchicalSelfAttention
-from flexkit.checkpoints import BaseModelWarning, from_pretrained, load_flex, load_llava_flexattn, save_flex
+from flexkit.checkpoints import (
+    BaseModelWarning,
+    from_pretrained,
+    load_flex,
+    load_llava_flexattn,
+    load_llava_flexattn_processor,
+    save_flex,
+)
 from flexkit.encoding import (
     ArraySource,
     DualResolutionEncoder,
@@ -85,6 +92,7 @@ __all__ += (
     "is_patched",
     "load_flex",
     "load_llava_flexattn",
+    "load_llava_flexattn_processor",
     "open_tiff",
     "patch_model",
     "plot_selection",

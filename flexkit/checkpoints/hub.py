@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, Unpack
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from flexkit.checkpoints.files import checkpoint_folder
+from flexkit.checkpoints.files import checkpoint_folder, read_json
 from flexkit.errors import CheckpointError, first_line
 
-__all__ = ["HubOptions", "fetched"]
+__all__ = ["HubOptions", "fetched", "fetched_tensors"]
 
 
 class HubOptions(TypedDict, total=False):
@@ -80,3 +80,31 @@ def fetched(
             f"{first_line(error)}"
         ) from error
     return Path(paths[0]).parent
+
+
+def fetched_tensors(source: str | PathLike[str], names: Sequence[str], **hub: Unpack[HubOptions]) -> Path:
+    """The same, with ``model.safetensors`` or the shards that its index names.
+
+    Parameters
+    ----------
+    source, names, **hub
+        As for :func:`fetched`.
+
+    Raises
+    ------
+    CheckpointError
+        As for :func:`fetched`, or if the index names no shards.
+    """
+    folder = fetched(source, names, **hub)
+    index = "model.safetensors.index.json"
+    try:
+        fetched(source, (index,), **hub)
+    except CheckpointError:  # whole, or neither: then that is told
+        fetched(source, ("model.safetensors",), **hub)
+        return folder
+    if (folder / index).exists():
+        shards = read_json(folder, index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise CheckpointError(f'{folder / index} has no "weight_map" of files; download it again.')
+        fetched(source, sorted(set(shards.values())), **hub)
+    return folder
