@@ -60,7 +60,7 @@ test-oldest: BEFORE := $(abspath $(OLDEST)):
 test-oldest: $(OLDEST)/.stamp $(TORCHAO)/.stamp
 	$(RUN) $(OLDEST_TESTS) $(NEWEST_ONLY:%=--ignore=tests/%.py) $(ARGS)
 
-# What runs flexkit and is no part of its environment: lmms-eval.
+# What runs flexkit and is no part of its environment: lmms-eval, servers.
 test-engines: BEFORE := $(abspath $(ENGINES)):
 test-engines: $(ENGINES)/.stamp $(TORCHAO)/.stamp
 	$(RUN) tests/integrations $(ARGS)
