@@ -63,6 +63,8 @@ def load_model_and_processor(
         else:
             model = flexkit.from_pretrained(name, **settings, **options)
         processor = AutoProcessor.from_pretrained(name, **hub, **code)
+        if isinstance(processor, flexkit.FlexProcessor):  # a saved one, whose code is trusted
+            processor = processor.processor
     except CheckpointError as error:
         raise CheckpointError(f"{error} For a base model, give a preset: {', '.join((*PRESETS, NONE))}.") from error
     except FlexkitError:

@@ -33,6 +33,11 @@ def test_a_saved_model(folders: Path) -> None:
     assert get_patch(model).config.policy == flexkit.TopK(6) and get_patch(other).config.policy == flexkit.Nothing()
 
 
+def test_a_saved_model_whose_code_is_trusted(folders: Path) -> None:
+    model, processor = load_model_and_processor(str(folders / "tuned"), trust_remote_code=True)
+    assert answer(model, processor, draw_scene(0).image, "Which digit is on the object that is yellow?") == "9"
+
+
 def test_a_base_model(folders: Path) -> None:
     name = str(folders / "base")
     model, _ = load_model_and_processor(name, "training_free", {"zoom": 4, "gate": None})
