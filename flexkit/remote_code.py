@@ -21,7 +21,7 @@ __all__ = ["{name}"]
 '''
 
 
-def write_code(folder: Path, file: str, loader: type) -> str:
+def write_code(folder: Path, file: str, loader: str) -> str:
     """Write a file that imports a class of flexkit with a ``from_pretrained``.
 
     Parameters
@@ -30,14 +30,14 @@ def write_code(folder: Path, file: str, loader: type) -> str:
         Where the model, or the processor, is saved.
     file : str
         :data:`MODEL` or :data:`PROCESSOR`.
-    loader : type
-        The class.
+    loader : str
+        The class and where it is public, for the folder may be read by any later version.
 
     Returns
     -------
     str
         How an ``auto_map`` names the class.
     """
-    code = _CODE.format(module=loader.__module__, name=loader.__name__)
-    (folder / f"{file}.py").write_text(code, encoding="utf-8")
-    return f"{file}.{loader.__name__}"
+    module, _, name = loader.rpartition(".")
+    (folder / f"{file}.py").write_text(_CODE.format(module=module, name=name), encoding="utf-8")
+    return f"{file}.{name}"

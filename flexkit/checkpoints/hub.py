@@ -8,7 +8,8 @@ from typing import TypedDict, Unpack
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from flexkit.checkpoints.files import checkpoint_folder, read_json
+from flexkit.checkpoints.files import checkpoint_folder
+from flexkit.checkpoints.tensors import INDEX, read_index
 from flexkit.errors import CheckpointError, first_line
 
 __all__ = ["HubOptions", "fetched", "fetched_tensors"]
@@ -96,15 +97,12 @@ def fetched_tensors(source: str | PathLike[str], names: Sequence[str], **hub: Un
         As for :func:`fetched`, or if the index names no shards.
     """
     folder = fetched(source, names, **hub)
-    index = "model.safetensors.index.json"
+    index = INDEX.format("model")
     try:
         fetched(source, (index,), **hub)
     except CheckpointError:  # whole, or neither: then that is told
         fetched(source, ("model.safetensors",), **hub)
         return folder
     if (folder / index).exists():
-        shards = read_json(folder, index).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise CheckpointError(f'{folder / index} has no "weight_map" of files; download it again.')
-        fetched(source, sorted(set(shards.values())), **hub)
+        fetched(source, sorted(set(read_index(folder, index).values())), **hub)
     return folder

@@ -138,8 +138,8 @@ def save_pretrained(
         vars(base).update(_upload_modified_files=upload, barrier_after_gathered_checkpoint_save=meet)
         if place is not None:
             vars(base)["config"] = config = copy.copy(self.config)
-            code = dict.fromkeys(_AUTO_CLASSES, write_code(place, MODEL, PatchedModel))
-            config.auto_map = (getattr(config, "auto_map", None) or {}) | code
+            code = dict.fromkeys(_AUTO_CLASSES, write_code(place, MODEL, "flexkit.checkpoints.PatchedModel"))
+            config.auto_map = code | (getattr(config, "auto_map", None) or {})  # of a class of its own, its own
             if not Path(save_directory, CARD).exists():
                 describe(place / CARD, self.config)
         with _set_aside(Path(save_directory) / SETTINGS, place):

@@ -16,12 +16,12 @@ __all__ = ["load", "save"]
 _FILE, _KEY = "processor_config.json", "high_res"
 
 
-def save(processor: Any, zoom: Pair, levels: int, loader: type, folder: str | PathLike[str], **kwargs: Any) -> Any:
-    """Save a model's processor, so that ``loader`` is given what it makes of it; returns what transformers does."""
+def save(processor: Any, zoom: Pair, levels: int, folder: str | PathLike[str], **kwargs: Any) -> Any:
+    """Save a model's processor, so that transformers loads a FlexProcessor; returns what transformers does."""
     files = processor.save_pretrained(folder, **kwargs)
     path = Path(folder, _FILE)
     settings = json.loads(path.read_text(encoding="utf-8"))
-    code = {"AutoProcessor": write_code(Path(folder), PROCESSOR, loader)}
+    code = {"AutoProcessor": write_code(Path(folder), PROCESSOR, "flexkit.FlexProcessor")}
     settings |= {"auto_map": settings.get("auto_map", {}) | code, _KEY: {"zoom": list(zoom), "levels": levels}}
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return files

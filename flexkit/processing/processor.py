@@ -262,7 +262,7 @@ class FlexProcessor:
             Files that the wrapped processor wrote.
         """
         options = {} if push_to_hub else kwargs
-        files = pretrained.save(self.processor, self.zoom, len(self.zooms), FlexProcessor, folder, **options)
+        files = pretrained.save(self.processor, self.zoom, len(self.zooms), folder, **options)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(folder).name), **kwargs)
         return files

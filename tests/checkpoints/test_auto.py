@@ -151,10 +151,11 @@ def test_what_is_saved_again_says_what_it_is(saved: Path, tmp_path: Path) -> Non
 
 def test_other_code_in_a_config_stays(tmp_path: Path) -> None:
     model = trained()
-    model.config.auto_map = {"AutoTokenizer": "their.Tokenizer"}
+    theirs = {"AutoTokenizer": "their.Tokenizer", "AutoModelForImageTextToText": "their.Model"}
+    model.config.auto_map = dict(theirs)
     model.save_pretrained(tmp_path / "first")
     loaded = flexkit.from_pretrained(tmp_path / "first")
-    assert loaded.config.auto_map == model.config.auto_map == {"AutoTokenizer": "their.Tokenizer"}
+    assert loaded.config.auto_map == model.config.auto_map == theirs
 
 
 @pytest.mark.parametrize("trusts", [False, True])
