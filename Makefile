@@ -5,6 +5,7 @@ STAMP := $(VENV)/.stamp
 OLDEST := $(VENV)/oldest
 # Only tests see it: with it, every import of transformers takes longer and warns.
 TORCHAO := $(VENV)/torchao
+ENGINES := $(VENV)/engines
 
 ARGS ?=
 IMAGE ?=
@@ -18,17 +19,18 @@ export IMAGE QUESTION
 COVERAGE := $(if $(CI),$(if $(ARGS),,--cov=flexkit --cov-report=term --cov-fail-under=95))
 
 RUN = PYTHONPATH=$(BEFORE)$(abspath $(TORCHAO)) PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 $(PY) -m pytest -n logical --maxprocesses=8 --dist worksteal
-OLDEST_TESTS := $(addprefix tests/,checkpoints families patching processing training ways)
+OLDEST_TESTS := $(addprefix tests/,checkpoints distributed families patching processing training ways)
 # These ask flexkit or torch, and transformers nothing that the others do not ask as well.
 NEWEST_ONLY := $(addprefix patching/test_,config errors gate laws_everything laws_finite laws_selection pyramid) \
                $(addprefix training/test_,example processes trainer) $(addprefix ways/test_,compile context_compile)
 
-.PHONY: help venv test test-oldest fuzz coverage matrix demo docs browser lint types format clean
+.PHONY: help venv test test-oldest test-engines fuzz coverage matrix demo docs browser lint types format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make test                run all tests and doctests     (make test ARGS='-k policy' for some)"
 	@echo "make test-oldest         run those that meet other packages with the lowest supported versions"
+	@echo "make test-engines        run those of flexkit in other engines, which it installs first"
 	@echo "make fuzz                run those that throw anything at flexkit, for long"
 	@echo "make coverage            the same, and at least 95 % of lines covered"
 	@echo "make matrix              write docs/support.csv, the table of supported models, from what the tests find"
@@ -58,6 +60,11 @@ test-oldest: BEFORE := $(abspath $(OLDEST)):
 test-oldest: $(OLDEST)/.stamp $(TORCHAO)/.stamp
 	$(RUN) $(OLDEST_TESTS) $(NEWEST_ONLY:%=--ignore=tests/%.py) $(ARGS)
 
+# What runs flexkit and is no part of its environment: lmms-eval, servers.
+test-engines: BEFORE := $(abspath $(ENGINES)):
+test-engines: $(ENGINES)/.stamp $(TORCHAO)/.stamp
+	$(RUN) tests/integrations $(ARGS)
+
 $(TORCHAO)/.stamp: $(STAMP)
 	@rm -rf $(TORCHAO)
 	@$(PY) -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt --target $(TORCHAO) torchao
@@ -66,6 +73,11 @@ $(TORCHAO)/.stamp: $(STAMP)
 $(OLDEST)/.stamp: constraints-oldest.txt $(STAMP)
 	@rm -rf $(OLDEST)
 	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --target $(OLDEST) -r $<
+	@touch $@
+
+$(ENGINES)/.stamp: constraints-engines.txt $(STAMP)
+	@rm -rf $(ENGINES)
+	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --target $(ENGINES) -r $<
 	@touch $@
 
 fuzz: override ARGS += -m fuzz --hypothesis-profile=fuzz

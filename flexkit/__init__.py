@@ -5,7 +5,14 @@ from importlib.metadata import version
 from flexkit import interrupts  # noqa: F401 - first: all others take seconds to import
 from flexkit.accounting import Cost, cost
 from flexkit.attention import HierarchicalAttentionOutput, HierarchicalSelfAttention
-from flexkit.checkpoints import from_pretrained, load_flex, load_llava_flexattn, save_flex
+from flexkit.checkpoints import (
+    BaseModelWarning,
+    from_pretrained,
+    load_flex,
+    load_llava_flexattn,
+    load_llava_flexattn_processor,
+    save_flex,
+)
 from flexkit.encoding import (
     ArraySource,
     DualResolutionEncoder,
@@ -38,6 +45,7 @@ from flexkit.patching import (
     set_policy,
     supported_models,
     unpatch_model,
+    using_policy,
 )
 from flexkit.probing import LayerProbe, probe_start_layer
 from flexkit.processing import FlexProcessor, SmallImageWarning
@@ -52,6 +60,7 @@ __version__ = version("flexkit-vlm")
 __all__ += (
     "ArraySource",
     "AttentionMapSelector",
+    "BaseModelWarning",
     "CheckpointError",
     "ConfigError",
     "Cost",
@@ -85,6 +94,7 @@ __all__ += (
     "is_patched",
     "load_flex",
     "load_llava_flexattn",
+    "load_llava_flexattn_processor",
     "open_tiff",
     "patch_model",
     "plot_selection",
@@ -97,4 +107,5 @@ __all__ += (
     "supported_models",
     "trace",
     "unpatch_model",
+    "using_policy",
 )

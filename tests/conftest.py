@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 REPEATING = {"accounting", "families", "patching"}
 """Folders whose tests run the same lines on model after model: coverage looks at the first case of each test."""
-USING = {"benchmarks", "examples", "studies", "training", "ways"}
+USING = {"benchmarks", "distributed", "examples", "studies", "training", "ways"}
 """Folders whose tests use flexkit as a whole, nearly all of whose lines the others run too: coverage looks away."""
 
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange, reduce, repeat
@@ -71,6 +72,7 @@ def select_tokens(
     before: Selection | None = None,
     layer: int | None = None,
     shared_from: Tensor | None = None,
+    processes: Any = None,
 ) -> Selection:
     """Select by the maps of one layer.
 
@@ -92,11 +94,13 @@ def select_tokens(
         The layer that will read, for schedules.
     shared_from : torch.Tensor, optional
         ``(batch,)``: the querying row whose selection all rows of a sample share.
+    processes : torch.distributed.ProcessGroup, optional
+        Those among which the heads are shared out.
     """
     groups, masks, maps = [], [], []
     for index, seen in enumerate(images):
         group = seen.group
-        scores = selector.scores(map_of(seen), group.grid, group.margins)
+        scores = selector.scores(map_of(seen), group.grid, group.margins, processes=processes)
         mask = selector.select(scores, group.zoom, layer=layer)
         if seen.cells is not None:
             mask = mask & resample_nearest(seen.cells, group.size)
@@ -142,6 +146,7 @@ def open_tokens(
     *,
     layer: int | None = None,
     shared_from: Tensor | None = None,
+    processes: Any = None,
 ) -> Selection:
     """Select on all levels of a pyramid but the first, by the attention over the tokens of the level above.
 
@@ -163,6 +168,8 @@ def open_tokens(
         The layer that will read, for schedules.
     shared_from : torch.Tensor, optional
         ``(batch,)``: the querying row whose selection all rows of a sample share.
+    processes : torch.distributed.ProcessGroup, optional
+        Those among which the heads are shared out.
     """
     if levels[0] and isinstance(selector.budget, float):
         # A share is one of the first level's tokens: a budget does not grow with the levels.
@@ -179,7 +186,7 @@ def open_tokens(
             if margins is not None:
                 margins = margins * torch.tensor(coarse.zoom, device=margins.device)
             looked = rearrange(attention[rows, :, :, tokens], "i n h q -> i h q n")
-            scores = selector.scores(looked, coarse.size, margins)
+            scores = selector.scores(looked, coarse.size, margins, processes=processes)
             read = rearrange(selected[rows, :, tokens], "i (r c) q -> i q r c", r=coarse.size[0])
             zoom = fine.zoom[0] // coarse.zoom[0], fine.zoom[1] // coarse.zoom[1]
             mask = selector.select(scores, zoom, layer=layer) & resample_nearest(read, fine.size)

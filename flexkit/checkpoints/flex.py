@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from typing_extensions import Unpack
 
-from flexkit.checkpoints.files import drafts, read_json, written
+from flexkit.checkpoints.files import checkpoint_file, drafts, read_json, written
 from flexkit.checkpoints.hub import HubOptions, fetched
 from flexkit.checkpoints.tensors import check_tensors, read_file
 from flexkit.errors import CheckpointError, ConfigError
@@ -23,12 +24,24 @@ from flexkit.patching import FlexConfig, added_parameters, get_patch, is_patched
 from flexkit.patching.state import patched_model
 from flexkit.selection import Policy, Schedule, as_policy, policy_to_dict
 
-__all__ = ["SETTINGS", "WEIGHTS", "flex_draft", "load_added", "load_flex", "read_flex", "save_flex"]
+__all__ = [
+    "SETTINGS",
+    "WEIGHTS",
+    "flex_draft",
+    "flex_folder",
+    "load_added",
+    "load_flex",
+    "read_flex",
+    "save_flex",
+    "weights_file",
+]
 
 Model = TypeVar("Model", bound=nn.Module)
 AnyPolicy = Policy | Schedule | Callable[[Tensor], Tensor]
 
-WEIGHTS, SETTINGS = "flexkit.safetensors", "flexkit.json"
+# Of safetensors, but engines take every *.safetensors of a folder for the base model's.
+WEIGHTS, SETTINGS = "flexkit.weights", "flexkit.json"
+_EARLIER_WEIGHTS = "flexkit.safetensors"
 _FORMAT = 1
 # In the header of the weights, where one rename puts them into place together: the settings that were saved with them,
 # and the digest of the settings file that was there before. Where that still is, the writer was killed before it came
@@ -41,9 +54,9 @@ _REQUIRED = ("start_layer", "zoom", "policy")
 def save_flex(model: nn.Module, folder: str | PathLike[str], *, is_main_process: bool = True) -> None:
     """Save what patching added to a model, and nothing of the base model.
 
-    Writes ``flexkit.safetensors``, the added projections under their names in ``model.state_dict()``, and
-    ``flexkit.json``, the settings. ``model.save_pretrained`` of a patched model writes them beside the base model's
-    files.
+    Writes ``flexkit.weights``, the added projections under their names in ``model.state_dict()`` in the format of
+    safetensors, and ``flexkit.json``, the settings. ``model.save_pretrained`` of a patched model writes them beside the
+    base model's files.
 
     Parameters
     ----------
@@ -81,7 +94,7 @@ def flex_draft(
 
     The folder is held until the end. With ``replaces`` the settings of an earlier save stay until they are replaced,
     and count for nothing once the new weights are in place. The values are the folder of drafts, and what puts them
-    into place; None, and nothing, in processes that do not write.
+    into place, with whatever else was written there; None, and nothing, in processes that do not write.
     """
     settings = {
         "format_version": _FORMAT,
@@ -114,6 +127,9 @@ def flex_draft(
             with written(folder):
                 (place / WEIGHTS).replace(folder / WEIGHTS)
                 (place / SETTINGS).replace(folder / SETTINGS)
+                (folder / _EARLIER_WEIGHTS).unlink(missing_ok=True)
+                for other in filter(Path.is_file, place.iterdir()):
+                    other.replace(folder / other.name)
                 rmtree(place)  # what is pushed from here on is without it
 
         yield place, commit
@@ -154,7 +170,7 @@ def load_flex(
     UnsupportedModelError
         If the model cannot be patched.
     """
-    folder = fetched(folder, (SETTINGS, WEIGHTS), **hub)
+    folder = flex_folder(folder, **hub)
     saved, tensors = read_flex(folder)
     settings = _settings(saved, folder, model)
     if is_patched(model):
@@ -208,8 +224,27 @@ def load_added(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str |
             data = tensors[name].to(weight.dtype, copy=True)
             projection = patched_model(model).get_submodule(owner)
             setattr(projection, own, nn.Parameter(data, requires_grad=weight.requires_grad))
+        elif isinstance(weight, DTensor):  # shared out among processes, each of which has read all of it
+            whole = tensors[name].to(weight.device, weight.dtype)
+            weight.copy_(distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None))
         else:
             weight.copy_(tensors[name])
+
+
+def flex_folder(source: str | PathLike[str], **hub: Unpack[HubOptions]) -> Path:
+    """The local folder of what :func:`save_flex` wrote, today or earlier (:func:`~flexkit.checkpoints.hub.fetched`)."""
+    try:
+        return fetched(source, (SETTINGS, WEIGHTS), **hub)
+    except CheckpointError as error:
+        try:
+            return fetched(source, (SETTINGS, _EARLIER_WEIGHTS), **hub)
+        except CheckpointError:
+            raise error from error.__cause__
+
+
+def weights_file(folder: Path) -> Path | None:
+    """The file of added weights in a folder, under its name of today or of earlier; None if there is none."""
+    return checkpoint_file(folder, WEIGHTS) or checkpoint_file(folder, _EARLIER_WEIGHTS)
 
 
 def read_flex(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -221,7 +256,8 @@ def read_flex(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         If a file is missing or damaged, or they are of two saves.
     """
     settings = read_json(folder, SETTINGS)
-    tensors, header = read_file(folder, WEIGHTS)
+    path = weights_file(folder) or folder / WEIGHTS
+    tensors, header = read_file(folder, path.name)
     if _NOTE not in header:  # of an older version, or changed by hand
         return settings, tensors
     try:
@@ -229,13 +265,13 @@ def read_flex(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         own, before = note["settings"], note.get("before")
         digest = own["digest"]
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} has a damaged header ({error}); save it again.") from error
+        raise CheckpointError(f"{path} has a damaged header ({error}); save it again.") from error
     if settings.get("digest") == digest:
         return settings, tensors
     if before == sha256((folder / SETTINGS).read_bytes()).hexdigest():
         return own, tensors
     raise CheckpointError(
-        f"{SETTINGS} and {WEIGHTS} in {folder} are of two different saves; copy both from one, or save again."
+        f"{SETTINGS} and {path.name} in {folder} are of two different saves; copy both from one, or save again."
     )
 
 

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, Unpack
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
 from flexkit.checkpoints.files import checkpoint_folder
+from flexkit.checkpoints.tensors import INDEX, read_index
 from flexkit.errors import CheckpointError, first_line
 
-__all__ = ["HubOptions", "fetched"]
+__all__ = ["HubOptions", "fetched", "fetched_tensors"]
 
 
 class HubOptions(TypedDict, total=False):
@@ -80,3 +81,28 @@ def fetched(
             f"{first_line(error)}"
         ) from error
     return Path(paths[0]).parent
+
+
+def fetched_tensors(source: str | PathLike[str], names: Sequence[str], **hub: Unpack[HubOptions]) -> Path:
+    """The same, with ``model.safetensors`` or the shards that its index names.
+
+    Parameters
+    ----------
+    source, names, **hub
+        As for :func:`fetched`.
+
+    Raises
+    ------
+    CheckpointError
+        As for :func:`fetched`, or if the index names no shards.
+    """
+    folder = fetched(source, names, **hub)
+    index = INDEX.format("model")
+    try:
+        fetched(source, (index,), **hub)
+    except CheckpointError:  # whole, or neither: then that is told
+        fetched(source, ("model.safetensors",), **hub)
+        return folder
+    if (folder / index).exists():
+        fetched(source, sorted(set(read_index(folder, index).values())), **hub)
+    return folder

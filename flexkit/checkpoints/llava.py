@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from flexkit.checkpoints.files import checkpoint_file, checkpoint_folder, read_json
+from flexkit.checkpoints.files import checkpoint_file, read_json
 from flexkit.checkpoints.flex import load_added
+from flexkit.checkpoints.hub import HubOptions, fetched_tensors
 from flexkit.checkpoints.llava_config import START_LAYER, PublishedSettings, read_settings
 from flexkit.checkpoints.tensors import check_tensors, read_tensors
 from flexkit.checkpoints.vision import vision_settings, vision_weights
@@ -55,6 +56,7 @@ def load_llava_flexattn(
     vision_config: CLIPVisionConfig | Mapping[str, Any] | str | PathLike[str] | None = None,
     *,
     dtype: torch.dtype | None = None,
+    **hub: Unpack[HubOptions],
 ) -> LlavaForConditionalGeneration:
     """Load a published FlexAttention checkpoint as a patched LLaVA.
 
@@ -66,13 +68,17 @@ def load_llava_flexattn(
     Parameters
     ----------
     folder : str or os.PathLike
-        The checkpoint: ``config.json`` with ``model_type`` "llava_llama" and safetensors, in shards or whole.
+        The checkpoint: ``config.json`` with ``model_type`` "llava_llama" and safetensors, in shards or whole; or the
+        name of a repository on the Hugging Face hub that holds it, such as ``"senfu/llava-v1.5-7b-flexattn"``.
     vision_config : transformers.CLIPVisionConfig, mapping, str or os.PathLike, optional
         The vision tower's configuration, the same as plain JSON, or the folder of a CLIP. By default that of
         the tower that the checkpoint names, in its own folder or on the hub. If the checkpoint holds no
         vision weights they are read from that folder or tower too.
     dtype : torch.dtype, optional
         Of the weights, by default the checkpoint's own.
+    **hub
+        ``revision``, ``token``, ``cache_dir``, ``force_download``, ``local_files_only`` and ``subfolder``, as in
+        ``from_pretrained`` of transformers.
 
     Returns
     -------
@@ -84,7 +90,7 @@ def load_llava_flexattn(
     CheckpointError
         If the checkpoint is of another kind, incomplete, inconsistent or not in safetensors.
     """
-    folder = checkpoint_folder(folder)
+    folder = fetched_tensors(folder, ("config.json",), **hub)
     settings = read_settings(folder)
     tower = vision_config if isinstance(vision_config, str | PathLike) else settings.vision_tower
     config = settings.llava_config(vision_settings(tower if vision_config is None else vision_config))

@@ -1,5 +1,6 @@
-"""Patched models in the folders of transformers: the base model's files as ever, what was added beside them."""
+"""Patched models in the folders of transformers: the base model's files, and what was added beside them."""
 
+import copy
 import inspect
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,21 +10,44 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
-from flexkit.checkpoints.flex import SETTINGS, WEIGHTS, AnyPolicy, flex_draft, load_flex, read_flex
-from flexkit.checkpoints.hub import HubOptions, fetched
+from flexkit.checkpoints.base_loads import loading_the_base
+from flexkit.checkpoints.card import CARD, describe
+from flexkit.checkpoints.flex import (
+    SETTINGS,
+    WEIGHTS,
+    AnyPolicy,
+    flex_draft,
+    flex_folder,
+    load_flex,
+    read_flex,
+    weights_file,
+)
+from flexkit.checkpoints.hub import HubOptions
 from flexkit.checkpoints.tensors import check_tensors
 from flexkit.errors import CheckpointError
 from flexkit.patching import added_parameters
+from flexkit.remote_code import MODEL, write_code
 
-__all__ = ["from_pretrained", "load_state_dict", "save_pretrained"]
+__all__ = [
+    "PatchedModel",
+    "from_pretrained",
+    "load_as_saved",
+    "load_state_dict",
+    "save_pretrained",
+    "upload_modified_files",
+]
+
+# transformers serve asks for the second.
+_AUTO_CLASSES = "AutoModelForImageTextToText", "AutoModelForMultimodalLM"
 
 
 def from_pretrained(name: str | PathLike[str], *, policy: AnyPolicy | None = None, **kwargs: Any) -> PreTrainedModel:
     """Load a patched model that ``model.save_pretrained`` or ``model.push_to_hub`` saved.
 
-    The same as ``AutoModelForImageTextToText.from_pretrained`` and then :func:`flexkit.load_flex`.
+    The same as ``AutoModelForImageTextToText.from_pretrained`` and then :func:`flexkit.load_flex`, or as the former
+    with ``trust_remote_code=True``.
 
     Parameters
     ----------
@@ -46,13 +70,43 @@ def from_pretrained(name: str | PathLike[str], *, policy: AnyPolicy | None = Non
         If nothing that flexkit saved is there, or it does not fit.
     """
     hub: Any = {option: kwargs[option] for option in HubOptions.__annotations__ if option in kwargs}
-    folder = fetched(name, (SETTINGS, WEIGHTS), **hub)
+    folder = flex_folder(name, **hub)
     if not (folder / SETTINGS).exists():
         raise CheckpointError(
             f"{folder} has no {SETTINGS}: nothing there was patched by flexkit. Load the model with transformers and "
             "give it to flexkit.patch_model."
         )
-    return load_flex(AutoModelForImageTextToText.from_pretrained(name, **kwargs), folder, policy=policy)
+    with loading_the_base():
+        loaded = AutoModelForImageTextToText.from_pretrained(name, **kwargs)
+    if isinstance(loaded, tuple):  # output_loading_info=True
+        return load_flex(loaded[0], folder, policy=policy), *loaded[1:]
+    return load_flex(loaded, folder, policy=policy)
+
+
+def load_as_saved(name: str | PathLike[str], **kwargs: Any) -> PreTrainedModel:
+    """A patched model, as :func:`from_pretrained` loads it, where one was saved; else a base model."""
+    config, _ = PreTrainedConfig.get_config_dict(name)
+    code = (config.get("auto_map") or {}).values()
+    if any(each.startswith(f"{MODEL}.") for each in code) or Path(name, SETTINGS).is_file():  # the latter of before
+        return from_pretrained(name, **kwargs)
+    model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(name, **kwargs)
+    return model
+
+
+class PatchedModel:
+    """What transformers' Auto classes take for the class of a patched model, by the ``auto_map`` of its folder.
+
+    What is loaded keeps the class that it had.
+    """
+
+    @staticmethod
+    def from_pretrained(name: str | PathLike[str], **kwargs: Any) -> PreTrainedModel:
+        """Load as :func:`flexkit.from_pretrained` does, with what an Auto class adds to the arguments."""
+        return from_pretrained(name, **kwargs | {"trust_remote_code": False})
+
+    @staticmethod
+    def register_for_auto_class(auto_class: Any = None) -> None:
+        """Nothing to do: saving a patched model writes what Auto classes need."""
 
 
 def save_pretrained(
@@ -64,6 +118,9 @@ def save_pretrained(
     **kwargs: Any,
 ) -> None:
     """``save_pretrained`` of a patched model: what the base model's writes, and what :func:`flexkit.save_flex` does.
+
+    The config names code, in a file beside it, by which transformers' Auto classes load the patched model; a model card
+    that is not there yet says what they load without it.
 
     A given ``state_dict`` may lack all that was added: then only the base model is saved.
     """
@@ -87,14 +144,31 @@ def save_pretrained(
     with flex_draft(self, weights, save_directory, is_main_process=main) as (place, commit):
         commit = cache(commit)
 
-        def upload(*arguments: Any, **options: Any) -> Any:
+        def upload(folder: str, *arguments: Any, **options: Any) -> Any:
             commit()
-            return type(self)._upload_modified_files(base, *arguments, **options)
+            return upload_modified_files(base, folder, *arguments, **options)
 
-        vars(base)["_upload_modified_files"] = upload
+        def meet(*arguments: Any) -> None:
+            commit()  # or other processes go on, and find the base model's files alone
+            type(self).barrier_after_gathered_checkpoint_save(base, *arguments)
+
+        vars(base).update(_upload_modified_files=upload, barrier_after_gathered_checkpoint_save=meet)
+        if place is not None:
+            vars(base)["config"] = config = copy.copy(self.config)
+            code = dict.fromkeys(_AUTO_CLASSES, write_code(place, MODEL, "flexkit.checkpoints.PatchedModel"))
+            config.auto_map = code | (getattr(config, "auto_map", None) or {})  # of a class of its own, its own
+            if not Path(save_directory, CARD).exists():
+                describe(place / CARD, self.config)
         with _set_aside(Path(save_directory) / SETTINGS, place):
             save()
             commit()
+
+
+def upload_modified_files(self: PreTrainedModel, folder: str, *args: Any, **kwargs: Any) -> Any:
+    """``_upload_modified_files`` of a patched model: a card that transformers wrote says what is loaded, too."""
+    if Path(folder, SETTINGS).exists():
+        describe(Path(folder, CARD), self.config)
+    return type(self)._upload_modified_files(self, folder, *args, **kwargs)
 
 
 def load_state_dict(self: PreTrainedModel, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
@@ -102,12 +176,13 @@ def load_state_dict(self: PreTrainedModel, state_dict: Mapping[str, Tensor], *ar
     added = added_parameters(self)
     # Sharded models (FSDP2) get the whole state, in shards, to which a file's tensors do not fit.
     folder = _resumed() if not added.keys() <= state_dict.keys() else None
-    if folder is not None and (folder / WEIGHTS).exists():
+    if folder is not None and weights_file(folder) is not None:
         _, tensors = read_flex(folder)
         check_tensors({name: weight.shape for name, weight in added.items()}, tensors, source=folder)
         if not state_dict.keys() <= self.state_dict().keys():
             # Many models are saved under names of older versions, which only from_pretrained translates.
-            state_dict = type(self).from_pretrained(folder).state_dict()
+            with loading_the_base():
+                state_dict = type(self).from_pretrained(folder).state_dict()
         state_dict = {**state_dict, **tensors}
     return type(self).load_state_dict(self, state_dict, *args, **kwargs)
 
@@ -118,7 +193,8 @@ def _set_aside(path: Path, place: Path | None) -> Iterator[None]:
     if place is None or not path.is_file():
         yield
         return
-    aside = place / f"{path.name}.before"
+    aside = place / "before" / path.name
+    aside.parent.mkdir()
     path.replace(aside)
     try:
         yield
@@ -145,7 +221,8 @@ def _without(module: nn.Module, added: Container[str], prefix: str = "") -> Any:
 
 def _timestamps_of_others(folder: str | PathLike[str]) -> dict[str, float]:
     """When the files of a folder changed: those that are not in here are always uploaded."""
-    return {path.name: path.stat().st_mtime for path in Path(folder).iterdir() if path.name not in (WEIGHTS, SETTINGS)}
+    ours = (WEIGHTS, SETTINGS, CARD, f"{MODEL}.py")
+    return {path.name: path.stat().st_mtime for path in Path(folder).iterdir() if path.name not in ours}
 
 
 def _resumed() -> Path | None:

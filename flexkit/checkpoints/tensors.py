@@ -11,7 +11,10 @@ from flexkit.checkpoints.files import checkpoint_file, checkpoint_folder, read_j
 from flexkit.checks import FLOATS
 from flexkit.errors import CheckpointError
 
-__all__ = ["check_tensors", "read_file", "read_tensors"]
+__all__ = ["INDEX", "check_tensors", "read_file", "read_index", "read_tensors"]
+
+INDEX = "{}.safetensors.index.json"
+"""Name of the file that says which shard holds which tensor, by that of the model's file without its ending."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -38,7 +41,7 @@ def read_tensors(folder: str | PathLike[str], stem: str = "model") -> dict[str, 
         index.
     """
     folder = checkpoint_folder(folder)
-    index = f"{stem}.safetensors.index.json"
+    index = INDEX.format(stem)
     if checkpoint_file(folder, index) is not None:
         return _read_shards(folder, index)
     return read_file(folder, f"{stem}.safetensors")[0]
@@ -55,8 +58,6 @@ def read_file(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str
     path = checkpoint_file(folder, name)
     if path is None:
         raise CheckpointError(_no_safetensors(folder, name))
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path} is not a safetensors file; only those are read. {_CONVERT}")
     try:
         with safe_open(path, framework="pt") as file:
             # Cloned, because a tensor of the file is a view of it and changes when the file is written again.
@@ -64,6 +65,20 @@ def read_file(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str
             return tensors, file.metadata() or {}
     except (SafetensorError, OSError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); download or save it again.") from error
+
+
+def read_index(folder: Path, index: str) -> dict[str, str]:
+    """Which file of a folder holds which tensor.
+
+    Raises
+    ------
+    CheckpointError
+        If the index is missing, or says nothing of the kind.
+    """
+    places = read_json(folder, index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+        raise CheckpointError(f'{folder / index} has no "weight_map" of files, by names of tensors; download it again.')
+    return places
 
 
 def check_tensors(
@@ -113,14 +128,14 @@ def check_tensors(
 
 
 def _read_shards(folder: Path, index: str) -> dict[str, Tensor]:
-    path = folder / index
-    places = read_json(folder, index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-        raise CheckpointError(f'{path} has no "weight_map" of names to files; download it again.')
+    places = read_index(folder, index)
     shards = dict.fromkeys(places.values())
     absent = [shard for shard in shards if checkpoint_file(folder, shard) is None]
     if absent:
-        raise CheckpointError(f"{path} names shards that are missing: {_first(absent)}; download them.")
+        raise CheckpointError(f"{folder / index} names shards that are missing: {_first(absent)}; download them.")
+    other = [folder / shard for shard in shards if not shard.endswith(".safetensors")]
+    if other:
+        raise CheckpointError(f"{other[0]} is not a safetensors file; only those are read. {_CONVERT}")
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         content, _ = read_file(folder, shard)

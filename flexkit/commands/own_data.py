@@ -26,7 +26,7 @@ def add_own_data(parser: argparse.ArgumentParser) -> None:
     add("--images", type=Path, metavar="DIR", help="where paths of images start; default: the folder of each file")
     add("--eval-data", type=Path, nargs="+", metavar="FILE", help="whose loss is noted on the way")
     add("--on-broken", choices=("raise", "skip"), help="what to do with samples that cannot be used; default: raise")
-    add("--model", metavar="NAME", help="a folder or hub id")
+    add("--model", metavar="NAME", help="a folder or hub id; a patched model that was saved keeps its settings")
     add("--train", choices=("added", "lora", "all"), help="the added projections alone (default), LoRA, or everything")
     add("--rank", type=whole(1, 4096), metavar="R", help="of LoRA; default: 16")
     add("--preset", choices=("published", "training-free"), help="how it selects and reads; default: published")
@@ -63,15 +63,10 @@ def train_own_data(options: argparse.Namespace) -> None:
     """
     if options.model is None:
         raise ConfigError("--data goes with --model: say which model is to be trained.")
-    for name in ("preset", "start_layer", "zoom"):
-        if options.added is not None and getattr(options, name) is not None:
-            raise ConfigError(f"{name}= stands in what --added names; leave one of them out.")
     if options.train == "lora":
         needs("peft")
-    from accelerate.utils import broadcast_object_list
-
     import flexkit
-    from flexkit.training import ConversationCollator, ConversationDataset, choose_start_layer, train
+    from flexkit.training import ConversationCollator, ConversationDataset, train
     from flexkit.training.processes import processes
 
     template = None if options.chat_template is None else _text(options.chat_template)
@@ -87,27 +82,13 @@ def train_own_data(options: argparse.Namespace) -> None:
         collator = ConversationCollator(processor, chat_template=template)
         fits = partial(collator.shorten, max_length=options.max_length)
         dataset, evaluated = dataset.map(fits), evaluated and evaluated.map(fits)
-    main = processes().is_main_process
-    config = None
     if options.added is not None:
         flexkit.load_flex(model, options.added)
-    else:
-        settings = {} if options.zoom is None else {"zoom": options.zoom}
-        if isinstance(options.start_layer, int):
-            settings["start_layer"] = options.start_layer
-        preset = flexkit.FlexConfig.published
-        if options.preset == "training-free":
-            preset = flexkit.FlexConfig.training_free
-        config = preset(**settings)
-        if options.start_layer == "probe":
-            model = model.to(processes().device)
-            config, probe = choose_start_layer(model, processor, dataset, config, chat_template=template)
-            [layer] = broadcast_object_list(
-                [config.start_layer]
-            )  # rounding may tip the scales on one of several devices
-            config = config.replace(start_layer=layer)
-            if main:
-                _tell(probe, config)
+    config = None if flexkit.is_patched(model) else _config(options, model, processor, dataset, template)
+    for name in ("preset", "start_layer", "zoom"):
+        if config is None and getattr(options, name) is not None:
+            source = "--model" if options.added is None else "--added"
+            raise ConfigError(f"{name}= stands in what {source} names, which is patched; leave it out.")
     train(
         model,
         processor,
@@ -121,11 +102,36 @@ def train_own_data(options: argparse.Namespace) -> None:
         resume=options.resume,
         **_arguments(options),
     )
-    if main:
+    if processes().is_main_process:
         for name, part in (("", dataset), ("of --eval-data ", evaluated)):
             if part is not None and part.skipped:
                 print(f"samples {name}left out: {len(part.skipped)}", *part.skipped, sep="\n  ", file=sys.stderr)
         print(f"flexkit.from_pretrained({str(options.output)!r}) loads what was trained.")
+
+
+def _config(options: argparse.Namespace, model: Any, processor: Any, dataset: Any, template: str | None) -> Any:
+    """How a base model is to be patched."""
+    from accelerate.utils import broadcast_object_list
+
+    import flexkit
+    from flexkit.training import choose_start_layer
+    from flexkit.training.processes import processes
+
+    preset = flexkit.FlexConfig.published
+    if options.preset == "training-free":
+        preset = flexkit.FlexConfig.training_free
+    asked = options.start_layer == "probe"
+    given = {"zoom": options.zoom, "start_layer": None if asked else options.start_layer}
+    config = preset(**{name: value for name, value in given.items() if value is not None})
+    if asked:
+        model.to(processes().device)
+        config, probe = choose_start_layer(model, processor, dataset, config, chat_template=template)
+        # Rounding may tip the scales on one of several devices.
+        [layer] = broadcast_object_list([config.start_layer])
+        config = config.replace(start_layer=layer)
+        if processes().is_main_process:
+            _tell(probe, config)
+    return config
 
 
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -153,11 +159,15 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 def _loaded(name: str, halved: bool) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoProcessor
 
-    dtype = torch.bfloat16 if halved else torch.float32
+    from flexkit.checkpoints.pretrained import load_as_saved
+
     try:
-        return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype), AutoProcessor.from_pretrained(name)
+        model = load_as_saved(name, dtype=torch.bfloat16 if halved else torch.float32)
+        return model, AutoProcessor.from_pretrained(name)
+    except FlexkitError:
+        raise
     except Exception as error:  # a stranger's files, read by the code of any family
         raise FlexkitError(f"{name!r} cannot be loaded: {first_line(error)}") from error
 

@@ -21,13 +21,15 @@ def add_trace(commands: Subparsers) -> None:
     parser.add_argument("image", type=Path, help="a picture")
     parser.add_argument("question", help="about the picture")
     parser.add_argument(
-        "--model", metavar="NAME", help="a folder or hub id; default: the small model that flexkit is shipped with"
+        "--model",
+        metavar="NAME",
+        help="a folder or hub id, of a base model or a patched one that was saved; default: the small model that "
+        "flexkit is shipped with",
     )
     parser.add_argument(
         "--added",
         metavar="NAME",
-        help="what flexkit.save_flex wrote for --model; default: it reads without trained projections, which language "
-        "models pretrained elsewhere may not be able to",
+        help="what flexkit.save_flex wrote for --model; default: a base model reads without trained projections",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("flexkit-trace.html"), metavar="FILE", help="default: %(default)s"

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoProcessor
 
 import flexkit
+from flexkit.checkpoints.pretrained import load_as_saved
 from flexkit.demo.picture import read_picture
 from flexkit.demo.question import check_question
 from flexkit.errors import FlexkitError, UnsupportedModelError, first_line
@@ -34,7 +35,7 @@ def look(
     name : str, optional
         Of the model; by default the small one.
     added : str, optional
-        Where its trained projections are; by default it reads without any.
+        Where its trained projections are; by default a model that was not saved patched reads without any.
     new_tokens : int
         At most.
 
@@ -67,17 +68,19 @@ def look(
 
 def _loaded(name: str, added: str | None) -> tuple[Any, Any]:
     try:
-        model = AutoModelForImageTextToText.from_pretrained(name).eval()
+        model = load_as_saved(name).eval()
         processor = AutoProcessor.from_pretrained(name)
+    except FlexkitError:
+        raise
     except Exception as error:  # a stranger's files, read by the code of any family
         raise FlexkitError(f"{name!r} cannot be loaded: {first_line(error)}") from error
-    if added is None:
+    if added is not None:
+        model = flexkit.load_flex(model, added)
+    elif not flexkit.is_patched(model):
         try:
             model = flexkit.patch_model(model, flexkit.FlexConfig.training_free())
         except UnsupportedModelError:  # tokens cannot pass through its layers
             model = flexkit.patch_model(model, flexkit.FlexConfig.training_free(high_res_states="features"))
-    else:
-        model = flexkit.load_flex(model, added)
     return model, flexkit.FlexProcessor(processor, model)
 
 

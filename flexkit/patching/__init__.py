@@ -10,6 +10,7 @@ from flexkit.patching.patch import (
     set_alpha,
     set_policy,
     unpatch_model,
+    using_policy,
 )
 from flexkit.patching.registry import register_geometry, supported_models
 from flexkit.patching.state import added_parameters, get_patch, is_patched
@@ -29,4 +30,5 @@ __all__ = [
     "set_policy",
     "supported_models",
     "unpatch_model",
+    "using_policy",
 ]

@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pkgutil import resolve_name
 from typing import Any, Literal, TypeVar
 
@@ -23,6 +24,7 @@ from flexkit.patching.registry import find_geometry
 from flexkit.patching.seam.config_view import divert, restore
 from flexkit.patching.seam.decoder import DecoderLayer
 from flexkit.patching.seam.projections import add_projections, own_projections, remove_projections
+from flexkit.patching.seam.tensor_parallel import check_shares, share_of
 from flexkit.patching.state import (
     ATTRIBUTE,
     LOCK,
@@ -31,6 +33,7 @@ from flexkit.patching.state import (
     added_parameters,
     get_patch,
     is_patched,
+    overridden,
     patched_model,
     refuse_sharing,
     state_of_copies,
@@ -45,6 +48,7 @@ __all__ = [
     "set_alpha",
     "set_policy",
     "unpatch_model",
+    "using_policy",
 ]
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -59,6 +63,7 @@ _METHODS: dict[str, Callable[..., Any] | str] = {
     # By name what stands on patching, and is imported when a model is patched.
     "save_pretrained": "flexkit.checkpoints.pretrained:save_pretrained",
     "load_state_dict": "flexkit.checkpoints.pretrained:load_state_dict",
+    "_upload_modified_files": "flexkit.checkpoints.pretrained:upload_modified_files",
 }
 """What stands for methods of every patched model; its geometry and its route may add some, or have their own."""
 
@@ -122,7 +127,10 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
     _check(model)
     decoder = geometry.decoder(model)
     route = route_of(geometry)
-    layers = route.layers(model, decoder)
+    layers = [
+        replace(layer, share=share_of(model, layer.attention, layer.source, own_projections(layer.source)))
+        for layer in route.layers(model, decoder)
+    ]
     config = _resolved(config or FlexConfig(), geometry, route, decoder, layers)
     if config.levels > 1 and geometry.tile_grid(model) is None:
         raise ConfigError(f"{type(model).__name__} encodes a high-res view as a whole, not in tiles: set levels to 1.")
@@ -184,8 +192,8 @@ def unpatch_model(model: Model) -> Model:
 
 
 @contextmanager
-def disabled(model: nn.Module) -> Iterator[None]:
-    """Run a patched model as the base model for as long as the block lasts, in every thread.
+def disabled(model: nn.Module, *, everywhere: bool = False) -> Iterator[None]:
+    """Run a patched model as the base model for as long as the block lasts.
 
     High-res inputs are accepted and ignored, so that the same call can be made with and without them.
 
@@ -193,13 +201,39 @@ def disabled(model: nn.Module) -> Iterator[None]:
     ----------
     model : torch.nn.Module
         A patched model.
+    everywhere : bool
+        Whether this holds for calls of all threads, and not for those of the calling thread and ``asyncio`` task alone.
 
     Raises
     ------
     PatchError
         If the model is not patched.
     """
-    with get_patch(model).counted("disabled"):
+    patch = get_patch(model)
+    with patch.counted("disabled") if everywhere else overridden(patch, disabled=1):
+        yield
+
+
+@contextmanager
+def using_policy(model: nn.Module, policy: Policy | Schedule | Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Select by another policy for as long as the block lasts, in calls of the calling thread and task alone.
+
+    The other settings are those at its beginning. One call or ``generate`` takes ``hd_policy=policy`` for the same.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A patched model.
+    policy : Policy or callable or Schedule
+        Takes the place of the one in the config.
+
+    Raises
+    ------
+    PatchError
+        If the model is not patched.
+    """
+    config = get_patch(model, here=True).config.replace(policy=policy)
+    with overridden(get_patch(model), config=config):
         yield
 
 
@@ -234,7 +268,7 @@ def set_alpha(model: nn.Module, alpha: float) -> None:
 
 
 def set_policy(model: nn.Module, policy: Policy | Schedule | Callable[[Tensor], Tensor]) -> None:
-    """Select by another policy from now on.
+    """Select by another policy from now on, in calls of all threads; see :func:`using_policy` for one.
 
     Parameters
     ----------
@@ -262,14 +296,7 @@ def _check(model: PreTrainedModel) -> None:
             f"{name} has no head that generates; patch the whole model of which it is the inner part, such as "
             f"{type(model).__name__.removesuffix('Model')}ForConditionalGeneration."
         )
-    # Each process would select by the maps of its own heads, and copies of projections would compute with the weights
-    # of others.
-    is_sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
-    if is_sharded or (getattr(model, "tp_size", None) or 1) > 1:
-        raise UnsupportedModelError(
-            f"the weights of this {name} are shared out among processes: flexkit does not read under tensor "
-            "parallelism (load it without tp_plan), and is to be patched before FSDP shards it."
-        )
+    check_shares(model)
 
 
 def _put_on(patch: Patch) -> None:
@@ -278,7 +305,7 @@ def _put_on(patch: Patch) -> None:
     vars(model)[ATTRIBUTE] = patch
     if patch.config.high_res_states == "features":
         for layer in patch.reading.values():
-            add_projections(layer.attention, layer.source, model.dtype)
+            add_projections(layer.attention, layer.source, model.dtype, layer.share)
     for layer in patch.layers.values():
         if not layer.has_own_code:
             divert(layer.attention, layer.index)

@@ -3,7 +3,8 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from threading import Lock
 from typing import Any, NoReturn
@@ -13,7 +14,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from flexkit.errors import PatchError
+from flexkit.errors import ConfigError, PatchError
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.seam.decoder import DecoderLayer
@@ -28,6 +29,7 @@ __all__ = [
     "get_patch",
     "is_patched",
     "of_class",
+    "overridden",
     "patched_model",
     "refuse_sharing",
     "state_of_copies",
@@ -56,9 +58,11 @@ class Patch:
     """Where patching sets a method on an instance, and what somebody had set there before, or None."""
     hooks: list[RemovableHandle]
     disabled: int = 0
-    """How many ``disabled`` blocks are open."""
+    """How many ``disabled`` blocks are open that hold everywhere."""
     recorders: list[Callable[[Any], None]] = field(default_factory=list)
     """Called with every finished call that read high-res tokens."""
+    overrides: int = 0
+    """How many blocks are open in which a thread or task has settings of its own."""
     running: int = 0
     """How many calls of the model's methods have not ended."""
 
@@ -69,7 +73,7 @@ class Patch:
     def __getstate__(self) -> dict[str, Any]:
         # Blocks that are open and calls that run are the original's. A geometry may be made of lambdas.
         own = {name: value for name, value in vars(self).items() if name != "geometry"}
-        return own | {"disabled": 0, "recorders": [], "running": 0}
+        return own | {"disabled": 0, "recorders": [], "overrides": 0, "running": 0}
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -133,6 +137,32 @@ class Patch:
         return {self.source(layer) for layer in self.layers if layer >= first}
 
 
+_OVERRIDES: ContextVar[tuple[tuple[Patch, dict[str, Any]], ...]] = ContextVar("overrides", default=())
+"""Of the running thread and task: patches, and fields that they have instead of their own; inner blocks last."""
+
+
+@contextmanager
+def overridden(patch: Patch, **fields: Any) -> Iterator[None]:
+    """Let a patch have other fields while the block runs, for this thread and task alone; recorders are added."""
+    token = _OVERRIDES.set((*_OVERRIDES.get(), (patch, fields)))
+    try:
+        with patch.counted("overrides"):
+            yield
+    finally:
+        _OVERRIDES.reset(token)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph would keep the settings that it was made with
+def _overridden(patch: Patch) -> Patch:
+    fields: dict[str, Any] = {"recorders": list(patch.recorders)}
+    for other, changed in _OVERRIDES.get():
+        if other is patch:
+            fields |= changed | {"recorders": fields["recorders"] + changed.get("recorders", [])}
+    twin = replace(patch, **fields)
+    twin.geometry = patch.geometry
+    return twin
+
+
 def is_patched(model: nn.Module) -> bool:
     """Whether a model is patched, or wraps one that is (PEFT, DistributedDataParallel), or is a part of one that is.
 
@@ -144,13 +174,15 @@ def is_patched(model: nn.Module) -> bool:
     return _inside(model) is not None or any(_is_added(path) for path, _ in model.named_modules())
 
 
-def get_patch(model: nn.Module) -> Patch:
+def get_patch(model: nn.Module, *, here: bool = False) -> Patch:
     """What patching left on ``model``.
 
     Parameters
     ----------
     model : torch.nn.Module
         A patched model, or what wraps it.
+    here : bool
+        Whether it is asked for as the calling thread and task have it, with what their blocks override.
 
     Raises
     ------
@@ -159,7 +191,7 @@ def get_patch(model: nn.Module) -> Patch:
     """
     own = vars(model).get(ATTRIBUTE)
     patch: Patch = vars(patched_model(model))[ATTRIBUTE] if own is None else own
-    return patch
+    return _overridden(patch) if here and patch.overrides else patch
 
 
 def patched_model(model: nn.Module) -> nn.Module:
@@ -247,12 +279,35 @@ class Method:
         return signature_of(self.__self__) if signature_of else inspect.signature(of_class(self.__self__, self.name))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not _SETTINGS.isdisjoint(kwargs):
+            return _with_settings(self, args, kwargs)
         if torch.compiler.is_compiling():
             return self.__func__(self.__self__, *args, **kwargs)
         if self.is_shared:
             refuse_sharing(self.__self__)
         with self.patch.counted("running"):
             return self.__func__(self.__self__, *args, **kwargs)
+
+
+_SETTINGS = frozenset({"hd_policy", "hd_disabled", "hd_trace"})
+"""Arguments of every method of a patched model: what holds for this call alone."""
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _with_settings(method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a method with settings of its own."""
+    policy, disabled, trace = (kwargs.pop(name, None) for name in ("hd_policy", "hd_disabled", "hd_trace"))
+    fields: dict[str, Any] = {}
+    if policy is not None:
+        fields["config"] = _overridden(method.patch).config.replace(policy=policy)
+    if disabled is not None:
+        fields["disabled"] = int(disabled)
+    if trace is not None:
+        if not hasattr(trace, "record"):
+            raise ConfigError(f"hd_trace must be a flexkit.Trace, which the call fills; got {type(trace).__name__}.")
+        fields["recorders"] = [trace.record]
+    with overridden(method.patch, **fields):
+        return method(*args, **kwargs)
 
 
 def of_class(module: nn.Module, name: str) -> Callable[..., Any]:

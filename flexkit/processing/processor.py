@@ -1,7 +1,10 @@
 """A Hugging Face processor that prepares both views."""
 
+import copy
 import weakref
 from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from flexkit.encoding import PictureSource, TileSource
 from flexkit.errors import ConfigError, PatchError, UnsupportedModelError
 from flexkit.grids import Pair, pyramid, zoom_pair
 from flexkit.patching import get_patch
+from flexkit.processing import pretrained
 from flexkit.processing.overviews import check_options, without_tiles
 from flexkit.processing.source_overviews import with_overviews
 from flexkit.processing.tap import tap
@@ -30,7 +34,7 @@ class FlexProcessor:
 
     The low-res inputs are exactly those of the wrapped processor. Beside them stand the inputs of the
     high-res view: the arguments of the model's own ``get_image_features``, prefixed with ``hd_``. Everything
-    else (attributes, ``batch_decode``, ``save_pretrained``, ...) is the wrapped processor's.
+    else (attributes, ``batch_decode``, ...) is the wrapped processor's.
 
     ==============  ============================  ====================================================
     vision towers   input                         shape
@@ -111,6 +115,11 @@ class FlexProcessor:
         self._zoom_source = weakref.ref(model) if isinstance(model, nn.Module) else zoom_pair(model)
         self._levels = levels
         _ = self.zooms  # an unpatched model is told now, not at the first image
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """For ``isinstance``, by which pipelines and trainers tell a processor: that of the wrapped one too."""
+        return type(self.processor)
 
     @property
     def zoom(self) -> Pair:
@@ -213,6 +222,68 @@ class FlexProcessor:
         options = {**options, **without_tiles(image_processor, options)}
         check_arithmetic(image_processor, options, ("pixel_values",))
         return SourceView(source, image_processor, options, self.zooms).whole()
+
+    @classmethod
+    def from_pretrained(cls, name: str | PathLike[str], **kwargs: Any) -> "FlexProcessor":
+        """Load what :meth:`save_pretrained` or :meth:`push_to_hub` saved, with the zoom that it had.
+
+        Parameters
+        ----------
+        name : str or os.PathLike
+            A folder, or a repository on the Hugging Face hub.
+        **kwargs
+            Of ``AutoProcessor.from_pretrained``.
+
+        Raises
+        ------
+        CheckpointError
+            If no FlexProcessor was saved there.
+        """
+        return cls(*pretrained.load(name, **kwargs))
+
+    def save_pretrained(self, folder: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Save the wrapped processor, and what makes transformers load a FlexProcessor.
+
+        ``AutoProcessor.from_pretrained`` gives a FlexProcessor with ``trust_remote_code=True``, otherwise the wrapped
+        processor.
+
+        Parameters
+        ----------
+        folder : str or os.PathLike
+            Best that of the model.
+        push_to_hub : bool
+            Whether to upload it, too.
+        **kwargs
+            Of the wrapped processor's ``save_pretrained``.
+
+        Returns
+        -------
+        list of str
+            Files that the wrapped processor wrote.
+        """
+        options = {} if push_to_hub else kwargs
+        files = pretrained.save(self.processor, self.zoom, len(self.zooms), folder, **options)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(folder).name), **kwargs)
+        return files
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Upload what :meth:`save_pretrained` writes.
+
+        Parameters
+        ----------
+        repo_id : str
+            The repository on the Hugging Face hub.
+        **kwargs
+            Of the wrapped processor's ``push_to_hub``.
+        """
+        twin = copy.copy(self.processor)
+        vars(twin)["save_pretrained"] = lambda folder, **_: self.save_pretrained(folder)
+        return twin.push_to_hub(repo_id, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Nothing to do: :meth:`save_pretrained` writes what ``AutoProcessor`` needs."""
 
     def _call(self, method: str, args: Any, kwargs: Any) -> Any:
         check_options(kwargs, self.processor.image_processor)

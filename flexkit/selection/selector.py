@@ -1,9 +1,10 @@
 """From attention weights over the low-res tokens to a selection of high-res tokens."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor, nn
 from typing_extensions import override
@@ -121,7 +122,9 @@ class AttentionMapSelector(nn.Module):
         """
         return self.select(self.scores(attention, grid, margins), zoom, layer=layer)
 
-    def scores(self, attention: Tensor, grid: tuple[int, int], margins: Tensor | None = None) -> Tensor:
+    def scores(
+        self, attention: Tensor, grid: tuple[int, int], margins: Tensor | None = None, *, processes: Any = None
+    ) -> Tensor:
         """Reduce the heads' attention over the low-res tokens to a map for each querying position.
 
         Parameters
@@ -132,6 +135,9 @@ class AttentionMapSelector(nn.Module):
             Rows and columns of the low-res grid.
         margins : torch.Tensor or None
             Shape (batch, 2), integer, as :func:`margin_cells` gives them; scores in the margins become 0.
+        processes : object or None
+            A process group of ``torch.distributed`` whose members hold as many heads each, in their order (tensor
+            parallelism): the map is of the heads of all, and the same in all. Each has to call.
 
         Returns
         -------
@@ -154,13 +160,17 @@ class AttentionMapSelector(nn.Module):
             )
         heads = attention.to(torch.promote_types(attention.dtype, torch.float32))
         if self.heads is not None:
-            available = heads.shape[1]
+            available = heads.shape[1] if processes is None else heads.shape[1] * dist.get_world_size(processes)
             if max(self.heads) >= available:
                 raise ConfigError(
                     f"heads {self.heads} were chosen, the attention has {available}: 0 to {available - 1}"
                 )
-            heads = torch.stack([heads[:, head] for head in self.heads], dim=1)
-        maps = heads.sum(1) if self.reduce == "sum" else heads.mean(1) if self.reduce == "mean" else heads.amax(1)
+        if processes is not None:
+            maps = _over_processes(heads, processes, self.reduce, self.heads)
+        else:
+            if self.heads is not None:
+                heads = torch.stack([heads[:, head] for head in self.heads], dim=1)
+            maps = heads.sum(1) if self.reduce == "sum" else heads.mean(1) if self.reduce == "mean" else heads.amax(1)
         maps = maps.reshape(*maps.shape[:2], rows, columns)
         if margins is None:
             return maps
@@ -214,6 +224,20 @@ class AttentionMapSelector(nn.Module):
     @override
     def extra_repr(self) -> str:
         return f"policy={self.policy!r}, reduce={self.reduce!r}, heads={self.heads}, budget={self.budget}"
+
+
+def _over_processes(attention: Tensor, processes: Any, reduce: str, heads: Sequence[int] | None) -> Tensor:
+    """``(batch, queries, cells)``: the map of chosen heads, of which this process may have all, some or none."""
+    held, rank = attention.shape[1], dist.get_rank(processes)
+    count = held * dist.get_world_size(processes) if heads is None else len(heads)
+    own = attention if heads is None else attention[:, [head % held for head in heads if head // held == rank]]
+    if reduce == "max":
+        maps = own.amax(1) if own.shape[1] else torch.full_like(attention[:, 0], -torch.inf)
+        dist.all_reduce(maps, dist.ReduceOp.MAX, processes)
+        return maps
+    maps = own.sum(1)
+    dist.all_reduce(maps, dist.ReduceOp.SUM, processes)
+    return maps / count if reduce == "mean" else maps
 
 
 def _check_heads(heads: Sequence[int]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from flexkit.attention.ragged import RaggedIndex
 from flexkit.attention.select import Selection
 from flexkit.errors import ConfigError
 from flexkit.patching.call.call import FlexCall
-from flexkit.patching.state import get_patch
+from flexkit.patching.state import get_patch, overridden
 
 __all__ = ["Step", "Trace", "trace"]
 
@@ -73,6 +73,10 @@ class Trace:
     """
 
     steps: list[Step] = field(default_factory=list)
+
+    def record(self, call: FlexCall) -> None:
+        """Add what a finished call did."""
+        self.steps.append(Step.of(call))
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -177,13 +181,18 @@ def _positions(rows: RaggedIndex, past: int | Tensor) -> Tensor:
 
 
 @contextmanager
-def trace(model: nn.Module) -> Iterator[Trace]:
+def trace(model: nn.Module, *, everywhere: bool = False) -> Iterator[Trace]:
     """Record what a patched model selects, in every call until the block ends.
+
+    One call or ``generate`` takes ``hd_trace=flexkit.Trace()`` for the same.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A patched model. Calls from all threads are recorded, in the order in which they finish.
+        A patched model.
+    everywhere : bool
+        Whether calls of all threads are recorded, in the order in which they finish, and not those of the calling
+        thread and ``asyncio`` task alone.
 
     Yields
     ------
@@ -195,17 +204,17 @@ def trace(model: nn.Module) -> Iterator[Trace]:
     PatchError
         If the model is not patched.
     """
-    recorded = Trace()
-    recorders = get_patch(model).recorders
-
-    def record(call: FlexCall) -> None:
-        recorded.steps.append(Step.of(call))
-
-    recorders.append(record)
+    recorded, patch = Trace(), get_patch(model)
+    record = recorded.record
+    if not everywhere:
+        with overridden(patch, recorders=[record]):
+            yield recorded
+        return
+    patch.recorders.append(record)
     try:
         yield recorded
     finally:
-        recorders.remove(record)
+        patch.recorders.remove(record)
 
 
 def _by_sequence(selection: Selection, stacks: Sequence[Tensor]) -> list[tuple[int, Tensor]]:

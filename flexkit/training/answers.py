@@ -43,11 +43,11 @@ class ChatTemplate:
     """
 
     def __init__(self, processor: Any, template: str | None = None) -> None:
-        self.tokenizer: Any = getattr(processor, "tokenizer", None)
+        tokenizer: Any = getattr(processor, "tokenizer", None)
         # Of the high-res view no token is in the text, so the smallest one does.
         inner = processor.processor if isinstance(processor, FlexProcessor) else None
         self.counting = processor if inner is None else FlexProcessor(inner, 1)
-        own = getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)
+        own = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
         own = own.get("default") if isinstance(own, dict) else own
         self.template = template or own
         if not isinstance(self.template, str):
@@ -55,13 +55,14 @@ class ChatTemplate:
                 f"{type(inner or processor).__name__} has no chat template, which says how questions and answers "
                 "become a text: give chat_template, a Jinja template."
             )
-        if not getattr(self.tokenizer, "is_fast", False):
+        if not getattr(tokenizer, "is_fast", False):
             raise ConfigError(
-                f"{type(self.tokenizer).__name__} does not say where its tokens stand in a text, by which answers are "
+                f"{type(tokenizer).__name__} does not say where its tokens stand in a text, by which answers are "
                 "found: load the fast tokenizer."
             )
-        known = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        self._special = tuple({*known, *self.tokenizer.all_special_tokens} - {""})
+        self.tokenizer: Any = tokenizer
+        added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+        self._special = tuple({*added, *tokenizer.all_special_tokens} - {""})
         self.marked = _MARK.search(self.template) is not None
         self._closing, self._behind = "", ""
         self._closing, self._behind = self._end_of_turn()

@@ -56,6 +56,7 @@ class Conversation:
 
         Examples
         --------
+        >>> from flexkit.training import Conversation
         >>> turns = [{"from": "human", "value": "<image>\nWhich digit?"}, {"from": "gpt", "value": "7"}]
         >>> conversation = Conversation.from_record({"image": "a.png", "conversations": turns})
         >>> conversation.messages[0]

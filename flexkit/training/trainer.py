@@ -104,12 +104,13 @@ def train(
         dtype = model.dtype
         added = ramp and any(True for _ in flex_parameters(model))
         wrapped = trainable(model, weights, rank=rank)
+        both = FlexProcessor(processor, model)
         trainer = Trainer(
             wrapped.train(),
             TrainingArguments(str(checkpoints), **_defaults(weights, eval_dataset is not None) | arguments),
             train_dataset=dataset,
             eval_dataset=eval_dataset,
-            data_collator=ConversationCollator(FlexProcessor(processor, model), chat_template=chat_template),
+            data_collator=ConversationCollator(both, chat_template=chat_template),
             callbacks=[*([AlphaRamp()] if added else []), *callbacks],
         )
         trainer.train(resume_from_checkpoint=last)
@@ -119,7 +120,7 @@ def train(
                 parameter.data = parameter.data.to(dtype)
         trained.eval().save_pretrained(output, is_main_process=state.is_main_process)
         if state.is_main_process:
-            processor.save_pretrained(output)
+            both.save_pretrained(output)
         for part in filter(None, (dataset, eval_dataset)):
             _share_counts(trainer, part)
         state.wait_for_everyone()

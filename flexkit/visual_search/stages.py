@@ -9,6 +9,7 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.utils import logging
 
+from flexkit.checkpoints.base_loads import loading_the_base
 from flexkit.checkpoints.files import checked_folder
 from flexkit.checkpoints.tensors import read_tensors
 from flexkit.errors import CheckpointError, first_line
@@ -43,7 +44,7 @@ def load_whole(whole: Path, base: Path) -> tuple[Any, Any]:
             described = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(whole)).num_parameters()
         if described > sum(tensor.numel() for tensor in read_tensors(whole).values()):
             raise CheckpointError(f"config.json describes {described} weights, more than there are")
-        with _without_progress_bar():
+        with _without_progress_bar(), loading_the_base():
             model, report = LlavaForConditionalGeneration.from_pretrained(
                 whole, dtype=torch.float32, output_loading_info=True
             )

@@ -109,9 +109,9 @@ def test_loaded_model_computes_the_same(saved: Path, make_llava: MakeLlava) -> N
 
 
 def test_only_what_was_added_is_written(saved: Path, make_llava: MakeLlava) -> None:
-    assert {path.name for path in saved.iterdir()} == {"flexkit.safetensors", "flexkit.json"}
+    assert {path.name for path in saved.iterdir()} == {"flexkit.weights", "flexkit.json"}
     loaded = load_flex(make_llava(), saved)
-    assert load_file(saved / "flexkit.safetensors").keys() == added_parameters(loaded).keys()
+    assert load_file(saved / "flexkit.weights").keys() == added_parameters(loaded).keys()
     assert loaded.state_dict().keys() >= added_parameters(loaded).keys()
     settings = json.loads((saved / "flexkit.json").read_text())
     assert (settings["format_version"], settings["model_type"]) == (1, "llava")
@@ -142,7 +142,7 @@ def test_a_failed_save_keeps_the_old_files(saved: Path, make_llava: MakeLlava, m
 
 def test_weights_take_the_models_dtype(saved: Path, make_llava: MakeLlava) -> None:
     loaded = load_flex(make_llava().to(torch.bfloat16), saved)
-    for name, tensor in load_file(saved / "flexkit.safetensors").items():
+    for name, tensor in load_file(saved / "flexkit.weights").items():
         assert torch.equal(loaded.state_dict()[name], tensor.bfloat16())
 
 
@@ -151,7 +151,7 @@ def test_loading_into_a_patched_model(saved: Path, make_llava: MakeLlava) -> Non
     parameters = list(flex_parameters(model))
     assert load_flex(model, saved) is model
     assert all(ours is theirs for ours, theirs in zip(parameters, flex_parameters(model), strict=True))
-    expected = load_file(saved / "flexkit.safetensors")
+    expected = load_file(saved / "flexkit.weights")
     assert all(torch.equal(weight, expected[name]) for name, weight in added_parameters(model).items())
 
 
@@ -228,7 +228,7 @@ def test_wrong_tensors_leave_the_model_as_it_was(
     message: str,
     patched: bool,
 ) -> None:
-    edit_tensors(saved / "flexkit.safetensors", damage)
+    edit_tensors(saved / "flexkit.weights", damage)
     model = make_llava()
     if patched:
         patch_model(model, CONFIG, trained=True)
@@ -268,7 +268,7 @@ def test_refuses_settings(
     assert same(model.state_dict(), before)
 
 
-@pytest.mark.parametrize("name", ["flexkit.json", "flexkit.safetensors"])
+@pytest.mark.parametrize("name", ["flexkit.json", "flexkit.weights"])
 def test_refuses_an_incomplete_folder(saved: Path, make_llava: MakeLlava, name: str) -> None:
     (saved / name).unlink()
     with pytest.raises(CheckpointError, match=name):

@@ -13,7 +13,7 @@ from flexkit.errors import CheckpointError
 from flexkit.patching import added_parameters
 from tests.patching.ways import patched, plain
 
-FILES = ("flexkit.json", "flexkit.safetensors")
+FILES = ("flexkit.json", "flexkit.weights")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -69,7 +69,7 @@ def test_from_pretrained_from_the_hub(tmp_path: Path) -> None:
 def test_a_base_model_on_the_hub_is_not_a_patched_one(tmp_path: Path) -> None:
     plain("llava").save_pretrained(tmp_path / "saved")
     cached(tmp_path / "cache", tmp_path / "saved")
-    with pytest.raises(CheckpointError, match=r"flexkit\.json and flexkit\.safetensors cannot be had") as caught:
+    with pytest.raises(CheckpointError, match=r"flexkit\.json and flexkit\.weights cannot be had") as caught:
         from_pretrained("me/mine", cache_dir=tmp_path / "cache")
     assert "\n" not in str(caught.value)
 

@@ -1,5 +1,6 @@
 import copy
 import filecmp
+import json
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -12,13 +13,15 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration, PreTrainedModel
 
 import flexkit
-from flexkit.checkpoints import from_pretrained, load_flex, save_flex
+from flexkit.checkpoints import BaseModelWarning, from_pretrained, load_flex, save_flex
 from flexkit.errors import CheckpointError
 from flexkit.patching import added_parameters
 from tests.patching.ways import every_family, families, inputs_of, logits_of, patched, plain
 from tests.zoo import FAMILIES, MAIN, ZOO
 
-OURS = ["flexkit.json", "flexkit.safetensors"]
+OURS = ["flexkit.json", "flexkit.weights"]
+LOADING = ["README.md", "modeling_flexkit.py"]
+AUTO_MAP = dict.fromkeys(("AutoModelForImageTextToText", "AutoModelForMultimodalLM"), "modeling_flexkit.PatchedModel")
 
 
 def trained(name: str = "llava", **settings: Any) -> PreTrainedModel:
@@ -42,9 +45,11 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
 
 
 def assert_base_is_untouched(patched_folder: Path, plain_folder: Path) -> None:
-    assert names(patched_folder) == sorted(names(plain_folder) + OURS)
-    equal, *different = filecmp.cmpfiles(patched_folder, plain_folder, names(plain_folder), shallow=False)
-    assert different == [[], []] and "config.json" in equal
+    assert names(patched_folder) == sorted(names(plain_folder) + OURS + LOADING)
+    _, *different = filecmp.cmpfiles(patched_folder, plain_folder, names(plain_folder), shallow=False)
+    assert different == [["config.json"], []]
+    config, base = (json.loads((folder / "config.json").read_text()) for folder in (patched_folder, plain_folder))
+    assert config == base | {"auto_map": AUTO_MAP}
 
 
 @every_family
@@ -64,9 +69,12 @@ def test_base_files_are_those_of_the_base_model(name: str, size: str, tmp_path: 
 @families
 def test_transformers_alone_loads_the_base_model(name: str, tmp_path: Path) -> None:
     trained(name).save_pretrained(tmp_path)
-    base, report = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    with pytest.warns(BaseModelWarning, match="holds a model that flexkit patched"):
+        base, report = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
     assert same_state(base, plain(name))
+    for path in tmp_path.glob("*.safetensors"):
+        assert not any("_hd" in key for key in load_file(path))
 
 
 @families
@@ -115,7 +123,7 @@ def test_weights_that_are_tied(tmp_path: Path) -> None:
 def test_every_dtype_keeps_its_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     model = trained().to(dtype)
     model.save_pretrained(tmp_path)
-    assert {weight.dtype for weight in load_file(tmp_path / "flexkit.safetensors").values()} == {dtype}
+    assert {weight.dtype for weight in load_file(tmp_path / "flexkit.weights").values()} == {dtype}
     assert same_state(from_pretrained(tmp_path), model)
     assert same_state(from_pretrained(tmp_path, dtype=torch.float64), model.double())
 
@@ -125,7 +133,7 @@ def test_added_weights_may_be_finer_than_the_base_model(tmp_path: Path) -> None:
     for parameter in flexkit.flex_parameters(model):
         parameter.data = torch.randn_like(parameter, dtype=torch.float32)
     model.save_pretrained(tmp_path)
-    saved = load_file(tmp_path / "flexkit.safetensors")
+    saved = load_file(tmp_path / "flexkit.weights")
     assert {weight.dtype for weight in saved.values()} == {torch.float32}
     for name, weight in added_parameters(from_pretrained(tmp_path)).items():
         assert torch.equal(weight, saved[name].bfloat16())
@@ -245,8 +253,9 @@ def test_pushing_uploads_both(hub: dict[str, dict[str, bytes]], way: str, tmp_pa
         else:
             model.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="me/mine")
         files = hub["me/mine"]
-        assert sorted(files) == sorted(["README.md", *names(tmp_path / "local")])
-        assert all(files[name] == (tmp_path / "local" / name).read_bytes() for name in names(tmp_path / "local"))
+        assert sorted(files) == names(tmp_path / "local")
+        for name in set(files) - {"README.md"}:
+            assert files[name] == (tmp_path / "local" / name).read_bytes()
         with torch.no_grad():
             for parameter in flexkit.flex_parameters(model):
                 parameter.add_(1)
@@ -355,7 +364,7 @@ def test_models_that_accelerate_places(place: str, tmp_path: Path) -> None:
     assert filecmp.cmpfiles(tmp_path / "first", tmp_path / "second", files, shallow=False)[0] == files
 
 
-def test_sharded_weights_are_saved_whole(tmp_path: Path) -> None:
+def test_sharded_weights_are_saved_whole_and_loaded_in_shards(tmp_path: Path) -> None:
     import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
@@ -368,6 +377,10 @@ def test_sharded_weights_are_saved_whole(tmp_path: Path) -> None:
             fully_shard(layer, mesh=dist.init_device_mesh("cpu", (1,)))
         assert all(isinstance(weight, DTensor) for weight in flexkit.flex_parameters(model))
         save_flex(model, tmp_path)
+        for weight in flexkit.flex_parameters(model):
+            nn.init.zeros_(weight)
+        again: dict[str, Any] = added_parameters(load_flex(model, tmp_path))
+        assert all(torch.equal(weight.full_tensor(), expected[name]) for name, weight in again.items())
     finally:
         dist.destroy_process_group()
     loaded = load_flex(plain("llava"), tmp_path)

@@ -80,7 +80,7 @@ def test_what_is_no_file_of_a_published_checkpoint(published: Path, name: str, k
     assert_refused(lambda: load_llava_flexattn(published))
 
 
-@pytest.mark.parametrize("name", ["flexkit.json", "flexkit.safetensors"])
+@pytest.mark.parametrize("name", ["flexkit.json", "flexkit.weights"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_file_of_a_saved_one(tmp_path: Path, name: str, kind: Callable[[Path], None]) -> None:
     save_flex(patched("llava"), tmp_path / "saved")

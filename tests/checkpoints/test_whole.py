@@ -21,7 +21,7 @@ from flexkit.errors import CheckpointError
 from tests.patching.ways import patched, plain
 
 FORK = multiprocessing.get_context("fork")
-OURS = {"flexkit.json", "flexkit.safetensors"}
+OURS = {"flexkit.json", "flexkit.weights"}
 SAVES: dict[str, Callable[[Any, Path], None]] = {
     "save_flex": save_flex,
     "save_pretrained": lambda model, folder: model.save_pretrained(folder),
@@ -70,7 +70,7 @@ def test_save_flex_killed_between_its_files(moves: int, found: int, older: bool,
         settings = json.loads((tmp_path / "flexkit.json").read_text())
         del settings["digest"]
         (tmp_path / "flexkit.json").write_text(json.dumps(settings))
-        save_file(load_file(tmp_path / "flexkit.safetensors"), tmp_path / "flexkit.safetensors", {"format": "pt"})
+        save_file(load_file(tmp_path / "flexkit.weights"), tmp_path / "flexkit.weights", {"format": "pt"})
         assert number_of(tmp_path, "save_flex") == 1
     save_and_die(tmp_path, 2, moves)
     assert number_of(tmp_path, "save_flex") == found
@@ -129,9 +129,7 @@ def test_files_of_two_saves_are_refused(name: str, tmp_path: Path) -> None:
     shutil.copyfile(tmp_path / "1" / name, tmp_path / "2" / name)
     model = plain("llava")
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(
-        CheckpointError, match=r"flexkit\.json and flexkit\.safetensors in .*2 are of two different saves"
-    ):
+    with pytest.raises(CheckpointError, match=r"flexkit\.json and flexkit\.weights in .*2 are of two different saves"):
         load_flex(model, tmp_path / "2")
     assert not flexkit.is_patched(model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -211,7 +209,7 @@ BAD = {
 @pytest.mark.parametrize("is_patched", [False, True])
 def test_weights_that_are_none(bad: str, is_patched: bool, tmp_path: Path) -> None:
     save_flex(numbered(1), tmp_path)
-    spoil(tmp_path / "flexkit.safetensors", BAD[bad])
+    spoil(tmp_path / "flexkit.weights", BAD[bad])
     model: nn.Module = numbered(1) if is_patched else plain("llava")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"1 not (finite|of 16, 32 or 64 bit floating point): "):
@@ -222,7 +220,7 @@ def test_weights_that_are_none(bad: str, is_patched: bool, tmp_path: Path) -> No
 
 def test_weights_beyond_what_the_model_can_hold(tmp_path: Path) -> None:
     save_flex(numbered(1), tmp_path)
-    spoil(tmp_path / "flexkit.safetensors", lambda tensor: torch.full_like(tensor, 1e6, dtype=torch.float32))
+    spoil(tmp_path / "flexkit.weights", lambda tensor: torch.full_like(tensor, 1e6, dtype=torch.float32))
     model = plain("llava").half()
     with pytest.raises(CheckpointError, match=r"values beyond torch\.float16, .* into a model of torch\.float32"):
         load_flex(model, tmp_path)

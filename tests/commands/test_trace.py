@@ -48,6 +48,16 @@ def test_a_model_of_ones_own(picture: Path, tmp_path: Path) -> None:
     assert len(page_of(output)["words"]) == 1  # type: ignore[arg-type]
 
 
+def test_a_patched_model_that_was_saved(picture: Path, tmp_path: Path) -> None:
+    output, folder = tmp_path / "page.html", tmp_path / "patched"
+    model, processor = load_model("base")
+    flexkit.patch_model(model, flexkit.FlexConfig.published(start_layer=2), trained=True)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    assert main(["trace", str(picture), QUESTION, "--model", str(folder), "--output", str(output)]) == 0
+    assert page_of(output)["layers"] == [1, 2, 3]
+
+
 def test_damaged_weights_are_told_in_one_line(
     picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

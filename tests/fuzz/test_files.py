@@ -132,7 +132,7 @@ def test_what_save_flex_wrote(saved: Path, tmp_path_factory: pytest.TempPathFact
         content = json.loads((saved / "flexkit.json").read_text())
         (folder / "flexkit.json").write_bytes(data.draw(mutated(content)))
     if which != "json":
-        (folder / "flexkit.safetensors").write_bytes(data.draw(mutated_tensors(saved / "flexkit.safetensors")))
+        (folder / "flexkit.weights").write_bytes(data.draw(mutated_tensors(saved / "flexkit.weights")))
     model = plain("llava")
     before = {name: (id(value), value.clone()) for name, value in model.state_dict(keep_vars=True).items()}
     attributes = {name: set(vars(module)) for name, module in model.named_modules()}

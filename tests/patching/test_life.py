@@ -183,7 +183,7 @@ class Lives(RuleBasedStateMachine):
             return
         with tempfile.TemporaryDirectory() as folder:
             flexkit.save_flex(source.model, folder)
-            weights = Path(folder, "flexkit.safetensors")
+            weights = Path(folder, "flexkit.weights")
             weights.write_bytes(weights.read_bytes()[:-8])
             with pytest.raises(flexkit.CheckpointError):
                 flexkit.load_flex(life.model, folder)

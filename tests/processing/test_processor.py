@@ -1,5 +1,6 @@
 import copy
 import gc
+import json
 import pickle
 import threading
 import warnings
@@ -160,8 +161,11 @@ def test_everything_else_is_the_wrapped_processors(tmp_path: Path) -> None:
     processor.save_pretrained(folders[0])
     wrapped.save_pretrained(folders[1])
     plain, saved = ({file.name: file.read_bytes() for file in folder.iterdir()} for folder in folders)
-    assert plain
-    assert plain == saved
+    assert saved.pop("processing_flexkit.py")
+    settings, base = (json.loads(files.pop("processor_config.json")) for files in (saved, plain))
+    assert plain and plain == saved
+    code = {"AutoProcessor": "processing_flexkit.FlexProcessor"}
+    assert settings == base | {"auto_map": code, "high_res": {"zoom": [2, 2], "levels": 1}}
     assert repr(wrapped) == "FlexProcessor(LlavaProcessor, zoom=(2, 2))"
 
 

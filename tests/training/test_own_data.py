@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer
+from transformers import AutoModelForImageTextToText, Trainer
 
 import flexkit
 from flexkit.__main__ import main
@@ -83,8 +83,7 @@ def untrained() -> tuple[Any, Any]:
 
 
 def test_it_learns_what_only_the_high_res_view_shows(trained: Path, unseen: list[Conversation]) -> None:
-    model = flexkit.from_pretrained(trained)
-    processor = flexkit.FlexProcessor(AutoProcessor.from_pretrained(trained), model)
+    model, processor = flexkit.from_pretrained(trained), flexkit.FlexProcessor.from_pretrained(trained)
     loss = loss_of(model, processor, unseen)
     before, processor_before = untrained()
     assert loss < loss_of(before, processor_before, unseen)
@@ -142,7 +141,7 @@ def test_other_weights(weights: str, folder: Path, command: Callable[..., int], 
     pytest.importorskip("peft")
     assert command(weights, "--train", weights, "--rank", "2", "--max-steps", "2", "--gradient-checkpointing") == 0
     model = flexkit.from_pretrained(folder / weights)
-    processor = flexkit.FlexProcessor(AutoProcessor.from_pretrained(folder / weights), model)
+    processor = flexkit.FlexProcessor.from_pretrained(folder / weights)
     before, processor_before = untrained()
     assert loss_of(model, processor, unseen) < loss_of(before, processor_before, unseen)
     changed = {
@@ -181,9 +180,14 @@ def test_broken_samples_are_named_and_counted(
     assert "conversations[0].from must be one of" in told and "record 2 (id 2)" in told
 
 
-def test_going_on_from_added_weights(trained: Path, folder: Path, command: Callable[..., int]) -> None:
-    assert command("on", "--added", str(trained), "--max-steps", "1", "--learning-rate", "1e-9") == 0
-    ours, theirs = (flexkit.from_pretrained(path).state_dict() for path in (folder / "on", trained))
+@pytest.mark.parametrize("option", ["--added", "--model"])
+def test_going_on_from_what_was_trained(
+    option: str, trained: Path, folder: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(f"on{option}", option, str(trained), "--zoom", "2") == 2
+    assert f"--zoom stands in what {option} names" in capsys.readouterr().err
+    assert command(f"on{option}", option, str(trained), "--max-steps", "1", "--learning-rate", "1e-9") == 0
+    ours, theirs = (flexkit.from_pretrained(path).state_dict() for path in (folder / f"on{option}", trained))
     for name, tensor in ours.items():
         # A step of AdamW is at most the learning rate, and a rounding of the sum.
         torch.testing.assert_close(tensor, theirs[name], rtol=2**-23, atol=2e-9)
@@ -233,10 +237,6 @@ def test_samples_that_are_too_long(
             "'none' cannot be read",
         ),
         (["--data", "{data}", "--images", "{images}", "--model", "{data}"], "cannot be loaded"),
-        (
-            ["--data", "{data}", "--images", "{images}", "--model", BASE, "--added", BASE, "--zoom", "2"],
-            "--zoom stands in what --added names",
-        ),
         (["--data", "{data}", "--model", BASE, "--learning-rate", "0"], "--learning-rate"),
         (["--data", "{data}", "--model", BASE, "--start-layer", "first"], "--start-layer"),
     ],

@@ -51,7 +51,7 @@ def test_a_graph_ends_with_its_patch() -> None:
     settings, inputs = compiled(graphs), question("llava").inputs
     expected, base = (generate(model, given, TOKENS) for given in (inputs, low_res(inputs)))
     assert_same_logits(generate(model, inputs, TOKENS, **settings), expected)
-    with flexkit.disabled(model):
+    with flexkit.disabled(model, everywhere=True):
         assert_same_logits(generate(model, inputs, TOKENS, **settings), base)
     flexkit.unpatch_model(model)
     assert_same_logits(generate(model, low_res(inputs), TOKENS, **settings), base)

@@ -211,6 +211,7 @@ class FlexCall:
             normaliser=heard,
         )
         shared_from = self.rows.last if self.shares_selection else None
+        processes = None if of.share is None else of.share.processes
         if maps:
             earlier = patch.before(layer)
             self.selections[layer] = select_tokens(
@@ -220,6 +221,7 @@ class FlexCall:
                 before=self.selections.get(earlier) if earlier in self.sources else None,  # recorded or not
                 layer=layer if config.select_from == "same" else layer + 1,
                 shared_from=shared_from,
+                processes=processes,
             )
         if not reads:
             return base[:, skipped:]
@@ -257,6 +259,7 @@ class FlexCall:
                 selected,
                 layer=layer + 1,
                 shared_from=shared_from,
+                processes=processes,
             )
         return self.rows.scatter(joint.output.transpose(1, 2), base)[:, skipped:]
 

@@ -19,7 +19,7 @@ from flexkit.patching.call.runs import entropy_of
 from flexkit.patching.geometry.base import PREFIX
 from flexkit.patching.memory.high_res import cached_memory, growing_layers
 from flexkit.patching.seam.config_view import CALL, PROMPT
-from flexkit.patching.state import get_patch
+from flexkit.patching.state import Patch, get_patch
 
 __all__ = ["base_forward", "forward", "place_images", "take_high_res"]
 
@@ -32,9 +32,9 @@ def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if twice:
             raise TypeError(f"forward() got multiple values for {twice}.")
         kwargs = kwargs | bound
-    patch = get_patch(self)
+    patch = get_patch(self, here=True)
     own, route = patch.own_method(self, "forward"), patch.route
-    high_res, prompt = take_high_res(kwargs)
+    high_res, prompt = take_high_res(patch, kwargs)
     call = None
     if not patch.disabled:
         check_inputs(self, patch, high_res)
@@ -102,10 +102,20 @@ def base_forward(model: nn.Module) -> Callable[..., Any]:
     return get_patch(model).own_method(model, "forward")
 
 
-def take_high_res(kwargs: dict[str, Any]) -> tuple[dict[str, Any], Prompt | None]:
-    """Take high-res inputs, and what ``generate`` noted, out of a call's arguments; inputs that are None are none."""
-    high_res = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
-    return {name: value for name, value in high_res.items() if value is not None}, kwargs.pop(PROMPT, None)
+def take_high_res(patch: Patch, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Prompt | None]:
+    """Take high-res inputs, and what ``generate`` noted, out of a call's arguments; inputs that are None are none.
+
+    Pictures beside them get the model's dtype: what serves a model hands on what processors make, which is float32.
+    """
+    taken = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
+    high_res = {name: value for name, value in taken.items() if value is not None}
+    own = patch.geometry.inputs[0]
+    pictures = {own, PREFIX + own, *patch.geometry.pixels} if high_res else set()
+    for given in (kwargs, high_res):
+        for name in pictures & given.keys():
+            if isinstance(given[name], Tensor) and given[name].is_floating_point():
+                given[name] = given[name].to(patch.model.dtype)
+    return high_res, kwargs.pop(PROMPT, None)
 
 
 def _gated(base: Callable[..., Any], call: FlexCall, gate: float, kwargs: dict[str, Any]) -> tuple[FlexCall, Any]:

@@ -20,7 +20,9 @@ CANDIDATES = "_get_candidate_generator"
 
 def generate(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """``generate`` of a patched model: its own, but a call that keeps the patch from being taken away meanwhile."""
-    return get_patch(self).own_method(self, "generate")(*args, **kwargs)
+    patch = get_patch(self, here=True)
+    high_res, _ = take_high_res(patch, kwargs)  # pictures beside them may be encoded before the first forward
+    return patch.own_method(self, "generate")(*args, **kwargs, **high_res)
 
 
 def expand_inputs(self: nn.Module, expand_size: int = 1, **kwargs: Any) -> Any:
@@ -30,14 +32,14 @@ def expand_inputs(self: nn.Module, expand_size: int = 1, **kwargs: Any) -> Any:
     prompt may be run in chunks. So where it ends, and where its images are, is noted, counted from its own start: what
     is put in front of it, as PEFT's prompts are, is seen when the model is called.
     """
-    high_res, _ = take_high_res(kwargs)
+    patch = get_patch(self, here=True)
+    high_res, _ = take_high_res(patch, kwargs)
     if not high_res:
         return of_class(self, EXPAND)(expand_size=expand_size, **kwargs)
     kwargs.pop("labels", None)  # PaliGemma's processor always gives some; there is nothing to predict them for
     ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
     prompt = Prompt(repeats=expand_size)
     if ids is not None and ids.shape[1] and (cache is None or not cache.get_seq_length()):
-        patch = get_patch(self)
         image_tokens = patch.geometry.image_tokens(self, ids, None).repeat_interleave(expand_size, dim=0)
         queries = high_res.get("hd_queries")
         if queries is None and asks_last(patch.config):

@@ -257,9 +257,9 @@ def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, s
 
 def _generate(self: Any, *args: Any, **kwargs: Any) -> Any:
     """``generate`` of a patched model: high-res views are read before it begins, and carried until it ends."""
-    patch = get_patch(self)
+    patch = get_patch(self, here=True)
     base = patch.own_method(self, "generate")
-    high_res, _ = take_high_res(kwargs)
+    high_res, _ = take_high_res(patch, kwargs)
     if patch.disabled or not high_res:
         return base(*args, **kwargs)
     check_inputs(self, patch, high_res)

@@ -59,7 +59,7 @@ def carried(value: Carried) -> Iterator[None]:
 def held(patch: Patch) -> Carried | None:
     """What is carried now for a patched model: an assistant of its generation may be another."""
     value = _thread.held
-    return value if value is not None and value.patch is patch else None
+    return value if value is not None and value.patch.model is patch.model else None
 
 
 def held_in(module: nn.Module) -> Carried | None:

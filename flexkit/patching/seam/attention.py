@@ -122,7 +122,8 @@ def reached(attention: nn.Module, output: Tensor) -> Tensor:
     for name in ADDED:
         for parameter in getattr(attention, name, nn.Module()).parameters():
             if parameter.requires_grad:
-                output = output + parameter.flatten()[:0].sum()
+                own: Any = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+                output = output + own.flatten()[:0].sum()
     return output
 
 

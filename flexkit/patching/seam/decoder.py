@@ -15,6 +15,7 @@ from flexkit.errors import UnsupportedModelError
 from flexkit.grids import Pair, fractional_positions, interpolate_table
 from flexkit.patching.seam.attention import apart, captured, map_tables, together, twin_of
 from flexkit.patching.seam.projections import own_projections
+from flexkit.patching.seam.tensor_parallel import HeadShare
 
 __all__ = ["DecoderLayer", "embeddings_of", "find_decoder", "find_layers", "high_res_rotary", "rotary_embedding"]
 
@@ -43,6 +44,8 @@ class DecoderLayer:
     """Whether the cache holds the prompt and a window of what was decoded since (Unlimited-OCR)."""
     has_own_code: bool = False
     """Whether its attention computes in code of its own, not by transformers' AttentionInterface."""
+    share: HeadShare | None = None
+    """How it is shared out among processes; None if this one has all of it."""
 
     @property
     def is_windowed(self) -> bool:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flexkit.patching.seam.tensor_parallel import HeadShare
+
 __all__ = [
     "ADDED",
     "SUFFIX",
@@ -40,15 +42,18 @@ def own_projections(attention: nn.Module) -> tuple[str, ...]:
     return ()
 
 
-def add_projections(attention: nn.Module, source: nn.Module, dtype: torch.dtype) -> None:
+def add_projections(
+    attention: nn.Module, source: nn.Module, dtype: torch.dtype, share: HeadShare | None = None
+) -> None:
     """Add trainable copies of the projections of ``source``: the module itself, or the one whose keys it shares.
 
     Of shared latents, a module may still make its own keys and values. Copies of quantised projections are in
-    ``dtype``.
+    ``dtype``; those of projections that are shared out among processes are so, too.
     """
     for name in own_projections(source):
         projection = getattr(attention, name, None) or getattr(source, name)
-        setattr(attention, name + SUFFIX, trainable_copy(projection, dtype))
+        copied = trainable_copy(projection, dtype)
+        setattr(attention, name + SUFFIX, copied if share is None else share.shared_out(name, copied))
 
 
 def remove_projections(attention: nn.Module) -> None:
@@ -127,8 +132,11 @@ def _held(projection: nn.Module) -> nn.Module:
     }
     for module, hook in hooks.items():
         hook.pre_forward(module)
+    kept: dict[int, Any] = {id(hook): None for hook in hooks.values()}
+    # torch copies no tensor that is a part of another's memory, as those of most processes are.
+    kept |= {id(of): nn.Parameter(of.detach().clone()) for of in projection.parameters() if hasattr(of, "to_local")}
     try:
-        copied = copy.deepcopy(projection, {id(hook): None for hook in hooks.values()})
+        copied = copy.deepcopy(projection, kept)
     finally:
         for module, hook in hooks.items():
             hook.post_forward(module, None)

@@ -1,0 +1,144 @@
+"""Small models and small files on which lmms-eval's own tasks run: drawn scenes, asked about as those benchmarks ask.
+
+    python -m tests.integrations.scenes FOLDER
+
+writes models into ``FOLDER/models`` and tasks into ``FOLDER/tasks``, for ``--include_path``.
+
+The small models say digits, and benchmarks want letters. So a digit always stands under the same letter, whatever the
+question, and the tokenizer of a model that is to answer letters writes that letter for it.
+"""
+
+import base64
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lmms_eval.tasks
+import numpy as np
+import yaml
+from PIL.Image import Image
+from tokenizers import Regex, decoders
+
+from flexkit.visual_search import Question, draw_scene, load_model, questions
+
+UNDER = {"A": "048", "B": "159", "C": "26", "D": "37"}
+"""The digits that a letter may stand for."""
+# The small models have learned questions alone: what benchmarks put behind them is left out.
+_CHAT_TEMPLATE = """
+{%- for message in messages -%}
+{%- for part in message.content %}{% if part.type == 'image' %}<image>{% else %} {{ part.text.split('?')[0] }}?
+{%- endif %}{% endfor %} {% endfor %}"""
+_SEED = 4000
+"""Of scenes that no model was trained on."""
+
+
+def write_models(folder: Path) -> None:
+    """``digits`` and ``letters`` know all tokens of a scene in the sequence; ``patched`` has trained projections."""
+    for name, stage in {"digits": "in_sequence", "letters": "in_sequence", "patched": "tuned"}.items():
+        model, processor = load_model(stage)
+        processor = getattr(processor, "processor", processor)
+        processor.chat_template = _CHAT_TEMPLATE
+        if name != "digits":
+            said = (decoders.Replace(Regex(f"^[{digits}]$"), letter) for letter, digits in UNDER.items())
+            processor.tokenizer.backend_tokenizer.decoder = decoders.Sequence([*said])
+        model.half().save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+
+
+def write_tasks(folder: Path, count: int) -> list[str]:
+    """Write so many questions for each task, in files of the schema that its code reads; returns names of tasks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for (place, split), row in _TASKS.items():
+        name = f"scenes_{Path(place).stem}"
+        table = datasets.Dataset.from_list([row(index, *asked_about(index)) for index in range(count)])
+        if isinstance(table[0].get("image"), dict):  # others are text, in base64
+            table = table.cast_column("image", datasets.Image())
+        table.to_parquet(folder / f"{name}.parquet")
+        task = {
+            "include": str(Path(lmms_eval.tasks.__file__).parent / place),
+            "task": name,
+            "dataset_path": "parquet",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": {split: str(folder / f"{name}.parquet")}},
+        }
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
+        names.append(name)
+    return names
+
+
+def asked_about(index: int) -> tuple[Image, Question, dict[str, str], str]:
+    """A scene, a question, a digit under each letter, and the right letter."""
+    scene = draw_scene([_SEED, index])
+    known = questions(scene, "attribute")
+    question, random = known[index % len(known)], np.random.default_rng([_SEED, index, 1])
+    options = {letter: str(random.choice(list(digits))) for letter, digits in UNDER.items()}
+    (right,) = [letter for letter, digits in UNDER.items() if question.answer in digits]
+    return scene.image, question, options | {right: question.answer}, right
+
+
+def _vstar(index: int, image: Image, question: Question, options: dict[str, str], right: str) -> dict[str, Any]:
+    choices = " ".join(f"({letter}) {digit}" for letter, digit in options.items())
+    return {
+        "image": {"bytes": _png(image), "path": None},
+        "text": f"{question.text} {choices}",
+        "label": right,
+        "category": "direct_attributes",
+        "question_id": str(index),
+    }
+
+
+def _hrbench(index: int, image: Image, question: Question, options: dict[str, str], right: str) -> dict[str, Any]:
+    return {
+        "index": index,
+        "question": question.text,
+        "answer": right,
+        "category": ("single", "cross")[index % 2],
+        **options,
+        "cycle_category": str(index % 4),
+        "image": base64.b64encode(_png(image)).decode(),
+    }
+
+
+def _realworld(index: int, image: Image, question: Question, options: dict[str, str], right: str) -> dict[str, Any]:
+    return {
+        "index": str(index),
+        "bytes": base64.b64encode(_png(image)).decode(),
+        "question": question.text,
+        "multi-choice options": [f"({letter}) {digit}" for letter, digit in options.items()],
+        "answer": right,
+        "category": "Perception/OCR with Complex Context",
+        "l2-category": "digits",
+    }
+
+
+def _textvqa(index: int, image: Image, question: Question, *_: Any) -> dict[str, Any]:
+    return {
+        "image": {"bytes": _png(image), "path": None},
+        "question": question.text,
+        "answers": [question.answer] * 10,
+        "question_id": index,
+        "ocr_tokens": ["none"],
+    }
+
+
+_TASKS: dict[tuple[str, str], Callable[..., dict[str, Any]]] = {
+    ("vstar_bench/vstar_bench.yaml", "test"): _vstar,
+    ("hrbench/hrbench4k.yaml", "hrbench_4k"): _hrbench,
+    ("mme_realworld/mme_realworld_lite.yaml", "train"): _realworld,
+    ("textvqa/textvqa_val.yaml", "validation"): _textvqa,
+}
+"""Of lmms-eval's, by file and split."""
+
+
+def _png(image: Image) -> bytes:
+    image.save(buffer := io.BytesIO(), "PNG")
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    write_models(Path(sys.argv[1]) / "models")
+    print(*write_tasks(Path(sys.argv[1]) / "tasks", count=100), sep="\n")
