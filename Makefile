@@ -24,7 +24,7 @@ OLDEST_TESTS := $(addprefix tests/,checkpoints distributed families patching pro
 NEWEST_ONLY := $(addprefix patching/test_,config errors gate laws_everything laws_finite laws_selection pyramid) \
                $(addprefix training/test_,example processes trainer) $(addprefix ways/test_,compile context_compile)
 
-.PHONY: help venv test test-oldest test-engines fuzz coverage matrix demo docs browser lint types format clean
+.PHONY: help venv test test-oldest test-engines fuzz coverage matrix demo docs browser package lint types format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo "make demo                see it look closer             (IMAGE=photo.jpg QUESTION='What is it?')"
 	@echo "make docs                build docs/_build/html and run the examples in it"
 	@echo "make browser             build them and look at them, and at the trace page, in Chromium, if there is one"
+	@echo "make package             build dist/, and try it in fresh environments, with the newest and the lowest versions"
 	@echo "make lint types          check style and types"
 	@echo "make format              rewrite the code in the project's style"
 	@echo "make venv                only set up .venv              (PYTHON=python3.12 for another Python)"
@@ -99,6 +100,16 @@ docs: $(STAMP)
 # Leaves screenshots in docs/_build/screenshots.
 browser: docs
 	@$(MAKE) test ARGS="tests/browser $(ARGS)"
+
+# As strangers get it: nothing of this folder but what is in dist.
+package: $(STAMP)
+	rm -rf build dist
+	$(PY) -m build
+	@for versions in constraints constraints-oldest; do \
+		$(PYTHON) -m venv build/$$versions && cd build/$$versions && echo "flexkit demo, with $$versions.txt:" && \
+		bin/pip install -q --no-compile --disable-pip-version-check -c ../../$$versions.txt $$(grep ^torch== ../../constraints.txt) ../../dist/*.whl && \
+		PYTHONPATH= HF_HUB_OFFLINE=1 bin/flexkit demo && cd ../.. || exit 1; \
+	done
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
