@@ -180,19 +180,20 @@ class Beside(Route):
         view = checked_view(model, patch, high_res, inputs)
         zoom = patch.config.zoom_pair
         places: Places = geometry.places(model, inputs, view.grids)
+        both = {**inputs, **{PREFIX + name: value for name, value in view.inputs.items()}}
+        features = geometry.encode(model, both, view.grids, zoom)
         spans = [
-            ImageSpan(row, columns, grid, zoom, 0, 0, margins, 0, positions)
-            for row, columns, grid, margins, positions in zip(
+            ImageSpan(row, columns.to(image.device), grid, zoom, 0, 0, margin, 0, positions)
+            for row, columns, image, grid, margin, positions in zip(
                 places.rows,
                 places.columns,
+                features,
                 view.grids,
-                view.margins,
+                (None if margin is None else margin.to(features[0].device) for margin in view.margins),
                 places.positions or [None] * len(places.rows),
                 strict=True,
             )
         ]
-        both = {**inputs, **{PREFIX + name: value for name, value in view.inputs.items()}}
-        features = geometry.encode(model, both, view.grids, zoom)
         return HighResMemory.pack(features, spans, places.batch, in_sequence=False)
 
     @torch.no_grad()
