@@ -42,6 +42,8 @@ class Inspection:
         Indices of those that read high-res tokens, by default: as published, with projections that are trained.
     parameters, added_parameters : int
         Of the model, and what the added projections have.
+    training_free_bytes : int
+        What the weights take up more of a model that is patched with :meth:`flexkit.FlexConfig.training_free`.
     costs : dict of str to Cost, optional
         As :func:`flexkit.cost` counts them for the default zoom; None for towers that it does not count.
     """
@@ -56,6 +58,7 @@ class Inspection:
     reading_layers: tuple[int, ...]
     parameters: int
     added_parameters: int
+    training_free_bytes: int
     costs: dict[str, Cost] | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,8 +104,22 @@ def inspect_model(given: PreTrainedModel | PretrainedConfig | str, config: FlexC
         reading_layers=tuple(patch.reading),
         parameters=parameters,
         added_parameters=sum(parameter.numel() for parameter in added_parameters(model).values()),
+        training_free_bytes=_training_free_bytes(without_weights(shapes)),
         costs=_costs(shapes, config),
     )
+
+
+def _training_free_bytes(model: PreTrainedModel) -> int:
+    before = _bytes(model)
+    try:
+        patch_model(model, FlexConfig.training_free())
+    except UnsupportedModelError:  # tokens cannot pass through its layers
+        patch_model(model, FlexConfig.training_free(high_res_states="features", gate=None))
+    return _bytes(model) - before
+
+
+def _bytes(model: PreTrainedModel) -> int:
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _costs(shapes: PretrainedConfig, config: FlexConfig | None) -> dict[str, Cost] | None:

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from flexkit.commands.options import COUNTS, OPERATIONS, Subparsers, add_debug, unit_for
+from flexkit.commands.options import BYTES, COUNTS, OPERATIONS, Subparsers, add_debug, unit_for
 from flexkit.commands.waiting import waiting
 
 __all__ = ["add_inspect"]
@@ -46,6 +46,10 @@ def _run(options: argparse.Namespace) -> None:
     print(f"  high-res view                zoom {found.zoom[0]} x {found.zoom[1]}, {view}")
     print(f"  reading layers               {first} to {last}, {len(found.reading_layers)} of {found.layers}")
     print(f"  added parameters             {found.added_parameters / one:.1f} {unit}, {share:.1f} % of the model's")
+    unit, one = unit_for(found.training_free_bytes, BYTES)
+    print(
+        f"  without training             {found.training_free_bytes / one:.0f} {unit} more, by FlexConfig.training_free()"
+    )
     if found.costs:
         ways = ("flexkit_on_demand", "low_res", "all_in_sequence")
         ours, without, whole = (found.costs[name].flops for name in ways)

@@ -20,6 +20,7 @@ def test_it_says_what_patching_does(capsys: pytest.CaptureFixture[str]) -> None:
     # Two square projections of width 4096 in each of 23 layers.
     assert f"{2 * 4096**2 * 23 / 1e6:.1f} M" in printed
     assert "TFLOP reading a tenth" in printed
+    assert "0 B more, by FlexConfig.training_free()" in printed
 
 
 def test_a_folder_says_what_its_model_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,6 +39,8 @@ def test_model_types_are_enough(name: str, view: str, capsys: pytest.CaptureFixt
     found = json.loads(capsys.readouterr().out)
     assert found["model_type"] == name and found["view"] == view
     assert found["added_parameters"] > 0
+    # What no token can pass through reads by copies of its own.
+    assert (found["training_free_bytes"] > 0) == (name == "blip-2")
 
 
 @pytest.mark.parametrize(
