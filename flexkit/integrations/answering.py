@@ -51,8 +51,8 @@ class Answerer:
     max_new_tokens : int
         Of an answer.
     **options
-        Of :func:`flexkit.from_pretrained`: ``dtype``, ``device_map``, ... Without a ``device_map`` the model goes to a GPU,
-        if there is one.
+        Of :func:`flexkit.from_pretrained`: ``dtype``, ``device_map``, ... Without a ``device_map`` the model goes to a
+        GPU, if there is one.
 
     Raises
     ------
