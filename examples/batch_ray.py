@@ -4,8 +4,8 @@
     python examples/batch_ray.py /models/patched table.jsonl --output answers --format parquet --actors 2 --gpus 1
 
 A table is CSV or JSON lines: ``picture``, a path beside the table; ``question``; and, where a row has one of its own,
-``policy``, as examples/serve_ray.py takes it. Each row comes back with an ``answer``, or with the ``error`` that kept it
-from one. Needs ``pip install 'flexkit-vlm[ray]'``.
+``policy``, as examples/serve_ray.py takes it. Each row comes back with an ``answer``, or with the ``error`` for which
+it has none. Needs ``pip install 'flexkit-vlm[ray]'``.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import ray
@@ -47,14 +46,17 @@ def read_rows(source: Path, question: str | None, policy: str | None) -> list[di
     else:
         with source.open(newline="", encoding="utf-8") as file:
             table = [*csv.DictReader(file)] if source.suffix == ".csv" else [json.loads(line) for line in file]
-    return [
-        {
-            "picture": str(source.parent / row["picture"]),
-            "question": row.get("question") or question,
-            "policy": own if isinstance(own := row.get("policy") or policy, str) else json.dumps(own),
-        }
-        for row in table
-    ]
+    rows = []
+    for row in table:
+        own = policy if row.get("policy") in (None, "") else row["policy"]
+        rows.append(
+            {
+                "picture": str(source.parent / row["picture"]),
+                "question": row.get("question") or question,
+                "policy": own if isinstance(own, str) else json.dumps(own),
+            }
+        )
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64, help="default: %(default)s")
     options = parser.parse_args(arguments)
     rows = read_rows(options.source, options.question, options.policy)
+    if not rows:
+        parser.error(f"there is no picture in {options.source}")
     answered = ray.data.from_items(rows).map_batches(
         Answers,
         batch_format="pyarrow",
