@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -109,7 +111,7 @@ def cluster() -> Iterator[None]:
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
         patch.setenv("OMP_NUM_THREADS", "1")
         ray.init(
-            num_cpus=4,
+            num_cpus=6,
             num_gpus=0,
             include_dashboard=False,
             object_store_memory=2**27,
@@ -121,18 +123,19 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def served(cluster: None) -> Iterator[Callable[..., tuple[str, Any]]]:
-    """Runs an application of the example, whose replicas can be watched; returns its address and a handle."""
+    """Runs the application of the example, with replicas that can be watched; returns its address and a handle."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
 
-    def run(**options: Any) -> tuple[str, Any]:
+    def run(name: str, **options: Any) -> tuple[str, Any]:
         example = load_example("serve_ray")
         example.Server = example.Server.options(func_or_class=watched(example))
-        return f"http://127.0.0.1:{port}/", serve.run(example.app(example.Options(cpus=1, **options)))
+        application = example.app(example.Options(**options))
+        return f"http://127.0.0.1:{port}/{name}", serve.run(application, name=name, route_prefix=f"/{name}")
 
     yield run
     serve.shutdown()
@@ -140,33 +143,39 @@ def served(cluster: None) -> Iterator[Callable[..., tuple[str, Any]]]:
 
 def watched(example: ModuleType) -> type:
     class Server(example.Server.func_or_class):  # type: ignore[misc,name-defined]
-        """Says which replica answers, how many it has answered at once, and what it holds."""
+        """Says which replica answers, how many it has answered at once, and what it does and holds."""
 
         def __init__(self, options: Any) -> None:
             super().__init__(options)
-            self.most, self.begun, answer = 0, 0, self.answerer.answer
+            self.most = self.waiting = self.begun = self.running = 0
+            answer = self.answerer.answer
 
             def counted(asked: Any, **options: Any) -> Any:
-                self.most, self.begun = max(self.most, len(asked)), self.begun + 1
-                return answer(asked, **options)
+                self.most, self.begun, self.running = max(self.most, len(asked)), self.begun + 1, self.running + 1
+                try:
+                    return answer(asked, **options)
+                finally:
+                    self.running -= 1
 
             self.answerer.answer = counted
 
         async def __call__(self, request: Any) -> Any:
-            response = await super().__call__(request)
+            self.waiting += 1
+            try:
+                response = await super().__call__(request)
+            finally:
+                self.waiting -= 1
             response.headers.update({"replica": str(os.getpid()), "most": str(self.most)})
             return response
 
-        async def held(self) -> tuple[int, int, int]:
-            """Calls that have begun, KV caches, and bytes of tensors, that are alive: without a collection."""
+        async def now(self) -> dict[str, int]:
+            """Without a collection of garbage: what is held by a cycle counts."""
             alive = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor | Cache)]
+            storages = [each.untyped_storage() for each in alive if isinstance(each, torch.Tensor)]
+            sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
             caches = sum(isinstance(each, Cache) for each in alive)
-            storages = {
-                each.untyped_storage().data_ptr(): each.untyped_storage().nbytes()
-                for each in alive
-                if isinstance(each, torch.Tensor)
-            }
-            return self.begun, caches, sum(storages.values())
+            counts = {name: getattr(self, name) for name in ("waiting", "begun", "running")}
+            return counts | {"caches": caches, "bytes": sum(sizes.values())}
 
     return Server
 
@@ -179,7 +188,7 @@ def ask(address: str, bodies: list[dict[str, Any]]) -> list[requests.Response]:
 
 def test_many_requests_at_a_time(served: Any, folder: Path, cases: list[Case]) -> None:
     """Of mixed sizes and policies, in batches of two replicas; and some that fail alone."""
-    address, _ = served(folder=str(folder), replicas=REPLICAS, max_new_tokens=4)
+    address, _ = served("words", folder=str(folder), replicas=REPLICAS, max_new_tokens=4)
     good = cases[0].body()
     wrong = {
         "cannot be read: image file is truncated": good | {"picture": good["picture"][: len(good["picture"]) // 8 * 4]},
@@ -209,29 +218,30 @@ def test_many_requests_at_a_time(served: Any, folder: Path, cases: list[Case]) -
 
 
 def test_a_stream_that_nobody_reads_on(served: Any, cases: list[Case], tmp_path: Path) -> None:
-    """It stops, and what it held is free; another that waits for its turn never begins."""
-    address, handle = served(folder=str(save(tmp_path, endless=True)), max_new_tokens=10**6)
+    """It stops, and what it held is free; another, given up while it waits for its turn, never begins."""
+    address, handle = served("endless", folder=str(save(tmp_path, endless=True)), max_new_tokens=10**6)
 
-    def held() -> Any:
-        return handle.held.remote().result()
+    def wait_until(**expected: int) -> dict[str, int]:
+        deadline = time.monotonic() + WAIT
+        while not (now := handle.now.remote().result()).items() >= expected.items():
+            assert time.monotonic() < deadline, f"{expected} never came; last were {now}"
+            time.sleep(0.05)
+        return now
 
-    before: list[int] = []
+    left = []
     for begun in (1, 2):
         with requests.post(address, json=cases[0].body(stream=True), stream=True, timeout=WAIT) as response:
             pieces = response.iter_content(None)
             assert cases[0].answer in next(pieces).decode() and next(pieces)
-            with pytest.raises(requests.Timeout):
-                requests.post(address, json=cases[1].body(stream=True), timeout=0.5)
-            calls, caches, size = held()
-            assert calls == begun and caches > 0
-            assert not before or size > before[0]
-        deadline = time.monotonic() + WAIT
-        while held()[1] and time.monotonic() < deadline:
-            time.sleep(0.05)
-        calls, caches, size = held()
-        assert calls == begun and caches == 0
-        before.append(size)
-    assert before[0] == before[1]
+            other = HTTPConnection(urlsplit(address).netloc)
+            other.request("POST", urlsplit(address).path, json.dumps(cases[1].body(stream=True)))
+            wait_until(waiting=1)
+            other.close()
+            during = wait_until(waiting=0, begun=begun, running=1)
+        left.append(wait_until(begun=begun, running=0))
+        assert during["caches"] > left[-1]["caches"] == 0
+        assert during["bytes"] > left[-1]["bytes"]
+    assert left[0]["bytes"] == left[1]["bytes"]
 
 
 BROKEN = "broken.png"
