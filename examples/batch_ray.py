@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=["json", "parquet"], default="json", help="JSON lines by default")
     parser.add_argument("--actors", type=int, default=1, help="models at work; default: %(default)s")
     parser.add_argument("--gpus", type=float, default=0, help="of each; default: %(default)s")
+    parser.add_argument("--cpus", type=float, default=1, help="of each; default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="default: %(default)s")
     options = parser.parse_args(arguments)
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fn_constructor_args=(options.folder, options.max_new_tokens),
         batch_size=options.batch_size,
         compute=ray.data.ActorPoolStrategy(size=options.actors),
+        num_cpus=options.cpus,
         num_gpus=options.gpus,
     )
     getattr(answered, f"write_{options.format}")(str(options.output.resolve()))

@@ -1,6 +1,6 @@
 """Serve a patched model by Ray Serve: pictures of all sizes, and policies of all requests, in one batch.
 
-    serve run --app-dir examples serve_ray:app folder=/models/patched replicas=2 gpus=1
+    serve run examples.serve_ray:app folder=/models/patched replicas=2 gpus=1
 
 A request is JSON: a picture in base64 or as a data URL, a question, and, if it likes, ``"stream": true`` and a policy:
 its description, such as ``{"type": "Threshold", "value": 0.5}``, a number or share of cells, or ``"disabled"`` for the

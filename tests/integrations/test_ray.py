@@ -105,8 +105,11 @@ def cases(folder: Path) -> list[Case]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """Ray of this machine alone, that leaves nothing in the user's folders."""
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as place:  # paths of sockets are short
+    """Ray on this machine alone. It leaves nothing in the user's folders; sockets in its own need a short path."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place,
+    ):
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
         patch.setenv("OMP_NUM_THREADS", "1")
