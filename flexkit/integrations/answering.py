@@ -3,8 +3,10 @@
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -91,10 +93,10 @@ class Answerer:
         groups: dict[str, tuple[dict[str, Any], dict[int, Any]]] = {}
         for index, asked in enumerate(questions):
             try:
-                settings = call_settings(asked.policy)
-                # By name, since one cell and all of them are equal: TopK(1) == TopK(1.0).
-                groups.setdefault(repr(settings), (settings, {}))[1][index] = _conversation(asked)
-            except ValueError as error:
+                settings, conversation = call_settings(asked.policy), _conversation(asked)
+                # By what it is called: a policy of one cell and one of all are equal, TopK(1) == TopK(1.0).
+                groups.setdefault(repr(settings), (settings, {}))[1][index] = conversation
+            except Exception as error:  # a stranger's, nested too deep for instance
                 found[index] = error
         for settings, group in groups.values():
             found |= zip(group, self._answer([*group.values()], settings | options), strict=True)
@@ -104,6 +106,7 @@ class Answerer:
         try:
             return self._generate(conversations, options)
         except Exception as error:
+            clear_frames(error.__traceback__)  # else it holds the pictures and the cache of its call
             if len(conversations) == 1:
                 return [error]
         return [answer for alone in conversations for answer in self._answer([alone], options)]
@@ -143,13 +146,11 @@ def call_settings(policy: Any) -> dict[str, Any]:
     """
     if policy == DISABLED:
         return {"hd_disabled": True}
-    if isinstance(policy, str) and policy:
-        try:
-            return call_settings(json.loads(policy))
-        except json.JSONDecodeError:
-            pass  # said below
-    elif policy in (None, ""):
+    if policy in (None, ""):
         return {}
+    if isinstance(policy, str):
+        with suppress(json.JSONDecodeError):  # what it is then is said below
+            return call_settings(json.loads(policy))
     if isinstance(policy, Mapping):
         return {"hd_policy": policy_from_dict(policy)}
     if is_number(policy):
@@ -160,16 +161,12 @@ def call_settings(policy: Any) -> dict[str, Any]:
 def _conversation(asked: PictureQuestion) -> list[dict[str, Any]]:
     if not isinstance(asked.question, str):
         raise HighResInputError(f"a question is a text, got {asked.question!r}.")
-    given = asked.picture
     try:
-        picture = (
-            given
-            if isinstance(given, Image.Image)
-            else Image.open(io.BytesIO(given) if isinstance(given, bytes) else given)
-        )
-        picture = ImageOps.exif_transpose(picture).convert("RGB")
+        given = io.BytesIO(asked.picture) if isinstance(asked.picture, bytes) else asked.picture
+        picture = given if isinstance(given, Image.Image) else Image.open(given)
+        upright = ImageOps.exif_transpose(picture).convert("RGB")
     except Exception as error:  # a stranger's file, and any of PIL's readers
         raise HighResInputError(f"the picture cannot be read: {first_line(error)}") from error
     return [
-        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": asked.question}]}
+        {"role": "user", "content": [{"type": "image", "image": upright}, {"type": "text", "text": asked.question}]}
     ]

@@ -1,6 +1,8 @@
 """Questions that are answered together are answered as each would be alone."""
 
 import io
+import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,11 @@ def test_one_generate_for_each_policy(answerer: Answerer, calls: Any) -> None:
 def test_one_that_fails_does_so_alone(answerer: Answerer, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     SCENES[0].image.save(file := io.BytesIO(), "PNG")
+    deep: dict[str, Any] = {"type": "Everything"}
+    for _ in range(sys.getrecursionlimit()):
+        deep = {"type": "Complement", "policy": deep}
     failing = [
+        (question(0, policy=deep), RecursionError, ""),
         (question(0, text="How many <image> are here?"), ValueError, "image"),
         (question(0, policy="dis"), PolicyError, "'dis'"),
         (question(0, policy={"type": "TopK", "k": 0}), PolicyError, "k"),
@@ -76,6 +82,17 @@ def test_one_that_fails_does_so_alone(answerer: Answerer, tmp_path: Path) -> Non
     assert found[::2] == [ASKED[1].answer] * len(failing) + [ASKED[2].answer]
     for error, (_, kind, message) in zip(found[1::2], failing, strict=True):
         assert isinstance(error, kind) and message in str(error)
+
+
+def test_an_error_holds_nothing_of_its_call(answerer: Answerer) -> None:
+    held = []
+
+    def stop(tokens: torch.Tensor, *_: Any, **__: Any) -> None:
+        held.append(weakref.ref(tokens))
+        raise RuntimeError("out of memory")
+
+    (error,) = answerer.answer([question(0)], stopping_criteria=[stop])
+    assert isinstance(error, RuntimeError) and [each() for each in held] == [None]
 
 
 def test_pictures_stand_upright_and_in_colour(answerer: Answerer) -> None:

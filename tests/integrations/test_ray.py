@@ -276,3 +276,23 @@ def test_a_table(cluster: None, folder: Path, cases: list[Case], table: Path, tm
     assert broken["answer"] is None and "cannot be read" in broken["error"] and broken["question"] == "?"
     assert [rows[f"{index}.png"]["answer"] for index in range(COUNT)] == [case.answer for case in cases]
     assert {row["error"] for row in rows.values()} == {None}
+
+
+def test_what_is_asked(tmp_path: Path) -> None:
+    """Of a CSV, of JSON lines and of a folder."""
+    example = load_example("batch_ray")
+    policy = {"type": "TopK", "k": 1}
+    (tmp_path / "table.csv").write_text("picture,question,policy\n1.png,first?,0.5\n2.png,,\n")
+    lines = [{"picture": "1.png", "question": "first?", "policy": 0.5}, {"picture": str(tmp_path / "2.png")}]
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    asked = [
+        {"picture": str(tmp_path / "1.png"), "question": "first?", "policy": "0.5"},
+        {"picture": str(tmp_path / "2.png"), "question": "all?", "policy": json.dumps(policy)},
+    ]
+    for table in ("table.csv", "table.jsonl"):
+        assert example.read_rows(tmp_path / table, "all?", json.dumps(policy)) == asked
+    for name in ("1.png", "2.JPG"):
+        (tmp_path / name).touch()
+    assert example.read_rows(tmp_path, "all?", None) == [
+        {"picture": str(tmp_path / name), "question": "all?", "policy": "null"} for name in ("1.png", "2.JPG")
+    ]
