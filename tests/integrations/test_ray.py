@@ -114,6 +114,7 @@ def cluster() -> Iterator[None]:
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
         patch.setenv("OMP_NUM_THREADS", "1")
         ray.init(
+            "local",
             num_cpus=6,
             num_gpus=0,
             include_dashboard=False,
