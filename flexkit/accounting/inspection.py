@@ -112,7 +112,7 @@ def inspect_model(given: PreTrainedModel | PretrainedConfig | str, config: FlexC
 def _training_free_bytes(model: PreTrainedModel) -> int:
     before = _bytes(model)
     try:
-        patch_model(model, FlexConfig.training_free())
+        patch_model(model, FlexConfig.training_free(gate=None, surer=None))
     except UnsupportedModelError:  # tokens cannot pass through its layers
         patch_model(model, FlexConfig.training_free(high_res_states="features", gate=None))
     return _bytes(model) - before
