@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import ImageFile
 
 import flexkit
 from flexkit.errors import CheckpointError, HighResInputError, PolicyError
@@ -61,7 +62,8 @@ def test_one_generate_for_each_policy(answerer: Answerer, calls: Any) -> None:
     assert together[0] == ASKED[0].answer and together[5] == ASKED[2].answer
 
 
-def test_one_that_fails_does_so_alone(answerer: Answerer, tmp_path: Path) -> None:
+def test_one_that_fails_does_so_alone(answerer: Answerer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)  # lmms-eval turns it on, for all of a process
     (tmp_path / "text.png").write_text("no picture")
     SCENES[0].image.save(file := io.BytesIO(), "PNG")
     deep: dict[str, Any] = {"type": "Everything"}
