@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ _ITEMS = 4
 KINDS = ("short", "whole")
 POINTING = 50
 """Scenes by which it is found where maps point."""
-SLOW = ("always, each layer its own", "always, features")
+SLOW = ("always, random", "always, centre", "beside, each layer its own", "features")
 """Ways in which every fourth scene is asked about."""
 GATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Nats that the entropy of the low-res answer must reach for it to be given up."""
@@ -142,20 +143,26 @@ def _tokens(processor: Any, question: Question, *, short: bool) -> list[int]:
 
 
 def configs(oracle: Oracle) -> dict[str, flexkit.FlexConfig | None]:
-    """All ways of looking but the tile; of those in :data:`SLOW` every fourth scene is asked about."""
+    """All ways of looking but the tile: in the place of low-res tokens, as the preset has it, or beside them.
 
-    def free(**settings: Any) -> flexkit.FlexConfig:
-        return flexkit.FlexConfig.training_free(zoom=ZOOM, gate=None, surer=None, **settings)
+    Of those in :data:`SLOW` every fourth scene is asked about.
+    """
 
+    free = partial(flexkit.FlexConfig.training_free, zoom=ZOOM, gate=None, surer=None)
+    kept = partial(free, low_res_keys="keep")
     return {
         "low-res only": None,
         "always": free(),
-        "always, top 3": free(policy=flexkit.TopK(3)),
         "always, oracle": free(policy=oracle),
         "always, random": free(policy=flexkit.Random(BUDGET)),
         "always, centre": free(policy=flexkit.Center(BUDGET)),
-        "always, each layer its own": free(select_layers=None),
-        "always, features": flexkit.FlexConfig.training_free(high_res_states="features", gate=None, zoom=ZOOM),
+        "beside": kept(),
+        "beside, top 3": kept(policy=flexkit.TopK(3)),
+        "beside, oracle": kept(policy=oracle),
+        "beside, random": kept(policy=flexkit.Random(BUDGET)),
+        "beside, centre": kept(policy=flexkit.Center(BUDGET)),
+        "beside, each layer its own": kept(select_layers=None),
+        "features": flexkit.FlexConfig.training_free(high_res_states="features", gate=None, zoom=ZOOM),
     }
 
 
@@ -208,7 +215,7 @@ def shares(records: Mapping[str, Record]) -> dict[str, dict[str, float]]:
     """By way, then by what is asked, the share of right answers; with rules that choose one of two answers."""
     found = {name: {about: record.right(about) for about in ABOUT} for name, record in records.items()}
     low = records["low-res only"]
-    for name in ("always", "best tile"):
+    for name in ("always", "beside", "best tile"):
         other = records[name]
         for gate, surer in itertools.product(GATES, SURER):
             if gate or surer < math.inf:

@@ -24,8 +24,11 @@ STYLES = {
     "random": ("#E69F00", "v", "cells at random"),
     "centre": ("#CC79A7", "D", "cells in the centre"),
 }
+PRESET = "always, gate 0.05, surer 1.0"
+"""What ``training_free()`` says."""
 TRADES = {
     "always": ("#0072B2", "o", "flexkit: own states of a tenth of the tokens"),
+    "beside": ("#56B4E9", "s", "flexkit: beside the low-res tokens"),
     "best tile": ("#E69F00", "v", "best tile, asked again"),
 }
 WAYS = {
@@ -48,12 +51,17 @@ IN_DEPTH = {
     "always, gate 0.05, surer 3.0": "``training_free(surer=3)``",
     "always, gate 0.05, surer inf": "``training_free(surer=None)``",
     "always": "``training_free(gate=None, surer=None)``: always read",
-    "always, top 3": "... 3 cells in place of 6",
-    "always, each layer its own": "... ``select_layers=None``: each layer what its own map selects",
     "always, oracle": "... cells around the digit (oracle)",
     "always, random": "... cells at random",
     "always, centre": "... cells in the centre",
-    "always, features": '``training_free(high_res_states="features", gate=None)``',
+    "beside, gate 0.05, surer 1.0": '``training_free(low_res_keys="keep")``: beside low-res tokens',
+    "beside, gate 0.05, surer 3.0": "... ``surer=3``",
+    "beside": "... always read",
+    "beside, top 3": "... 3 cells in place of 6",
+    "beside, each layer its own": "... ``select_layers=None``: each layer what its own map selects",
+    "beside, oracle": "... cells around the digit (oracle)",
+    "beside, random": "... cells at random",
+    "features": '``training_free(high_res_states="features", gate=None)``',
     "best tile": "best tile, asked again",
     "best tile, gate 0.05, surer 1.0": "best tile, by the same rule",
 }
@@ -137,10 +145,22 @@ def pointing_table(bases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 def trade_figure(bases: Mapping[str, Mapping[str, Any]]) -> Figure:
     """What is read of digits against what is kept of places, one line for each way of looking closer."""
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.subplots()
-    found = [base["accuracy"]["short"] for base in bases.values()]
+    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+    short, whole = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, kind, title in ((short, "short", "Asked in few words"), (whole, "whole", "Asked in whole questions")):
+        _trade(axes, [base["accuracy"][kind] for base in bases.values()])
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set(xlabel="rows and columns named rightly, %", ylim=(0, 102))
+        axes.grid(alpha=0.3)
+    short.set_ylabel("digits read rightly, %")
+    whole.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 0.12))
+    figure.suptitle(
+        "Details read, and places kept: frozen pretrained models of 30 layers", x=0.01, ha="left", fontsize=11
+    )
+    return figure
 
+
+def _trade(axes: Any, found: Sequence[Mapping[str, Mapping[str, float]]]) -> None:
     def point(way: str) -> tuple[float, float]:
         places = statistics.mean(of[way][about] for of in found for about in ("row", "column"))
         return 100 * places, 100 * statistics.mean(of[way]["digit"] for of in found)
@@ -148,21 +168,19 @@ def trade_figure(bases: Mapping[str, Mapping[str, Any]]) -> Figure:
     for way, (colour, marker, label) in TRADES.items():
         points = [point(f"{way}, gate 0.05, surer {surer}") for surer in ("0.5", "1.0", "2.0", "3.0", "5.0", "inf")]
         axes.plot(*zip(*points, point(way), strict=True), color=colour, marker=marker, label=label, linewidth=2)
-    for way, label in (("always, random", "cells at random"), ("low-res only", "low-res view only")):
+    axes.plot(
+        *point(PRESET),
+        color="black",
+        marker="o",
+        fillstyle="none",
+        markersize=12,
+        linestyle="none",
+        label="training_free()",
+    )
+    for way, label in (("beside, random", "cells at random"), ("low-res only", "low-res view only")):
         axes.plot(*point(way), color="grey", marker="o")
         axes.annotate(label, point(way), (-8, 0), textcoords="offset points", ha="right", va="center", color="grey")
-    for way, label, place in (
-        ("always", "always read", (4, 8)),
-        ("always, gate 0.05, surer 3.0", "surer=3", (-10, 10)),
-        ("always, gate 0.05, surer 1.0", "training_free()", (-8, -22)),
-    ):
-        axes.annotate(label, point(way), place, textcoords="offset points", ha="left" if place[0] > 0 else "right")
     axes.axhline(10, color="grey", linestyle=":", linewidth=1)
-    axes.set_title("Details read, and places kept: frozen pretrained models of 30 layers", loc="left", fontsize=11)
-    axes.set(xlabel="rows and columns named rightly, %", ylabel="digits read rightly, %", ylim=(0, 102))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(0.02, 0.5))
-    return figure
 
 
 def probe_table(bases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

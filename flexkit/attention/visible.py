@@ -22,6 +22,7 @@ __all__ = [
     "key_mask",
     "rows_of_mask",
     "visibility",
+    "without_keys",
 ]
 
 
@@ -242,6 +243,21 @@ def behind_tokens(reads: Tensor, mask: Tensor | None, keys: int) -> Tensor:
         reads = torch.zeros_like(reads, dtype=mask.dtype).masked_fill(~reads, torch.finfo(mask.dtype).min)
     mask = mask.expand(len(reads), -1, reads.shape[2], -1)
     return torch.cat([reads.expand(-1, mask.shape[1], -1, -1), mask], dim=-1)
+
+
+def without_keys(mask: Tensor | None, hidden: Tensor) -> Tensor:
+    """The mask of a kernel that does not see some keys.
+
+    Parameters
+    ----------
+    mask : torch.Tensor, optional
+        ``(batch or 1, heads or 1, queries, keys)``: bool, or what is added to logits. Without one all are seen.
+    hidden : torch.Tensor
+        ``(batch, 1, queries, keys)``, bool.
+    """
+    if mask is None:
+        return ~hidden
+    return mask.masked_fill(hidden.to(mask.device), False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
 
 
 def visibility(

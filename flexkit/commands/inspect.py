@@ -47,9 +47,8 @@ def _run(options: argparse.Namespace) -> None:
     print(f"  reading layers               {first} to {last}, {len(found.reading_layers)} of {found.layers}")
     print(f"  added parameters             {found.added_parameters / one:.1f} {unit}, {share:.1f} % of the model's")
     unit, one = unit_for(found.training_free_bytes, BYTES)
-    print(
-        f"  without training             {found.training_free_bytes / one:.0f} {unit} more, by FlexConfig.training_free()"
-    )
+    more = f"{found.training_free_bytes / one:.0f} {unit}"
+    print(f"  without training             {more} more, by FlexConfig.training_free()")
     if found.costs:
         ways = ("flexkit_on_demand", "low_res", "all_in_sequence")
         ours, without, whole = (found.costs[name].flops for name in ways)

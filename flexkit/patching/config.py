@@ -205,14 +205,13 @@ class FlexConfig:
         """For frozen models, without a weight that is added: one selection for an answer, read as own states.
 
         The maps of all layers together select a tenth of the cells. Their tokens pass through the model, all layers
-        read them beside the low-res ones, and of the answer with them and that without the surer one stands. What that
-        gives is measured in :doc:`/evidence`.
+        read them in the place of the low-res ones of their cells and of those around, and of the answer with them and
+        that without the surer one stands. What that gives is measured in :doc:`/evidence`.
 
         With ``high_res_states="features"``, for models through which tokens cannot pass (:doc:`/support`), every layer
-        reads image features, by copies of its own projections: those that its own map selects, in the place of the
-        low-res ones of their cells, behind its input norm, and only where the low-res answer is uncertain (by 1 nat).
-        On small models that were trained from nothing that reads details that one look finds; on a pretrained language
-        model of 30 layers, nothing.
+        reads image features, by copies of its own projections: those that its own map selects, behind its input norm,
+        and only where the low-res answer is uncertain (by 1 nat). On small models that were trained from nothing that
+        reads details that one look finds; on a pretrained language model of 30 layers, nothing.
 
         Parameters
         ----------
@@ -220,6 +219,8 @@ class FlexConfig:
             Any field of this class, in place of the preset's.
         """
         preset: dict[str, Any] = {"start_layer": 0, "select_from": "same", "positions": "fractional"}
+        if settings.get("low_res_keys", "replace") == "replace":
+            preset |= {"low_res_keys": "replace", "replace_dilation": 1}
         if settings.get("high_res_states", "own") == "own":
             one_selection = settings.get("select_layers", "all") is not None and settings.get("levels", 1) == 1
             preset |= {
@@ -230,13 +231,7 @@ class FlexConfig:
                 "surer": 1.0 if one_selection else None,
             }
         else:
-            preset |= {
-                "low_res_keys": "replace",
-                "replace_dilation": 1,
-                "key_norm": True,
-                "gate": 1.0,
-                "policy": PUBLISHED_THRESHOLD,
-            }
+            preset |= {"key_norm": True, "gate": 1.0, "policy": PUBLISHED_THRESHOLD}
         return cls(**(preset | settings))
 
     def replace(self, **settings: Any) -> Self:

@@ -48,6 +48,7 @@ def ways(oracle: Oracle) -> Iterator[tuple[str, int, flexkit.FlexConfig | None]]
     for side, zoom in ZOOMS.items():
         yield f"{side} px, training_free", side, flexkit.FlexConfig.training_free(zoom=zoom)
         yield f"{side} px, surer=3", side, flexkit.FlexConfig.training_free(zoom=zoom, surer=3.0)
+        yield f"{side} px, beside {_TENTH:.0%}", side, always(zoom=zoom, low_res_keys="keep")
         for share in SHARES:
             yield f"{side} px, always {share:.0%}", side, always(zoom=zoom, policy=flexkit.TopK(share))
     policies = {"oracle": oracle, "random": flexkit.Random(_TENTH), "centre": flexkit.Center(_TENTH)}

@@ -207,7 +207,7 @@ def test_presets_and_their_warning() -> None:
     features = FlexConfig.training_free(high_res_states="features", gate=None, zoom=2)
     assert (published.select_from, published.low_res_keys, published.key_norm) == ("previous", "keep", False)
     assert (features.select_from, features.low_res_keys, features.key_norm) == ("same", "replace", True)
-    assert (training_free.select_layers, training_free.low_res_keys, training_free.surer) == ("all", "keep", 1.0)
+    assert (training_free.select_layers, training_free.low_res_keys, training_free.surer) == ("all", "replace", 1.0)
     assert (published.gate, features.gate, training_free.gate) == (None, None, 0.05)
     assert published.zoom_pair == training_free.zoom_pair == (2, 2)
     with pytest.warns(flexkit.UntrainedProjectionsWarning, match="training_free"):

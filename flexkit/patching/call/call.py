@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +11,16 @@ from torch.nn.functional import pad
 
 from flexkit.attention.layer import HighResKeys, look, read
 from flexkit.attention.ragged import RaggedIndex
-from flexkit.attention.select import Selection, open_tokens, select_tokens
-from flexkit.attention.visible import ImageGroup, Visibility, behind_tokens, key_mask, rows_of_mask, visibility
+from flexkit.attention.select import Selection, hidden_cells, open_tokens, select_tokens
+from flexkit.attention.visible import (
+    ImageGroup,
+    Visibility,
+    behind_tokens,
+    key_mask,
+    rows_of_mask,
+    visibility,
+    without_keys,
+)
 from flexkit.errors import PatchError, UnsupportedModelError
 from flexkit.patching.call.one_selection import OneSelection
 from flexkit.patching.call.own_states import OwnStates
@@ -81,6 +89,10 @@ class FlexCall:
     most: int | None = field(init=False)
     """How many tokens a row reads at most, where K' and V' of all are there; None where that is not asked."""
 
+    # No cached_property: it takes a lock, which no graph can.
+    _given: Tensor | None = field(init=False, default=None, repr=False)
+    _behind: Tensor | None = field(init=False, default=None, repr=False)
+
     def __post_init__(self) -> None:
         self.keeps = not self.training and self.projection != "recompute"
         self.gate = None if self.one is not None or self.training else self.patch.config.gate
@@ -93,19 +105,29 @@ class FlexCall:
             for span in self.memory.images:
                 of_rows[span.row] += config.selector.most(span.grid, span.zoom)
             self.most = max([0, *of_rows.values()])
-        plain = config.low_res_keys == "keep" and config.logit_bias == 0.0 and config.alpha == 1.0
+        plain = config.logit_bias == 0.0 and config.alpha == 1.0
         # While a row looks, it looks at base keys alone.
         self.reads_by_kernel = plain and self.one is not None and self.one.reads and self.one.is_decided
 
-    @cached_property
+    @property
+    def hides(self) -> int | None:
+        """How many cells around those that are read are hidden with them; None if none is hidden."""
+        config = self.patch.config
+        return config.replace_dilation if config.low_res_keys == "replace" else None
+
+    @property
     def given(self) -> Tensor:
         """``(batch, queries, tokens)``, bool: what the rows read in all layers, where one selection is made."""
-        return self.own.there(self.one.given & self.behind & self.rows.valid[..., None])  # type: ignore[union-attr]
+        if self._given is None:
+            self._given = self.own.there(self.one.given & self.behind & self.rows.valid[..., None])  # type: ignore[union-attr]
+        return self._given
 
-    @cached_property
+    @property
     def behind(self) -> Tensor:
         """``(batch, queries, tokens)``, bool: whether the row stands behind the image of the token."""
-        return (self.rows.index + self.past)[..., None] >= self.memory.ends[:, None]
+        if self._behind is None:
+            self._behind = (self.rows.index + self.past)[..., None] >= self.memory.ends[:, None]
+        return self._behind
 
     def querying(self, mask: Tensor, **changed: Any) -> "FlexCall":
         """The same call with other querying positions ``(batch, length)``, before any layer has run."""
@@ -129,7 +151,8 @@ class FlexCall:
         if self.reads_by_kernel and layer >= self.patch.start_layer:
             given = self.given  # which notes what is not there
             if self.own is not None and layer in self.own.held:
-                key, value, mask = self._with_tokens(given, self.own.held[layer], key, value, mask, **options)
+                of = self.patch.layers[layer]
+                key, value, mask = self._with_tokens(of, given, self.own.held[layer], key, value, mask, **options)
         return kernel, key, value, mask
 
     def finish(self, cache: object) -> None:
@@ -272,6 +295,7 @@ class FlexCall:
 
     def _with_tokens(
         self,
+        of: DecoderLayer,
         given: Tensor,
         held: HighResKeys,
         key: Tensor,
@@ -291,6 +315,11 @@ class FlexCall:
                 positions = torch.arange(keys - queries, keys, device=key.device)[None]
                 base = key_mask(positions, keys, sliding_window=sliding_window)
             among = held.tokens.among(given)
+            if self.hides is not None:
+                images = self._visibility(of, mask, keys, is_causal, sliding_window).images
+                hidden = hidden_cells(given, images, keys, dilation=self.hides)
+                hidden = self.rows.scatter(hidden, hidden.new_zeros(len(hidden), length, keys))[:, None, -queries:]
+                base = without_keys(base, hidden)
             all_of_them = base is None and self.rows.whole and not torch.compiler.is_compiling() and bool(among.all())
             if not all_of_them:
                 reads = self.rows.scatter(among, among.new_zeros(len(among), length, among.shape[-1]))

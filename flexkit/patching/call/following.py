@@ -1,5 +1,7 @@
 """An answer that goes on: one position more of every batch row, which reads the tokens that stand in the cache."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from flexkit.attention.visible import behind_tokens
 from flexkit.patching.memory.high_res import HighResMemory, attach_memory
+from flexkit.patching.memory.resident import Places, ResidentLayer
 from flexkit.patching.seam.attention import Silent
 
 __all__ = ["Following"]
@@ -36,18 +39,34 @@ class Following(Silent):
         holder = self.layers[layer]
         if not getattr(holder, "hd_front", 0):
             return kernel, key, value, mask
-        kind = id(mask), holder.keys.device
+        key, value = holder.hd_seen
+        kind = id(mask), key.device
         if kind not in self.masks:
-            self.masks[kind] = mask, self._mask(mask, holder)
-        return kernel, holder.keys, holder.values, self.masks[kind][1]
+            self.masks[kind] = mask, self._mask(mask, holder.hd_places, key)
+        return kernel, key, value, self.masks[kind][1]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Let the layers of the cache know that what they are given goes on with the answer."""
+        layers = [layer for layer in self.layers if isinstance(layer, ResidentLayer)]
+        for layer in layers:
+            layer.hd_follows = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.hd_follows = False
 
     def finish(self, cache: object) -> None:
         """Leave with the cache where the answer goes on."""
         attach_memory(cache, replace(self.memory, seen=self.memory.seen + 1))
 
-    def _mask(self, base: Tensor | None, holder: Any) -> Tensor | None:
+    def _mask(self, base: Tensor | None, places: Places | None, key: Tensor) -> Tensor | None:
         resident = self.memory.resident
-        if resident is None or resident.tokens is None or (base is None and not resident.is_padded):
+        if resident is None or resident.tokens is None:
             return None
-        reads = resident.tokens.valid[:, None, None].to(holder.keys.device)
-        return behind_tokens(reads, base, holder.keys.shape[2] - holder.hd_front)
+        keys = key.shape[2] - resident.tokens.count
+        mask = base if places is None else places.mask(base, keys)
+        if mask is None and not resident.is_padded:
+            return None
+        return behind_tokens(resident.tokens.valid[:, None, None].to(key.device), mask, keys)

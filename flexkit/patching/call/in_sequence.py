@@ -1,6 +1,7 @@
 """Calls of a model whose image tokens stand in the decoder's own sequence."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -111,7 +112,8 @@ class InSequence(Route):
         )
 
     def run(self, forward: Callable[..., Any], call: Any, inputs: Mapping[str, Any]) -> Any:
-        return forward(**inputs, **{CALL: call})
+        with call.running() if isinstance(call, Following) else nullcontext():
+            return forward(**inputs, **{CALL: call})
 
 
 _IN_SEQUENCE = InSequence()

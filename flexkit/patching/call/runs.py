@@ -15,8 +15,8 @@ from transformers.cache_utils import Cache, DynamicCache, QuantizedLayer, Static
 
 from flexkit.attention.layer import HighResKeys
 from flexkit.attention.ragged import RaggedIndex
-from flexkit.attention.select import select_once
-from flexkit.attention.visible import hidden_keys
+from flexkit.attention.select import hidden_cells, select_once
+from flexkit.attention.visible import VisibleImages, hidden_keys
 from flexkit.errors import HighResInputError
 from flexkit.grids import fractional_positions
 from flexkit.patching.call.call import FlexCall
@@ -99,8 +99,18 @@ def read_own_states(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     if written is not None:
         _replace_end(cache, written, own, reading)
     if call.one is not None and (call.reads_by_kernel or not call.one.reads) and call.keeps:
-        call.memory = move_in(cache, memory, {index: known.key.shape for index, known in own.keys.items()})
+        shapes = {index: known.key.shape for index, known in own.keys.items()}
+        call.memory = move_in(cache, memory, shapes, _hidden(call, memory))
     return output
+
+
+def _hidden(call: FlexCall, memory: HighResMemory) -> Tensor | None:
+    """``(batch, positions)``, bool: low-res tokens in whose place the answers read others; None if there are none."""
+    if call.hides is None or memory.answer is None:
+        return None
+    images = [VisibleImages(group, group.columns) for group in call.levels[0]]
+    hidden = hidden_cells(memory.answer.tokens[:, None], images, memory.seen, dilation=call.hides)[:, 0]
+    return hidden if bool(hidden.any()) else None
 
 
 def _unread(call: FlexCall, own: OwnStates, inputs: Mapping[str, Any], output: Any) -> Tensor | None:

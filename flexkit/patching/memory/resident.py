@@ -2,15 +2,17 @@
 
 Where base kernels read one selection all along an answer, a decoded token then costs what the base model's does:
 nothing is joined, and nothing about the tokens is asked again. Nobody else sees them: the layers of the cache give and
-count the positions alone.
+count the positions alone. What the tokens stand for, if they take its place, stands in front of them, where the answer
+does not see it, and is back where it was for everybody else.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from flexkit.attention.layer import HighResKeys
 from flexkit.attention.ragged import RaggedIndex
@@ -23,51 +25,152 @@ from flexkit.patching.memory.high_res import (
     growing_layers,
 )
 
-__all__ = ["ResidentLayer", "move_in", "move_out"]
+__all__ = ["Places", "ResidentLayer", "move_in", "move_out"]
+
+
+@dataclass(frozen=True)
+class Places:
+    """The positions that a cache holds, apart: those that an answer sees, and those that tokens stand for."""
+
+    seen: RaggedIndex
+    hidden: RaggedIndex
+
+    @classmethod
+    def of(cls, hidden: Tensor) -> Self:
+        """By a mask ``(batch, positions)``."""
+        return cls(RaggedIndex(~hidden), RaggedIndex(hidden))
+
+    @property
+    def missing(self) -> int:
+        """How many more positions there are than entries of both."""
+        return self.seen.mask.shape[1] - self.seen.count - self.hidden.count
+
+    def of_rows(self, rows: Tensor) -> "Places":
+        """Those of other batch rows."""
+        return Places(self.seen.of_rows(rows), self.hidden.of_rows(rows))
+
+    def within(self, length: int) -> "Places":
+        """Those in front of a position."""
+        return self if length >= self.seen.mask.shape[1] else Places.of(self.hidden.mask[:, :length])
+
+    def apart(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys or values ``(batch, heads, positions, dim)`` of the hidden positions, and of the others."""
+        length = self.seen.mask.shape[1]
+        seen = self.seen.gather(states[:, :, :length], 2)
+        return self.hidden.gather(states[:, :, :length], 2), torch.cat([seen, states[:, :, length:]], dim=2)
+
+    def together(self, hidden: Tensor, rest: Tensor) -> Tensor:
+        """Keys or values in the order of their positions again."""
+        seen, later = rest[:, :, : self.seen.count], rest[:, :, self.seen.count :]
+        blank = seen.new_zeros(len(seen), self.seen.mask.shape[1], *seen.shape[1::2])
+        known = self.hidden.scatter(hidden.transpose(1, 2), self.seen.scatter(seen.transpose(1, 2), blank))
+        return torch.cat([known.transpose(1, 2), later], dim=2)
+
+    def mask(self, base: Tensor | None, keys: int) -> Tensor | None:
+        """A kernel's mask ``(batch or 1, heads or 1, queries, positions)`` for the keys that an answer sees."""
+        count, length = self.seen.count, self.seen.mask.shape[1]
+        if base is None:
+            return None if self.seen.full else pad(self.seen.valid[:, None, None], (0, keys - count), value=True)
+        known = self.seen.gather(base[..., :length], -1)
+        if not self.seen.full:
+            least = False if base.dtype == torch.bool else torch.finfo(base.dtype).min
+            known = known.masked_fill(~self.seen.valid[:, None, None], least)
+        return torch.cat([known, base[..., length:].expand(len(known), -1, -1, -1)], dim=-1)
 
 
 class ResidentLayer(MemoryLayer):
-    """What makes a layer of a growing cache hold high-res tokens, which it neither gives nor counts."""
+    """What makes a layer of a growing cache hold high-res tokens, which it neither gives nor counts.
+
+    It holds hidden positions, tokens, and all other positions, in this order.
+    """
 
     keys: Any
     values: Any
     hd_front: int = 0
     """How many high-res tokens stand in front of the positions."""
+    hd_places: Places | None = None
+    """Where the positions belong, if some are hidden."""
+    hd_follows: bool = False
+    """Whether what is put in next goes on with the answer."""
+
+    @property
+    def hd_hidden(self) -> int:
+        """How many hidden positions stand in front of the tokens."""
+        return 0 if self.hd_places is None else self.hd_places.hidden.count
+
+    @property
+    def hd_seen(self) -> tuple[Tensor, Tensor]:
+        """Keys and values that the answer sees."""
+        return self.keys[:, :, self.hd_hidden :], self.values[:, :, self.hd_hidden :]
 
     def update(self, key_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Take keys and values in."""
+        if self.hd_places is not None and not self.hd_follows:
+            self.put_front(*self.take_front())  # in order
         found = MemoryLayer.update(self, key_states, *args, **kwargs)
-        return tuple(states[:, :, self.hd_front :] for states in found)
+        return tuple(states[:, :, self.hd_hidden + self.hd_front :] for states in found)
 
     def get_seq_length(self) -> int:
         """How many positions it holds."""
-        return int(self.own.get_seq_length(self)) - self.hd_front
+        missing = 0 if self.hd_places is None else self.hd_places.missing
+        return int(self.own.get_seq_length(self)) - self.hd_front + missing
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         """Forget positions alone."""
+        places = self.hd_places
         tokens = self.take_front()
         MemoryLayer.crop(self, *args, **kwargs)
-        self.put_front(*tokens)
+        self.put_front(*tokens, places and places.within(self.keys.shape[2]))
 
     def reset(self) -> None:
         """Forget the tokens, too."""
-        self.hd_front = 0
+        self.hd_front, self.hd_places = 0, None
         MemoryLayer.reset(self)
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Follow the beams."""
+        MemoryLayer.reorder_cache(self, beam_idx)
+        self.hd_places = self.hd_places and self.hd_places.of_rows(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the given batch rows."""
+        MemoryLayer.batch_select_indices(self, indices)
+        self.hd_places = self.hd_places and self.hd_places.of_rows(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every batch row."""
+        rows = torch.arange(len(self.keys), device=self.keys.device).repeat_interleave(repeats)
+        MemoryLayer.batch_repeat_interleave(self, repeats)
+        self.hd_places = self.hd_places and self.hd_places.of_rows(rows)
+
     def take_front(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of the tokens, which no longer stand in front of the positions."""
-        count, key, value = self.hd_front, self.keys, self.values
-        self.keys, self.values, self.hd_front = key[:, :, count:], value[:, :, count:], 0
-        return key[:, :, :count], value[:, :, :count]
+        """Keys and values of the tokens, which no longer stand in front of the positions; nothing is hidden."""
+        hidden, count, places = self.hd_hidden, self.hd_hidden + self.hd_front, self.hd_places
+        key, value, self.hd_front, self.hd_places = self.keys, self.values, 0, None
+        self.keys, self.values = key[:, :, count:], value[:, :, count:]
+        if places is not None:
+            self.keys = places.together(key[:, :, :hidden], self.keys)
+            self.values = places.together(value[:, :, :hidden], self.values)
+        return key[:, :, hidden:count], value[:, :, hidden:count]
 
-    def put_front(self, key: Tensor, value: Tensor) -> None:
-        """Put keys and values of tokens in front of the positions, where there are none."""
+    def put_front(self, key: Tensor, value: Tensor, places: Places | None = None) -> None:
+        """Put keys and values of tokens in front of the positions, where there are none, and hide some of these."""
         self.hd_front = key.shape[2]
-        if self.hd_front:
+        if not self.hd_front:
+            return
+        if places is None:
             self.keys, self.values = torch.cat([key, self.keys], dim=2), torch.cat([value, self.values], dim=2)
+            return
+        self.hd_places = places
+        hidden, seen = places.apart(self.keys)
+        self.keys = torch.cat([hidden, key, seen], dim=2)
+        hidden, seen = places.apart(self.values)
+        self.values = torch.cat([hidden, value, seen], dim=2)
 
 
-def move_in(cache: object, memory: HighResMemory, shapes: Mapping[int, torch.Size]) -> HighResMemory:
+def move_in(
+    cache: object, memory: HighResMemory, shapes: Mapping[int, torch.Size], hidden: Tensor | None = None
+) -> HighResMemory:
     """Move what an answer reads into the cache, if every row goes on with one and the cache is a growing one.
 
     Parameters
@@ -78,6 +181,8 @@ def move_in(cache: object, memory: HighResMemory, shapes: Mapping[int, torch.Siz
         Of these batch rows.
     shapes : mapping of int to torch.Size
         The shape of the keys that each layer attends to.
+    hidden : torch.Tensor, optional
+        ``(batch, positions)``, bool: what the answers do not see where they read the tokens.
 
     Returns
     -------
@@ -97,9 +202,10 @@ def move_in(cache: object, memory: HighResMemory, shapes: Mapping[int, torch.Siz
     resident, left = Resident(), memory.projected
     if first is not None and places.count:
         rest, left = RaggedIndex(first.tokens.valid & ~places.mask), {}
+        apart = None if hidden is None else Places.of(hidden)
         for index, keys in memory.projected.items():
             moved = keys.at(places, given)
-            _resident(layers[index], memory.seen).put_front(moved.key, moved.value)
+            _resident(layers[index], memory.seen).put_front(moved.key, moved.value, apart)
             if rest.count:
                 left[index] = keys.at(rest, keys.tokens.mask & ~given)
         resident = Resident(moved.tokens, is_padded=not bool(places.valid.all()))
