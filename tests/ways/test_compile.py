@@ -45,6 +45,22 @@ def test_the_decode_step_is_one_graph(name: str) -> None:
         assert len(graphs) == (2 if name == "gemma3" else 1)
 
 
+@pytest.mark.parametrize("low_res_keys", ["keep", "replace"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_what_an_answer_reads_of_own_states_is_in_the_graph(name: str, low_res_keys: Any) -> None:
+    model, graphs = flexkit.unpatch_model(shallow_model(name)), []
+    config = flexkit.FlexConfig.training_free(zoom=2, policy=flexkit.TopK(3), low_res_keys=low_res_keys)
+    flexkit.patch_model(model, config.replace(gate=None, surer=None))
+    settings = compiled(graphs)
+    for seed in (1, 2):
+        inputs = prompt(ZOO[name], seed=seed)
+        expected = generate(model, inputs, TOKENS)
+        assert_same_logits(generate(model, inputs, TOKENS, **settings), expected)
+        base = generate(model, low_res(inputs), TOKENS)
+        assert (base.logits[1] - expected.logits[1]).abs().max() > 1e-3
+        assert len(graphs) == 1
+
+
 def test_a_graph_ends_with_its_patch() -> None:
     """There is one for the patched model, one while that is disabled, and one for the plain model again."""
     model, graphs = shallow_model("llava"), []

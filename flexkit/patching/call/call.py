@@ -62,8 +62,8 @@ class FlexCall:
     """Own states of the tokens, where these are what is read."""
     one: OneSelection | None = None
     """What rows read, where one selection is made for an answer."""
-    masks: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict)
-    """Of kernels that read tokens, by what decides."""
+    masks: list[tuple[Tensor | None, tuple[object, ...], Tensor | None]] = field(default_factory=list)
+    """Of kernels that read tokens: the base model's, what else decides, and what they get."""
     last: "FlexCall | None" = None
     """The last run of the querying rows, if they were run again."""
     asks: bool = True
@@ -138,7 +138,7 @@ class FlexCall:
         if self.own is not None and "own" not in changed:
             changed["own"] = replace(self.own, keys={}, missing=None, read=None, masks={})
         return replace(
-            self, rows=rows, selections={}, opened={}, visited=set(), seen=[], masks={}, missed=[], **changed
+            self, rows=rows, selections={}, opened={}, visited=set(), seen=[], masks=[], missed=[], **changed
         )
 
     def sees(
@@ -307,25 +307,28 @@ class FlexCall:
         sliding_window: int | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys, values and mask of a kernel with those of the tokens in front."""
-        kind = id(mask), key.shape[2], queries, sliding_window
-        if kind not in self.masks:
-            length, keys = self.rows.mask.shape[1], key.shape[2]
-            base = mask
-            if mask is None and is_causal and queries > 1:
-                positions = torch.arange(keys - queries, keys, device=key.device)[None]
-                base = key_mask(positions, keys, sliding_window=sliding_window)
-            among = held.tokens.among(given)
-            if self.hides is not None:
-                images = self._visibility(of, mask, keys, is_causal, sliding_window).images
-                hidden = hidden_cells(given, images, keys, dilation=self.hides)
-                hidden = self.rows.scatter(hidden, hidden.new_zeros(len(hidden), length, keys))[:, None, -queries:]
-                base = without_keys(base, hidden)
-            all_of_them = base is None and self.rows.whole and not torch.compiler.is_compiling() and bool(among.all())
-            if not all_of_them:
-                reads = self.rows.scatter(among, among.new_zeros(len(among), length, among.shape[-1]))
-                base = behind_tokens(reads[:, None, length - queries :], base, keys)
-            self.masks[kind] = base
-        return torch.cat([held.key, key], dim=2), torch.cat([held.value, value], dim=2), self.masks[kind]
+        keys, value = torch.cat([held.key, key], dim=2), torch.cat([held.value, value], dim=2)
+        kind = key.shape[2], queries, sliding_window
+        for other, known, made in self.masks:
+            if other is mask and known == kind:  # by its id a graph would hold for one mask
+                return keys, value, made
+        length, count = self.rows.mask.shape[1], key.shape[2]
+        base = mask
+        if mask is None and is_causal and queries > 1:
+            positions = torch.arange(count - queries, count, device=key.device)[None]
+            base = key_mask(positions, count, sliding_window=sliding_window)
+        if self.hides is not None:
+            images = self._visibility(of, mask, count, is_causal, sliding_window).images
+            hidden = hidden_cells(given, images, count, dilation=self.hides)
+            hidden = self.rows.scatter(hidden, hidden.new_zeros(len(hidden), length, count))[:, None, -queries:]
+            base = without_keys(base, hidden)
+        among = held.tokens.among(given)
+        all_of_them = base is None and self.rows.whole and not torch.compiler.is_compiling() and bool(among.all())
+        if not all_of_them:
+            reads = self.rows.scatter(among, among.new_zeros(len(among), length, among.shape[-1]))
+            base = behind_tokens(reads[:, None, length - queries :], base, count)
+        self.masks.append((mask, kind, base))
+        return keys, value, base
 
     def check_visited(self, layers: Iterable[int]) -> None:
         """Raise :class:`~flexkit.errors.PatchError` if the attention of one of these layers has not called."""

@@ -51,7 +51,7 @@ class OneSelection:
 
     def _count(self) -> None:
         """Ask, once a change, what every layer wants to know."""
-        if not torch.compiler.is_compiling():  # a graph is of a step in the middle of an answer
+        if not torch.compiler.is_compiling():  # all is decided, and something is read
             self.is_decided, self.reads = bool(self.decided.all()), bool(self.given.any())
 
     @classmethod
@@ -63,6 +63,8 @@ class OneSelection:
         positions = rows.index + past
         before = torch.full_like(positions[:, :1], -2) if answer is None else answer.end[:, None] - 1
         follows = positions == torch.cat([before, positions[:, :-1]], dim=1) + 1
+        if torch.compiler.is_compiling():  # a graph is of a step in the middle of an answer, whose end it cannot note
+            follows = torch.ones_like(follows)
         slots = torch.arange(rows.count, device=positions.device).expand_as(positions)
         firsts = rows.last[:, None].expand_as(slots) if shared else slots.masked_fill(follows, 0).cummax(-1).values
         decided = follows.cummin(-1).values | ~rows.valid
