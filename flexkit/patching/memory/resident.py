@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from flexkit.attention.layer import HighResKeys
 from flexkit.attention.ragged import RaggedIndex
+from flexkit.attention.visible import without_keys
 from flexkit.patching.memory.high_res import (
     HighResMemory,
     MemoryLayer,
@@ -73,8 +74,7 @@ class Places:
             return None if self.seen.full else pad(self.seen.valid[:, None, None], (0, keys - count), value=True)
         known = self.seen.gather(base[..., :length], -1)
         if not self.seen.full:
-            least = False if base.dtype == torch.bool else torch.finfo(base.dtype).min
-            known = known.masked_fill(~self.seen.valid[:, None, None], least)
+            known = without_keys(known, ~self.seen.valid[:, None, None])
         return torch.cat([known, base[..., length:].expand(len(known), -1, -1, -1)], dim=-1)
 
 
@@ -202,10 +202,13 @@ def move_in(
     resident, left = Resident(), memory.projected
     if first is not None and places.count:
         rest, left = RaggedIndex(first.tokens.valid & ~places.mask), {}
-        apart = None if hidden is None else Places.of(hidden)
+        apart = dict[torch.device, Places]()
         for index, keys in memory.projected.items():
             moved = keys.at(places, given)
-            _resident(layers[index], memory.seen).put_front(moved.key, moved.value, apart)
+            device = layers[index].keys.device
+            if hidden is not None and device not in apart:
+                apart[device] = Places.of(hidden.to(device))
+            _resident(layers[index], memory.seen).put_front(moved.key, moved.value, apart.get(device))
             if rest.count:
                 left[index] = keys.at(rest, keys.tokens.mask & ~given)
         resident = Resident(moved.tokens, is_padded=not bool(places.valid.all()))
