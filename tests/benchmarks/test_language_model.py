@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import language_model
+from benchmarks import compiled, language_model
 from benchmarks.report import ratios
 
 
@@ -19,6 +20,18 @@ def test_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert set(found["ratios"]["decode"]) == {"base", "flexkit", "flexkit_moving", "own_states", "recompute"}
     assert found["ratios"]["decode"]["base"] == 1
     assert set(found["ratios"]["prefill_of_all"]) == {"flexkit", "all_in_sequence"}
+
+
+def test_compiled_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = []
+    # To compile takes minutes; the tests of compiled steps do.
+    monkeypatch.setattr(torch, "compile", lambda step, *, fullgraph: graphs.append(fullgraph) or step)
+    monkeypatch.setattr(compiled, "ZOOM", 2)
+    path = tmp_path / "found.json"
+    compiled.main(["--width", "128", "--layers", "2", "--rounds", "1", "--device", "cpu", "--output", str(path)])
+    found = json.loads(path.read_text())
+    assert set(found["ratios"]) == {"base", "top_k", "one_selection"} and found["ratios"]["base"] == 1
+    assert graphs == [True] * 3
 
 
 def test_ratios_are_medians_over_rounds() -> None:
