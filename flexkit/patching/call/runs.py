@@ -105,12 +105,11 @@ def read_own_states(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _hidden(call: FlexCall, memory: HighResMemory) -> Tensor | None:
-    """``(batch, positions)``, bool: low-res tokens in whose place the answers read others; None if there are none."""
+    """``(batch, positions)``, bool: low-res tokens in whose place the answers read others, if they read so."""
     if call.hides is None or memory.answer is None:
         return None
     images = [VisibleImages(group, group.columns) for group in call.levels[0]]
-    hidden = hidden_cells(memory.answer.tokens[:, None], images, memory.seen, dilation=call.hides)[:, 0]
-    return hidden if bool(hidden.any()) else None
+    return hidden_cells(memory.answer.tokens[:, None], images, memory.seen, dilation=call.hides)[:, 0]
 
 
 def _unread(call: FlexCall, own: OwnStates, inputs: Mapping[str, Any], output: Any) -> Tensor | None:

@@ -54,14 +54,13 @@ class Places:
         """Those in front of a position."""
         return self if length >= self.seen.mask.shape[1] else Places.of(self.hidden.mask[:, :length])
 
-    def apart(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys or values ``(batch, heads, positions, dim)`` of the hidden positions, and of the others."""
-        length = self.seen.mask.shape[1]
-        seen = self.seen.gather(states[:, :, :length], 2)
-        return self.hidden.gather(states[:, :, :length], 2), torch.cat([seen, states[:, :, length:]], dim=2)
+    def around(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """Keys or values ``(batch, heads, positions, dim)``: hidden positions, those of tokens, and the others."""
+        known, later = states[:, :, : self.seen.mask.shape[1]], states[:, :, self.seen.mask.shape[1] :]
+        return torch.cat([self.hidden.gather(known, 2), tokens, self.seen.gather(known, 2), later], dim=2)
 
-    def together(self, hidden: Tensor, rest: Tensor) -> Tensor:
-        """Keys or values in the order of their positions again."""
+    def in_order(self, hidden: Tensor, rest: Tensor) -> Tensor:
+        """Keys or values of hidden positions and of the others, in the order of their positions again."""
         seen, later = rest[:, :, : self.seen.count], rest[:, :, self.seen.count :]
         blank = seen.new_zeros(len(seen), self.seen.mask.shape[1], *seen.shape[1::2])
         known = self.hidden.scatter(hidden.transpose(1, 2), self.seen.scatter(seen.transpose(1, 2), blank))
@@ -149,8 +148,8 @@ class ResidentLayer(MemoryLayer):
         key, value, self.hd_front, self.hd_places = self.keys, self.values, 0, None
         self.keys, self.values = key[:, :, count:], value[:, :, count:]
         if places is not None:
-            self.keys = places.together(key[:, :, :hidden], self.keys)
-            self.values = places.together(value[:, :, :hidden], self.values)
+            self.keys = places.in_order(key[:, :, :hidden], self.keys)
+            self.values = places.in_order(value[:, :, :hidden], self.values)
         return key[:, :, hidden:count], value[:, :, hidden:count]
 
     def put_front(self, key: Tensor, value: Tensor, places: Places | None = None) -> None:
@@ -160,12 +159,9 @@ class ResidentLayer(MemoryLayer):
             return
         if places is None:
             self.keys, self.values = torch.cat([key, self.keys], dim=2), torch.cat([value, self.values], dim=2)
-            return
-        self.hd_places = places
-        hidden, seen = places.apart(self.keys)
-        self.keys = torch.cat([hidden, key, seen], dim=2)
-        hidden, seen = places.apart(self.values)
-        self.values = torch.cat([hidden, value, seen], dim=2)
+        else:
+            self.keys, self.values = places.around(self.keys, key), places.around(self.values, value)
+            self.hd_places = places
 
 
 def move_in(
