@@ -29,7 +29,7 @@ _ROOM = 64
 
 
 class Step:
-    """A model whose step behind a prompt is compiled, always at the same position."""
+    """A model whose step behind a prompt is compiled."""
 
     def __init__(self, model: Any, inputs: Mapping[str, Tensor]) -> None:
         self.model = model
@@ -53,7 +53,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     inputs = question(base, WORDS, ZOOM)
     config = flexkit.FlexConfig(zoom=ZOOM, policy=flexkit.TopK(SHARE))
     patched = flexkit.patch_model(copy.deepcopy(base), config, trained=True)
-    own = flexkit.FlexConfig.training_free(zoom=ZOOM, gate=None, surer=None, projection="full")
+    own = flexkit.FlexConfig.training_free(zoom=ZOOM, gate=None, surer=None)
     steps = {
         "base": Step(base, low_res(inputs)),
         "top_k": Step(patched, inputs),
@@ -69,7 +69,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one language model."""
-    write((options := benchmark_parser(__doc__, 2048).parse_args(arguments)).output, measure(options))
+    options = benchmark_parser(__doc__, 2048).parse_args(arguments)
+    write(options.output, measure(options))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from flexkit.accounting.cost import Cost, cost
 from flexkit.accounting.known import KNOWN
 from flexkit.accounting.shapes import config_of, without_weights
 from flexkit.errors import ConfigError, UnsupportedModelError
-from flexkit.patching import FlexConfig, patch_model
+from flexkit.patching import FlexConfig, patch_model, unpatch_model
 from flexkit.patching.call.in_sequence import route_of
 from flexkit.patching.registry import find_geometry
 from flexkit.patching.state import added_parameters, get_patch
@@ -89,6 +89,7 @@ def inspect_model(given: PreTrainedModel | PretrainedConfig | str, config: FlexC
     shapes = config_of(given)
     model = without_weights(shapes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    training_free_bytes = _training_free_bytes(model)
     geometry = find_geometry(model)
     layers = len(route_of(geometry).layers(model, geometry.decoder(model)))
     patch = get_patch(patch_model(model, config, trained=True))
@@ -104,7 +105,7 @@ def inspect_model(given: PreTrainedModel | PretrainedConfig | str, config: FlexC
         reading_layers=tuple(patch.reading),
         parameters=parameters,
         added_parameters=sum(parameter.numel() for parameter in added_parameters(model).values()),
-        training_free_bytes=_training_free_bytes(without_weights(shapes)),
+        training_free_bytes=training_free_bytes,
         costs=_costs(shapes, config),
     )
 
@@ -115,7 +116,9 @@ def _training_free_bytes(model: PreTrainedModel) -> int:
         patch_model(model, FlexConfig.training_free(gate=None, surer=None))
     except UnsupportedModelError:  # tokens cannot pass through its layers
         patch_model(model, FlexConfig.training_free(high_res_states="features", gate=None))
-    return _bytes(model) - before
+    added = _bytes(model) - before
+    unpatch_model(model)
+    return added
 
 
 def _bytes(model: PreTrainedModel) -> int:

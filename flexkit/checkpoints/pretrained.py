@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel
 
 from flexkit.checkpoints.base_loads import loading_the_base
 from flexkit.checkpoints.card import CARD, describe
@@ -26,7 +26,7 @@ from flexkit.checkpoints.flex import (
 )
 from flexkit.checkpoints.hub import HubOptions
 from flexkit.checkpoints.tensors import check_tensors
-from flexkit.errors import CheckpointError
+from flexkit.errors import CheckpointError, FlexkitError, first_line
 from flexkit.patching import added_parameters
 from flexkit.remote_code import MODEL, write_code
 
@@ -83,14 +83,24 @@ def from_pretrained(name: str | PathLike[str], *, policy: AnyPolicy | None = Non
     return load_flex(loaded, folder, policy=policy)
 
 
-def load_as_saved(name: str | PathLike[str], **kwargs: Any) -> PreTrainedModel:
-    """A patched model, as :func:`from_pretrained` loads it, where one was saved; else a base model."""
-    config, _ = PreTrainedConfig.get_config_dict(name)
-    code = (config.get("auto_map") or {}).values()
-    if any(each.startswith(f"{MODEL}.") for each in code) or Path(name, SETTINGS).is_file():  # the latter of before
-        return from_pretrained(name, **kwargs)
-    model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(name, **kwargs)
-    return model
+def load_as_saved(name: str | PathLike[str], **kwargs: Any) -> tuple[Any, Any]:
+    """A patched model, as :func:`from_pretrained` loads it, where one was saved, else a base model; and its processor.
+
+    Raises
+    ------
+    CheckpointError
+        If either cannot be loaded.
+    """
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name)
+        code = (config.get("auto_map") or {}).values()
+        patched = any(each.startswith(f"{MODEL}.") for each in code) or Path(name, SETTINGS).is_file()  # of before
+        load = from_pretrained if patched else AutoModelForImageTextToText.from_pretrained
+        return load(name, **kwargs), AutoProcessor.from_pretrained(name)
+    except FlexkitError:
+        raise
+    except Exception as error:  # a stranger's files, read by the code of any family
+        raise CheckpointError(f"{str(name)!r} cannot be loaded: {first_line(error)}") from error
 
 
 class PatchedModel:

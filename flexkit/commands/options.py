@@ -73,13 +73,7 @@ def share(text: str) -> float:
     text : str
         What was typed.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
-    return value
+    return _number(text, lambda value: 0.0 <= value <= 1.0, "from 0 to 1")
 
 
 def above_zero(text: str) -> float:
@@ -90,12 +84,16 @@ def above_zero(text: str) -> float:
     text : str
         What was typed.
     """
+    return _number(text, lambda value: 0.0 < value < math.inf, "above 0")
+
+
+def _number(text: str, fits: Callable[[float], bool], wanted: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
-    if not 0.0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+        value = math.nan
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number {wanted}")
     return value
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flexkit.commands.options import above_zero, needs, whole
-from flexkit.errors import ConfigError, FlexkitError, first_line
+from flexkit.errors import ConfigError
 
 __all__ = ["add_own_data", "train_own_data"]
 
@@ -65,7 +65,10 @@ def train_own_data(options: argparse.Namespace) -> None:
         raise ConfigError("--data goes with --model: say which model is to be trained.")
     if options.train == "lora":
         needs("peft")
+    import torch
+
     import flexkit
+    from flexkit.checkpoints.pretrained import load_as_saved
     from flexkit.training import ConversationCollator, ConversationDataset, train
     from flexkit.training.processes import processes
 
@@ -77,7 +80,7 @@ def train_own_data(options: argparse.Namespace) -> None:
     evaluated = None
     if options.eval_data is not None:
         evaluated = ConversationDataset(options.eval_data, options.images, on_error=on_error)
-    model, processor = _loaded(options.model, options.bf16)
+    model, processor = load_as_saved(options.model, dtype=torch.bfloat16 if options.bf16 else torch.float32)
     if options.max_length is not None:
         collator = ConversationCollator(processor, chat_template=template)
         fits = partial(collator.shorten, max_length=options.max_length)
@@ -155,21 +158,6 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         "disable_tqdm": options.quiet,
     }
     return {name: value for name, value in arguments.items() if value is not None}
-
-
-def _loaded(name: str, halved: bool) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoProcessor
-
-    from flexkit.checkpoints.pretrained import load_as_saved
-
-    try:
-        model = load_as_saved(name, dtype=torch.bfloat16 if halved else torch.float32)
-        return model, AutoProcessor.from_pretrained(name)
-    except FlexkitError:
-        raise
-    except Exception as error:  # a stranger's files, read by the code of any family
-        raise FlexkitError(f"{name!r} cannot be loaded: {first_line(error)}") from error
 
 
 def _tell(probe: Any, config: Any) -> None:

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor
 
 import flexkit
 from flexkit.checkpoints.pretrained import load_as_saved
 from flexkit.demo.picture import read_picture
 from flexkit.demo.question import check_question
-from flexkit.errors import FlexkitError, UnsupportedModelError, first_line
+from flexkit.errors import UnsupportedModelError
 from flexkit.visual_search import load_model
 from flexkit.visual_search.model import IMAGE_TOKEN
 from flexkit.writing import writing
@@ -67,13 +66,7 @@ def look(
 
 
 def _loaded(name: str, added: str | None) -> tuple[Any, Any]:
-    try:
-        model = load_as_saved(name).eval()
-        processor = AutoProcessor.from_pretrained(name)
-    except FlexkitError:
-        raise
-    except Exception as error:  # a stranger's files, read by the code of any family
-        raise FlexkitError(f"{name!r} cannot be loaded: {first_line(error)}") from error
+    model, processor = load_as_saved(name)
     if added is not None:
         model = flexkit.load_flex(model, added)
     elif not flexkit.is_patched(model):
@@ -81,7 +74,7 @@ def _loaded(name: str, added: str | None) -> tuple[Any, Any]:
             model = flexkit.patch_model(model, flexkit.FlexConfig.training_free())
         except UnsupportedModelError:  # tokens cannot pass through its layers
             model = flexkit.patch_model(model, flexkit.FlexConfig.training_free(high_res_states="features"))
-    return model, flexkit.FlexProcessor(processor, model)
+    return model.eval(), flexkit.FlexProcessor(processor, model)
 
 
 def _inputs(processor: Any, picture: Any, question: str) -> Any:

@@ -69,8 +69,8 @@ def trainable(model: Any, weights: Literal["added", "lora", "all"] = "added", *,
     if weights == "lora":
         model = _with_adapters(model, decoder, rank, bool(added))
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.float32) if _is_half(parameter) else parameter.data
+        if parameter.requires_grad and _is_half(parameter):
+            parameter.data = parameter.data.to(torch.float32)
     return model
 
 

@@ -31,10 +31,9 @@ def shallow_model(name: str) -> tf.PreTrainedModel:
     return patch(model)
 
 
-@six
-def test_the_decode_step_is_one_graph(name: str) -> None:
-    """One for all steps and all images; two for Gemma 3, with and without: its windows fill up while it answers."""
-    model, graphs = shallow_model(name), []
+def check_steps(model: tf.PreTrainedModel, name: str, count: int) -> None:
+    """Compiled steps say what others do, for two images, by so many graphs."""
+    graphs: list[Any] = []
     settings = compiled(graphs)
     for seed in (1, 2):
         inputs = prompt(ZOO[name], seed=seed)
@@ -42,23 +41,21 @@ def test_the_decode_step_is_one_graph(name: str) -> None:
         assert_same_logits(generate(model, inputs, TOKENS, **settings), expected)
         base = generate(model, low_res(inputs), TOKENS)
         assert (base.logits[1] - expected.logits[1]).abs().max() > 1e-3
-        assert len(graphs) == (2 if name == "gemma3" else 1)
+        assert len(graphs) == count
+
+
+@six
+def test_the_decode_step_is_one_graph(name: str) -> None:
+    """One for all steps and all images; two for Gemma 3, with and without: its windows fill up while it answers."""
+    check_steps(shallow_model(name), name, 2 if name == "gemma3" else 1)
 
 
 @pytest.mark.parametrize("low_res_keys", ["keep", "replace"])
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_what_an_answer_reads_of_own_states_is_in_the_graph(name: str, low_res_keys: Any) -> None:
-    model, graphs = flexkit.unpatch_model(shallow_model(name)), []
+    model = flexkit.unpatch_model(shallow_model(name))
     config = flexkit.FlexConfig.training_free(zoom=2, policy=flexkit.TopK(3), low_res_keys=low_res_keys)
-    flexkit.patch_model(model, config.replace(gate=None, surer=None))
-    settings = compiled(graphs)
-    for seed in (1, 2):
-        inputs = prompt(ZOO[name], seed=seed)
-        expected = generate(model, inputs, TOKENS)
-        assert_same_logits(generate(model, inputs, TOKENS, **settings), expected)
-        base = generate(model, low_res(inputs), TOKENS)
-        assert (base.logits[1] - expected.logits[1]).abs().max() > 1e-3
-        assert len(graphs) == 1
+    check_steps(flexkit.patch_model(model, config.replace(gate=None, surer=None)), name, 1)
 
 
 def test_a_graph_ends_with_its_patch() -> None:
