@@ -1,26 +1,39 @@
-"""A low-res grid of cells, and the finer grid of the high-res view."""
+"""A low-res grid of cells, and the finer grid of the high-res view: of a picture, or of the frames of a video."""
+
+import math
+from itertools import chain
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from flexkit.checks import is_int
 from flexkit.errors import ConfigError
 
 __all__ = [
+    "Grid",
     "Pair",
+    "any_in_cells",
+    "check_grid",
     "check_pair",
     "fractional_positions",
+    "frames_and_cells",
     "interpolate_table",
     "pyramid",
     "resample_nearest",
     "split_tiles",
     "stitch_tiles",
+    "zoom_along",
     "zoom_pair",
+    "zoomed",
 ]
 
 Pair = tuple[int, int]
 """Something along rows, and along columns."""
+
+Grid = tuple[int, ...]
+"""Something along rows and columns; of a video along frames, rows and columns."""
 
 _TAPS = 4
 """Of a bicubic filter along one axis."""
@@ -35,7 +48,22 @@ def check_pair(name: str, value: object, expected: str = "two positive ints (row
     return pair
 
 
-def zoom_pair(zoom: int | Pair) -> Pair:
+def check_grid(name: str, value: object) -> Grid:
+    """Return ``value`` as two positive integers, or as three, frames first, or raise :class:`ConfigError`."""
+    grid = tuple(value) if isinstance(value, tuple | list) else ()
+    if len(grid) not in (2, 3) or not all(is_int(side, minimum=1) for side in grid):
+        expected = "two positive ints (rows, columns), or three (frames, rows, columns)"
+        raise ConfigError(f"{name} must be {expected}, got {value!r}")
+    return grid
+
+
+def frames_and_cells(grid: Grid) -> Pair:
+    """How many frames a grid has, one if it is that of a picture, and how many cells each."""
+    *frames, rows, columns = grid
+    return math.prod(frames), rows * columns
+
+
+def zoom_pair(zoom: int | Grid) -> Pair:
     """How many high-res cells lie along each axis of a low-res cell, from one int for both or a pair.
 
     Raises
@@ -48,44 +76,88 @@ def zoom_pair(zoom: int | Pair) -> Pair:
     return check_pair("zoom", (zoom, zoom), "a positive int or a pair of them (rows, columns)")
 
 
+def zoom_along(zoom: int | Grid, axes: int) -> Grid:
+    """How many high-res cells lie along each of two or three axes of a low-res cell.
+
+    One int is for rows and columns, as a pair is: frames are then those of the low-res view. Of three, frames first, a
+    picture, which has two axes, takes the last two.
+
+    Raises
+    ------
+    ConfigError
+        If the zoom is not one, two or three positive ints.
+    """
+    given = zoom if isinstance(zoom, tuple | list) else (zoom, zoom)
+    if len(given) not in (2, 3) or not all(is_int(side, minimum=1) for side in given):
+        expected = "a positive int, a pair of them (rows, columns) or three (frames, rows, columns)"
+        raise ConfigError(f"zoom must be {expected}, got {zoom!r}")
+    return (1, *given)[-axes:]
+
+
+def zoomed(grid: Grid, zoom: Grid) -> Grid:
+    """The high-res grid of a low-res one, of as many axes."""
+    return tuple(cells * factor for cells, factor in zip(grid, zoom, strict=True))
+
+
 def pyramid(zoom: Pair, levels: int) -> tuple[Pair, ...]:
     """Zooms of the levels of a pyramid, each ``zoom`` times the one before: 3, 9, 27, ..."""
     return tuple((zoom[0] ** level, zoom[1] ** level) for level in range(1, levels + 1))
 
 
-def resample_nearest(grid: Tensor, size: Pair) -> Tensor:
-    """Resample the last two axes of a tensor by nearest neighbour.
+def resample_nearest(grid: Tensor, size: Grid) -> Tensor:
+    """Resample the last axes of a tensor by nearest neighbour.
 
-    Row ``i`` of the result is row ``floor(i * rows / size[0])`` of ``grid``; columns alike. The new size need
-    not be a multiple of the old one.
+    Row ``i`` of the result is row ``floor(i * rows / new rows)`` of ``grid``; columns and frames alike. The new size
+    need not be a multiple of the old one.
 
     Parameters
     ----------
     grid : torch.Tensor
-        Shape (..., rows, columns), any dtype.
+        Shape (..., rows, columns) or (..., frames, rows, columns), any dtype.
     size : tuple of int
-        Rows and columns of the result.
+        Rows and columns of the result; or frames, rows and columns.
 
     Returns
     -------
     torch.Tensor
-        Shape (..., size[0], size[1]), dtype of ``grid``.
+        Shape (..., *size), dtype of ``grid``.
 
     Examples
     --------
     >>> resample_nearest(torch.tensor([[True, False]]), (1, 5)).int().tolist()
     [[1, 1, 1, 0, 0]]
     """
-    rows, columns = grid.shape[-2:]
-    if size[0] % rows == 0 and size[1] % columns == 0:  # a faster way to the same
-        blocks = grid[..., :, None, :, None].expand(*grid.shape[:-1], size[0] // rows, columns, size[1] // columns)
-        return blocks.reshape(*grid.shape[:-2], *size)
-    row_of = torch.arange(size[0], device=grid.device) * rows // size[0]
-    column_of = torch.arange(size[1], device=grid.device) * columns // size[1]
-    return grid.index_select(-2, row_of).index_select(-1, column_of)
+    axes = len(size)
+    front, lengths = grid.shape[:-axes], grid.shape[-axes:]
+    if all(new % old == 0 for new, old in zip(size, lengths, strict=True)):  # a faster way to the same
+        blocks = grid.reshape(*front, *chain.from_iterable((length, 1) for length in lengths))
+        repeats = ((old, new // old) for new, old in zip(size, lengths, strict=True))
+        return blocks.expand(*front, *chain.from_iterable(repeats)).reshape(*front, *size)
+    for axis, (new, old) in enumerate(zip(size, lengths, strict=True), start=len(front)):
+        grid = grid.index_select(axis, torch.arange(new, device=grid.device) * old // new)
+    return grid
 
 
-def split_tiles(images: Tensor, zoom: int | Pair) -> Tensor:
+def any_in_cells(tokens: Tensor, grid: Grid, zoom: Grid) -> Tensor:
+    """Low-res cells that hold a high-res token of a mask.
+
+    Parameters
+    ----------
+    tokens : torch.Tensor
+        Shape (..., tokens), bool, in raster order of the high-res grid.
+    grid, zoom : tuple of int
+        Low-res cells, and high-res tokens of a cell, along the same axes.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (..., *grid), bool.
+    """
+    blocks = tokens.reshape(*tokens.shape[:-1], *chain.from_iterable(zip(grid, zoom, strict=True)))
+    return blocks.any(dim=tuple(range(-1, -2 * len(grid), -2)))
+
+
+def split_tiles(images: Tensor, zoom: int | Grid) -> Tensor:
     """Cut images into ``zoom`` tiles along each axis, in raster order (paper, section 3.1).
 
     Parameters
@@ -114,7 +186,7 @@ def split_tiles(images: Tensor, zoom: int | Pair) -> Tensor:
     return rearrange(images, "b c (r h) (s w) -> b (r s) c h w", r=rows, s=columns)
 
 
-def stitch_tiles(features: Tensor, grid: Pair, zoom: int | Pair) -> Tensor:
+def stitch_tiles(features: Tensor, grid: Grid, zoom: int | Grid) -> Tensor:
     """Stitch the features of tiles into one grid; the inverse of cutting.
 
     Parameters
@@ -147,89 +219,100 @@ def stitch_tiles(features: Tensor, grid: Pair, zoom: int | Pair) -> Tensor:
     return rearrange(features, "b (y x) (r c) d -> b (y r) (x c) d", y=zoom_rows, r=rows, c=columns)
 
 
-def interpolate_table(table: Tensor, grid: Pair, zoom: int | Pair, tokens: Tensor | None = None) -> Tensor:
+def interpolate_table(table: Tensor, grid: Grid, zoom: int | Grid, tokens: Tensor | None = None) -> Tensor:
     """Interpolate a cosine or sine table of the low-res image tokens to the high-res grid, as published.
 
     The *values* are interpolated, bicubically and with half-pixel centres, not the angles: the result is not
-    a rotation, and projections trained with it expect exactly this.
+    a rotation, and projections trained with it expect exactly this. Between frames of a video they are alike.
 
     Parameters
     ----------
     table : torch.Tensor
-        ``(..., rows * columns, dim)``, cells in raster order.
+        ``(..., cells, dim)``, cells in raster order, frame by frame.
     grid : tuple of int
-        Low-res ``(rows, columns)``.
+        Low-res ``(rows, columns)``, or ``(frames, rows, columns)``.
     zoom : int or tuple of int
-        High-res cells per low-res cell and axis.
+        High-res cells per low-res cell and axis; one int, or two, for rows and columns.
     tokens : torch.Tensor, optional
         ``(tokens,)``, int64: the high-res tokens that are wanted, in raster order; all by default.
 
     Returns
     -------
     torch.Tensor
-        ``(..., zoomed rows * zoomed columns, dim)``, or ``(..., tokens, dim)``, in the dtype of ``table``.
+        ``(..., high-res cells, dim)``, or ``(..., tokens, dim)``, in the dtype of ``table``.
     """
     if table.is_complex():
         real, imaginary = (interpolate_table(part, grid, zoom, tokens) for part in (table.real, table.imag))
         return torch.complex(real, imaginary)
-    rows, columns = grid
-    zoom_rows, zoom_columns = zoom_pair(zoom)
-    batch = table.shape[:-2]
-    dtype = torch.promote_types(table.dtype, torch.float32)
-    image = rearrange(table.reshape(-1, *table.shape[-2:]).to(dtype), "b (r c) d -> b d r c", r=rows)
-    size = (rows * zoom_rows, columns * zoom_columns)
-    if tokens is not None and len(tokens) * _TAPS**2 < size[0] * size[1]:
-        row, down = _taps(rows, size[0], tokens // size[1], image)
-        column, across = _taps(columns, size[1], tokens % size[1], image)
-        around = image[:, :, row[:, :, None], column[:, None, :]] * (down[:, :, None] * across[:, None, :])
-        some = around.sum((-1, -2)).transpose(1, 2)
-        return some.reshape(*batch, *some.shape[1:]).to(table.dtype)
-    image = F.interpolate(image, size=size, mode="bicubic", align_corners=False)
-    whole = rearrange(image, "b d r c -> b (r c) d")
-    whole = whole if tokens is None else whole[:, tokens]
+    zoom = zoom_along(zoom, len(grid))
+    size, batch = zoomed(grid, zoom), table.shape[:-2]
+    cells = table.reshape(-1, *table.shape[-2:]).to(torch.promote_types(table.dtype, torch.float32))
+    if tokens is not None and len(tokens) * _TAPS ** len(grid) < math.prod(size):
+        index, weight = _around(grid, size, tokens, cells)
+        whole = (cells[:, index] * weight[..., None]).sum(-2)
+    else:
+        rows, columns = grid[-2:]
+        pictures = rearrange(cells, "b (f r c) d -> (b f) d r c", r=rows, c=columns)
+        pictures = F.interpolate(pictures, size=size[-2:], mode="bicubic", align_corners=False)
+        whole = rearrange(pictures, "(b f) d r c -> b f (r c) d", b=len(cells))
+        if whole.shape[1] != math.prod(size[:-2]):
+            whole = torch.einsum("gf,bfnd->bgnd", _weights(grid[0], size[0], cells), whole)
+        whole = whole.flatten(1, 2)
+        whole = whole if tokens is None else whole[:, tokens]
     return whole.reshape(*batch, *whole.shape[1:]).to(table.dtype)
 
 
-def _taps(length: int, size: int, places: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Low-res rows, or columns, that count in high-res ones, and how much, each ``(places, taps)``."""
-    rows = torch.eye(length, dtype=like.dtype, device=like.device)[None, :, :, None]
-    weights = F.interpolate(rows, size=(size, 1), mode="bicubic", align_corners=False)[0, :, :, 0].T[places]
-    taps = weights.abs().topk(min(_TAPS, length), dim=-1).indices
-    return taps, weights.gather(-1, taps)
+def _around(grid: Grid, size: Grid, tokens: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Low-res cells that count in high-res tokens, and how much, each ``(tokens, taps)``."""
+    index, weight = tokens.new_zeros(len(tokens), 1), like.new_ones(len(tokens), 1)
+    for length, new, places in zip(grid, size, torch.unravel_index(tokens, size), strict=True):
+        along = _weights(length, new, like)[places]
+        taps = along.abs().topk(min(_TAPS, length), dim=-1).indices
+        index = (index[..., None] * length + taps[:, None]).flatten(1)
+        weight = (weight[..., None] * along.gather(-1, taps)[:, None]).flatten(1)
+    return index, weight
 
 
-def fractional_positions(positions: Tensor, grid: Pair, zoom: int | Pair) -> Tensor:
+def _weights(length: int, size: int, like: Tensor) -> Tensor:
+    """``(size, length)``: how much each low-res place counts in a high-res one, along one axis."""
+    places = torch.eye(length, dtype=like.dtype, device=like.device)[None, :, :, None]
+    return F.interpolate(places, size=(size, 1), mode="bicubic", align_corners=False)[0, :, :, 0].T
+
+
+def fractional_positions(positions: Tensor, grid: Grid, zoom: int | Grid) -> Tensor:
     """Positions of high-res tokens between those of the low-res tokens, by linear inter- and extrapolation.
 
     A high-res cell whose centre lies a third of the way between two low-res centres gets the position a third
-    of the way between theirs; cells outside the outermost centres continue the same step. Exact for raster
-    positions (one axis) and for (time, row, column) positions alike.
+    of the way between theirs; cells outside the outermost centres continue the same step. Frames between frames lie
+    between them in time. Exact for raster positions (one axis) and for (time, row, column) positions alike.
 
     Parameters
     ----------
     positions : torch.Tensor
-        ``(..., rows * columns)``: positions of the low-res tokens, any number of axes in front.
+        ``(..., cells)``: positions of the low-res tokens, any number of axes in front.
     grid : tuple of int
-        Low-res ``(rows, columns)``.
+        Low-res ``(rows, columns)``, or ``(frames, rows, columns)``.
     zoom : int or tuple of int
-        High-res cells per low-res cell and axis.
+        High-res cells per low-res cell and axis; one int, or two, for rows and columns.
 
     Returns
     -------
     torch.Tensor
-        ``(..., zoomed rows * zoomed columns)``, float32 or wider.
+        ``(..., high-res cells)``, float32 or wider.
     """
-    zoom_rows, zoom_columns = zoom_pair(zoom)
+    axes = len(grid)
     values = positions.to(torch.promote_types(positions.dtype, torch.float32))
     values = values.reshape(*positions.shape[:-1], *grid)
-    values = _refine(values, zoom_columns)
-    values = _refine(values.transpose(-1, -2), zoom_rows).transpose(-1, -2)
-    return values.flatten(-2)
+    for axis, factor in zip(range(-1, -axes - 1, -1), reversed(zoom_along(zoom, axes)), strict=True):
+        values = _refine(values.transpose(axis, -1), factor).transpose(axis, -1)
+    return values.flatten(-axes)
 
 
 def _refine(values: Tensor, zoom: int) -> Tensor:
     """Refine the last axis by ``zoom``, linearly between half-pixel centres and beyond the ends."""
     length = values.shape[-1]
+    if zoom == 1:
+        return values
     if length == 1:
         return values.expand(*values.shape[:-1], zoom)
     centres = (torch.arange(length * zoom, dtype=values.dtype, device=values.device) + 0.5) / zoom - 0.5

@@ -15,7 +15,7 @@ from flexkit.attention.select import select_tokens
 from flexkit.attention.validation import check_dense, check_tensor, check_tokens, image_group, selection_by_row
 from flexkit.attention.visible import ImageGroup, and_itself, hidden_keys, visibility
 from flexkit.errors import ConfigError, HighResInputError
-from flexkit.grids import Pair
+from flexkit.grids import Grid
 from flexkit.selection import AttentionMapSelector
 
 __all__ = ["HierarchicalAttentionOutput", "HierarchicalSelfAttention"]
@@ -207,8 +207,8 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         hidden_states: Tensor,
         high_res: Tensor | None = None,
         *,
-        grid: tuple[int, int] | None = None,
-        zoom: int | Pair = 1,
+        grid: Grid | None = None,
+        zoom: int | Grid = 1,
         image_positions: Tensor | None = None,
         selected: Tensor | None = None,
         queries: Tensor | None = None,
@@ -231,11 +231,12 @@ class HierarchicalSelfAttention(PlainSelfAttention):
         high_res : torch.Tensor, optional
             ``(batch, tokens, dim)``: high-res features, or states, in raster order; None for plain attention.
         grid : tuple of int, optional
-            Low-res ``(rows, columns)``; needed for a map, and to replace low-res keys.
+            Low-res ``(rows, columns)``, of a video ``(frames, rows, columns)``; needed for a map, and to replace
+            low-res keys.
         zoom : int or tuple of int
-            High-res cells per low-res cell and axis.
+            High-res cells per low-res cell and axis; one int, or two, for rows and columns.
         image_positions : torch.Tensor, optional
-            ``(batch, rows * columns)``, int64: where the low-res image tokens stand in the sequence of keys
+            ``(batch, cells)``, int64: where the low-res image tokens stand in the sequence of keys
             (``past`` included), in raster order; needed whenever ``grid`` is.
         selected : torch.Tensor, optional
             With ``select_from="previous"``: bool, ``(batch, tokens)`` for all querying rows or
@@ -320,7 +321,7 @@ class HierarchicalSelfAttention(PlainSelfAttention):
     def _check_needs(
         self,
         high_res: Tensor | None,
-        grid: tuple[int, int] | None,
+        grid: Grid | None,
         selected: Tensor | None,
         return_map: bool,
         rotary: Tables | None,

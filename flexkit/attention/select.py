@@ -1,17 +1,18 @@
 """From the attention of a layer to the high-res tokens that are read: image by image, level by level."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange, reduce, repeat
+from einops import rearrange
 from torch import Tensor
 
 from flexkit.attention.ragged import RaggedIndex
 from flexkit.attention.visible import ImageGroup, VisibleImages, visibility
-from flexkit.grids import Pair, resample_nearest, zoom_pair
+from flexkit.grids import Grid, any_in_cells, resample_nearest, zoom_along
 from flexkit.selection import AttentionMapSelector, dilate
 from flexkit.selection.ranking import cells_of
 
@@ -32,10 +33,10 @@ class Selection:
 
     groups: tuple[ImageGroup, ...]
     masks: tuple[Tensor, ...]
-    """For each group ``(images, queries, high-res rows, high-res columns)``, bool."""
+    """For each group ``(images, queries, [high-res frames,] high-res rows, high-res columns)``, bool."""
     scores: tuple[Tensor, ...]
-    """For each group ``(images, queries, rows, columns)``: the maps that were selected from; behind the first level
-    those over the tokens of the level above."""
+    """For each group ``(images, queries, [frames,] rows, columns)``: the maps that were selected from; behind the first
+    level those over the tokens of the level above."""
 
     def __repr__(self) -> str:
         masks = ", ".join(f"{int(mask.sum())} of {mask.numel()}" for mask in self.masks)
@@ -55,11 +56,11 @@ class Selection:
     def tokens(self, batch: int, tokens: int) -> Tensor:
         """``(batch, queries, tokens)``, bool: the selected ones of so many high-res tokens in every batch row."""
         first, mask = self.groups[0], self.masks[0]
-        if first.is_batch and mask.shape[-2] * mask.shape[-1] == tokens:
+        if first.is_batch and math.prod(mask.shape[2:]) == tokens:
             return mask.flatten(2)
         selected = mask.new_zeros(batch, tokens, mask.shape[1])
         for group, mask in zip(self.groups, self.masks, strict=True):
-            selected[group.rows[:, None], group.tokens] = rearrange(mask, "i q r c -> i (r c) q")
+            selected[group.rows[:, None], group.tokens] = mask.flatten(2).transpose(1, 2)
         return selected.transpose(1, 2)
 
 
@@ -106,9 +107,9 @@ def select_tokens(
             mask = mask & resample_nearest(seen.cells, group.size)
         if seen.whole is not None and selector.uses_scores:
             older = before.masks[index] if before is not None else torch.zeros_like(mask)
-            mask = torch.where(seen.whole[:, :, None, None], mask, older)
+            mask = torch.where(_on_grid(seen.whole, mask), mask, older)
         elif seen.whole is not None and seen.behind is not None:
-            mask = mask & (seen.whole | seen.behind)[:, :, None, None]
+            mask = mask & _on_grid(seen.whole | seen.behind, mask)
         groups.append(group)
         masks.append(mask if shared_from is None else _of_shared_row(mask, group, shared_from))
         maps.append(scores)
@@ -127,10 +128,7 @@ def select_once(selector: AttentionMapSelector, selections: Sequence[Selection])
         What the layers selected, from the same images.
     """
     groups = selections[0].groups
-    shares = [
-        [scores / scores.sum((-2, -1), keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny) for scores in of.scores]
-        for of in selections
-    ]
+    shares = [[_shares(scores) for scores in of.scores] for of in selections]
     maps = tuple(torch.stack(of_group).mean(0) for of_group in zip(*shares, strict=True))
     masks = tuple(selector.select(scores, group.zoom) for scores, group in zip(maps, groups, strict=True))
     return Selection(groups, masks, maps)
@@ -187,8 +185,9 @@ def open_tokens(
                 margins = margins * torch.tensor(coarse.zoom, device=margins.device)
             looked = rearrange(attention[rows, :, :, tokens], "i n h q -> i h q n")
             scores = selector.scores(looked, coarse.size, margins, processes=processes)
-            read = rearrange(selected[rows, :, tokens], "i (r c) q -> i q r c", r=coarse.size[0])
-            zoom = fine.zoom[0] // coarse.zoom[0], fine.zoom[1] // coarse.zoom[1]
+            read = selected[rows, :, tokens].transpose(1, 2)
+            read = read.reshape(*read.shape[:2], *coarse.size)
+            zoom = tuple(new // old for new, old in zip(fine.zoom, coarse.zoom, strict=True))
             mask = selector.select(scores, zoom, layer=layer) & resample_nearest(read, fine.size)
             groups.append(fine)
             masks.append(mask if shared_from is None else _of_shared_row(mask, fine, shared_from))
@@ -221,17 +220,16 @@ def hidden_cells(selected: Tensor, images: Sequence[VisibleImages], keys: int, *
     for seen in images:
         group = seen.group
         read = selected[group.rows[:, None], :, group.tokens]
-        (rows, columns), (zoom_rows, zoom_columns) = group.grid, group.zoom
-        cells = reduce(read, "i (r y c x) q -> i q r c", "any", r=rows, y=zoom_rows, c=columns, x=zoom_columns)
+        cells = dilate(any_in_cells(read.transpose(1, 2), group.grid, group.zoom), dilation)
         places = seen.columns if seen.inside is None else seen.columns.masked_fill(~seen.inside, keys)
-        hidden[group.rows[:, None], places] = rearrange(dilate(cells, dilation), "i q r c -> i (r c) q")
+        hidden[group.rows[:, None], places] = cells.flatten(2).transpose(1, 2)
     return hidden[:, :keys].transpose(1, 2)
 
 
 def replaced_keys(
     selected: Tensor,
-    grid: tuple[int, int],
-    zoom: int | Pair,
+    grid: Grid,
+    zoom: int | Grid,
     image_positions: Tensor,
     keys: int,
     *,
@@ -246,11 +244,11 @@ def replaced_keys(
     selected : torch.Tensor
         ``(batch, queries, tokens)``, bool: the high-res tokens that each querying row reads, in raster order.
     grid : tuple of int
-        Low-res ``(rows, columns)``.
+        Low-res ``(rows, columns)``, of a video ``(frames, rows, columns)``.
     zoom : int or tuple of int
-        High-res cells per low-res cell and axis.
+        High-res cells per low-res cell and axis; one int, or two, for rows and columns.
     image_positions : torch.Tensor
-        ``(batch, rows * columns)``, int64: where the low-res image tokens stand in the sequence of keys.
+        ``(batch, cells)``, int64: where the low-res image tokens stand in the sequence of keys.
     keys : int
         Length of that sequence.
     dilation : int
@@ -267,7 +265,7 @@ def replaced_keys(
     >>> replaced_keys(selected, (1, 2), (1, 2), torch.tensor([[0, 1]]), 3).int().tolist()
     [[[0, 1, 0]]]
     """
-    image = ImageGroup.of_batch(grid, zoom_pair(zoom), image_positions)
+    image = ImageGroup.of_batch(grid, zoom_along(zoom, len(grid)), image_positions)
     seen = visibility(None, (image,), image_positions[:, :0], keys)  # by no row: it is only asked where the cells are
     return hidden_cells(selected, seen.images, keys, dilation=dilation)
 
@@ -299,13 +297,23 @@ def bias_of_tokens(
         cells = bias[group.rows[:, None], :, :, seen.columns]
         if seen.inside is not None:
             cells = cells * seen.inside[..., None, None]
-        rows, (zoom_rows, zoom_columns) = group.grid[0], group.zoom
-        whole[group.rows[:, None], group.tokens] = repeat(
-            cells, "i (r c) h q -> i (r y c x) h q", r=rows, y=zoom_rows, x=zoom_columns
-        )
+        cells = cells.movedim(1, -1)
+        of_tokens = resample_nearest(cells.reshape(*cells.shape[:-1], *group.grid), group.size)
+        whole[group.rows[:, None], group.tokens] = of_tokens.flatten(3).movedim(-1, 1)
     return rearrange(whole, "b n h q -> b h q n")
 
 
 def _of_shared_row(mask: Tensor, group: ImageGroup, shared_from: Tensor) -> Tensor:
-    """A mask ``(images, queries, rows, columns)`` in which all rows of a sample have that of the one they share."""
-    return mask.gather(1, shared_from[group.rows].view(-1, 1, 1, 1).expand_as(mask))
+    """A mask ``(images, queries, *size)`` in which all rows of a sample have that of the one they share."""
+    return mask.gather(1, _on_grid(shared_from[group.rows, None], mask).expand_as(mask))
+
+
+def _shares(scores: Tensor) -> Tensor:
+    """Maps ``(images, queries, *grid)`` that add up to one each, but for those of nothing."""
+    sums = scores.flatten(2).sum(-1).clamp_min(torch.finfo(scores.dtype).tiny)
+    return scores / _on_grid(sums, scores)
+
+
+def _on_grid(of_queries: Tensor, maps: Tensor) -> Tensor:
+    """``(images, queries)`` with axes of size 1 for those of the grids of some maps."""
+    return of_queries[(..., *[None] * (maps.ndim - 2))]

@@ -8,7 +8,7 @@ from torch import Tensor
 from flexkit.attention.visible import ImageGroup, hidden_keys
 from flexkit.checks import FLOATS, INTEGERS
 from flexkit.errors import ConfigError, FlexkitError, HighResInputError
-from flexkit.grids import Pair, check_pair, zoom_pair
+from flexkit.grids import Grid, check_grid, zoom_along
 
 __all__ = [
     "broadcast_mask",
@@ -69,10 +69,10 @@ def check_tensor(
 
 
 def image_group(
-    grid: tuple[int, int], zoom: int | Pair, positions: Tensor | None, key: Tensor, margins: Tensor | None
+    grid: Grid, zoom: int | Grid, positions: Tensor | None, key: Tensor, margins: Tensor | None
 ) -> ImageGroup:
     """The images of a batch, or :class:`ConfigError` unless there is one key ``(batch, heads, keys, dim)`` per cell."""
-    (batch, _, keys, _), grid = key.shape, check_pair("grid", grid)
+    (batch, _, keys, _), grid = key.shape, check_grid("grid", grid)
     if positions is None:
         raise ConfigError("a grid was given without image_positions: say where its tokens stand in the sequence.")
     check_tensor("image_positions", positions, dtype=torch.long, like=key, batch=batch, cells=math.prod(grid))
@@ -83,7 +83,7 @@ def image_group(
         )
     if margins is not None:
         check_tensor("margins", margins, dtype=INTEGERS, like=key, batch=batch, sides=2)
-    return ImageGroup.of_batch(grid, zoom_pair(zoom), positions, margins)
+    return ImageGroup.of_batch(grid, zoom_along(zoom, len(grid)), positions, margins)
 
 
 def check_tokens(tokens: int, image: ImageGroup) -> None:
@@ -120,8 +120,8 @@ def selection_by_row(selected: Tensor, batch: int, rows: int, tokens: int) -> Te
     Parameters
     ----------
     selected : torch.Tensor
-        Bool: ``(batch, tokens)`` or ``(batch, high-res rows, high-res columns)`` for all querying rows of a
-        batch row, ``(batch, rows, tokens)`` or ``(batch, rows, high-res rows, high-res columns)`` for each.
+        Bool: ``(batch, tokens)`` or ``(batch, [high-res frames,] high-res rows, high-res columns)`` for all querying
+        rows of a batch row; with an axis of those behind the batch for each.
     batch, rows, tokens : int
         Batch size, querying rows and high-res tokens that are expected.
 
@@ -135,11 +135,8 @@ def selection_by_row(selected: Tensor, batch: int, rows: int, tokens: int) -> Te
     HighResInputError
         If the selection is none of these.
     """
-    flat = selected
-    if selected.ndim == 4:
-        flat = selected.flatten(2)
-    elif selected.ndim == 3 and selected.shape[-1] != tokens:
-        flat = selected.flatten(1)
+    begin = next((axis for axis in range(1, selected.ndim) if math.prod(selected.shape[axis:]) == tokens), 1)
+    flat = selected.flatten(begin) if selected.ndim > 1 else selected
     flat = flat[:, None] if flat.ndim == 2 else flat
     fits = flat.ndim == 3 and flat.shape[0] == batch and flat.shape[1] in (1, rows) and flat.shape[2] == tokens
     if not fits or selected.dtype != torch.bool:

@@ -1,5 +1,6 @@
 """What querying rows see of the base keys, and of the images among them."""
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flexkit.attention.ragged import RaggedIndex, take
-from flexkit.grids import Pair
+from flexkit.grids import Grid, zoomed
 from flexkit.selection import valid_cells
 
 __all__ = [
@@ -28,12 +29,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ImageGroup:
-    """Images of a batch that have one grid and one zoom, so that their maps can be stacked."""
+    """Images, or videos, of a batch that have one grid and one zoom, so that their maps can be stacked."""
 
-    grid: Pair
-    """Rows and columns of the low-res cells of each image."""
-    zoom: Pair
-    """High-res tokens along rows and columns of a cell."""
+    grid: Grid
+    """Rows and columns of the low-res cells of each image; of a video frames, rows and columns."""
+    zoom: Grid
+    """High-res tokens of a cell along the same axes."""
     rows: Tensor
     """``(images,)``, int64: batch row of each image."""
     columns: Tensor
@@ -52,20 +53,20 @@ class ImageGroup:
     """Position behind the last low-res token of all images, where :attr:`begin` is known."""
 
     @classmethod
-    def of_batch(cls, grid: Pair, zoom: Pair, columns: Tensor, margins: Tensor | None = None) -> Self:
+    def of_batch(cls, grid: Grid, zoom: Grid, columns: Tensor, margins: Tensor | None = None) -> Self:
         """One image in every batch row, and no other high-res tokens."""
         rows = torch.arange(len(columns), device=columns.device)
         return cls(grid, zoom, rows, columns, torch.zeros_like(rows), margins, is_batch=True)
 
     @property
-    def size(self) -> Pair:
-        """Rows and columns of the high-res tokens of each image."""
-        return self.grid[0] * self.zoom[0], self.grid[1] * self.zoom[1]
+    def size(self) -> Grid:
+        """The high-res grid of each image."""
+        return zoomed(self.grid, self.zoom)
 
     @property
     def tokens(self) -> Tensor:
         """``(images, tokens)``, int64: the high-res tokens of each image among those of its batch row."""
-        return self.starts[:, None] + torch.arange(self.size[0] * self.size[1], device=self.starts.device)
+        return self.starts[:, None] + torch.arange(math.prod(self.size), device=self.starts.device)
 
 
 @dataclass(frozen=True)
@@ -312,7 +313,7 @@ def visibility(
             seen = seen_keys.expand(*positions.shape, keys)[group.rows[:, None], :, columns]
         shown = seen
         if group.margins is not None:  # cells of padding are no part of the image
-            shown = seen | ~valid_cells(group.margins, group.grid).flatten(1)[..., None]
+            shown = seen | ~valid_cells(group.margins, group.grid[-2:]).flatten(1)[..., None]
         whole = (behind if sparse else seen.any(1) if beside else shown.all(1)) & inside.all(-1)[:, None]
         # Asked once, it spares every layer two masks.
         always = not torch.compiler.is_compiling() and bool(whole.all())

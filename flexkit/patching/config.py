@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flexkit.checks import is_count, is_int, is_integer, is_number
 from flexkit.errors import ConfigError
-from flexkit.grids import Pair, pyramid, zoom_pair
+from flexkit.grids import Grid, Pair, pyramid, zoom_along
 from flexkit.selection import AttentionMapSelector, Policy, Schedule, TopK, as_policy, policy_from_dict, policy_to_dict
 from flexkit.selection.threshold import PUBLISHED_POLICY, PUBLISHED_THRESHOLD
 
@@ -109,7 +109,7 @@ class FlexConfig:
     """
 
     start_layer: int | None = None
-    zoom: int | Pair | None = None
+    zoom: int | Grid | None = None
     levels: int = 1
     policy: Policy | Schedule | Callable[[Tensor], Tensor] | None = None
     queries: Literal["last", "all"] | Tensor = "last"
@@ -135,7 +135,7 @@ class FlexConfig:
     selector: AttentionMapSelector = field(init=False, repr=False)
     """The selector that these settings describe; only of a config that has a policy."""
     zoom_pair: Pair = field(init=False, repr=False)
-    """Zoom along rows and columns; only of a config that has one."""
+    """Zoom of pictures, along rows and columns; only of a config that has one."""
     zooms: tuple[Pair, ...] = field(init=False, repr=False)
     """That of every level; only of a config that has one."""
     shares_selection: bool = field(init=False, repr=False)
@@ -184,8 +184,8 @@ class FlexConfig:
             selector = AttentionMapSelector(policy, reduce=self.reduce, heads=self.heads, budget=self.budget)
             vars(self).update(policy=policy, selector=selector)
         if self.zoom is not None:
-            pair = zoom_pair(self.zoom)
-            vars(self).update(zoom_pair=pair, zooms=pyramid(pair, self.levels))
+            rows, columns = zoom_along(self.zoom, 2)
+            vars(self).update(zoom_pair=(rows, columns), zooms=pyramid((rows, columns), self.levels))
         queries_all = isinstance(self.queries, str) and self.queries == "all"
         vars(self).update(shares_selection=queries_all if self.share_selection is None else self.share_selection)
 
@@ -244,6 +244,10 @@ class FlexConfig:
             raise ConfigError(f"this config leaves the {setting} to the model; patch a model, or set {setting}.")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    def zoom_of(self, axes: int) -> Grid:
+        """Zoom along rows and columns, or of videos along frames, rows and columns."""
+        return zoom_along(self.zoom, axes) if self.zoom is not None else self.zoom_pair
+
     def limit_kept(self, tokens: int) -> int:
         """How many of so many high-res tokens may keep K' and V' in a layer."""
         if self.kept is None:
@@ -264,7 +268,7 @@ class FlexConfig:
             )
         plain = {setting.name: getattr(self, setting.name) for setting in fields(self) if setting.init}
         plain["policy"] = policy_to_dict(self.policy) if isinstance(self.policy, Policy | Schedule) else None
-        plain["zoom"] = None if self.zoom is None else list(self.zoom_pair)
+        plain["zoom"] = list(self.zoom) if isinstance(self.zoom, tuple | list) else self.zoom
         for name in ("heads", "select_layers"):
             if not isinstance(plain[name], str | None):
                 plain[name] = list(plain[name])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flexkit.errors import UnsupportedModelError
-from flexkit.grids import Pair
+from flexkit.grids import Grid
 from flexkit.patching.context.arrangements import AtTokens, ByRow, Frames, RealOnes, WithQueries
 from flexkit.patching.context.beside import Beside
 from flexkit.patching.context.carriers import Carrier, Door, Held, Keyword, Tag
@@ -39,10 +39,14 @@ from flexkit.patching.geometry.patch_lists import (
     DynamicGrid,
     LinedGrid,
     ListedPatches,
+    MarkedVideo,
     MergedGrid,
+    MergedVideo,
     PaddedPatches,
+    PatchedVideo,
     PatchStrip,
     PositionedPatches,
+    UnmarkedGrid,
 )
 
 __all__ = ["FAMILIES", "REFUSED"]
@@ -59,18 +63,23 @@ def _stride(config: Any) -> int:
     return int(2 ** (len(config.vq_config.channel_multiplier) - 1))
 
 
-def _newline_after_all(grid: Pair) -> Tensor:
+def _muse_side(config: Any) -> int:
+    """Side of a cell in patches."""
+    return int(config.vision_config.merge_size)
+
+
+def _newline_after_all(grid: Grid) -> Tensor:
     """The cells and one newline (LLaVA-NeXT)."""
     cells = grid[0] * grid[1]
     return torch.arange(cells + 1) < cells
 
 
-def _line_ends(grid: Pair) -> Tensor:
+def _line_ends(grid: Grid) -> Tensor:
     """A line end after every row of cells (Emu3)."""
     return (torch.arange(grid[1] + 1) < grid[1]).repeat(grid[0])
 
 
-def _newline_after_rows(grid: Pair) -> Tensor:
+def _newline_after_rows(grid: Grid) -> Tensor:
     """A newline after every row, and a separator after the image (Unlimited-OCR)."""
     return pad(_line_ends(grid), (0, 1))
 
@@ -79,19 +88,21 @@ _patches = FixedGrid(merged_patches)
 _selected = FixedGrid(selected_patches)
 _anyres = AnyRes(selected_patches, encode=encode_overviews, layout=_newline_after_all, overview_only=_UNTILED)
 _cohere = FixedGrid(lambda config: merged_patches(config, config.downsample_factor), overview_only=_UNCUT)
-_dynamic = DynamicGrid()
+_dynamic = DynamicGrid(video=PatchedVideo())
+_glm = UnmarkedGrid(video=MarkedVideo())
 _gemma = FixedGrid(lambda config: config.mm_tokens_per_image, overview_only=_UNPANNED)
 _idefics = FixedGrid(
     lambda config: merged_patches(config, config.scale_factor), encode=encode_samples, overview_only=_UNSPLIT
 )
 _internvl = FixedGrid(lambda config: merged_patches(config, round(1 / config.downsample_ratio)), overview_only=_UNCUT)
-_muse = DynamicGrid(lambda config: config.vision_config.merge_size)
+_muse = DynamicGrid(_muse_side, PatchedVideo(_muse_side))
 _ovis = FixedGrid(lambda config: merged_patches(config, config.vision_config.hidden_stride), overview_only=_UNCUT)
 _sam = FixedGrid(lambda config: merged_patches(config, 4), overview_only=_UNCUT)  # two convolutions of stride 2
 _pixtral = SizedImages(lambda config: config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1))
 _strip = PatchStrip()
 
 # What is one of a kind.
+_ernie = DynamicGrid(video=PatchedVideo(frames=lambda config: config.vision_config.temporal_merge_size))
 _granite4 = AnyRes(
     lambda config: int(merged_patches(config) * Fraction(config.downsample_rate) ** 2),
     encode=encode_overviews,
@@ -202,7 +213,7 @@ FAMILIES: dict[str, Geometry | Callable[[Any], Geometry]] = {
     "deepseek_vl_hybrid": TwoSizes(),
     "dots3_note": _dynamic,
     "emu3": _emu3,
-    "ernie4_5_vl_moe": _dynamic,
+    "ernie4_5_vl_moe": _ernie,
     "exaone4_5": _dynamic,
     "fast_vlm": FixedGrid(lambda config: config.image_seq_length, size=None),
     "fuyu": BarePatches(lambda config: config.patch_size),
@@ -210,12 +221,12 @@ FAMILIES: dict[str, Geometry | Callable[[Any], Geometry]] = {
     "gemma3n": FixedGrid(lambda config: config.vision_soft_tokens_per_image, size=None),
     "gemma4": PositionedPatches(lambda config: config.vision_config.pooling_kernel_size),
     "gemma4_unified": PositionedPatches(lambda config: 1),
-    "glm46v": _dynamic,
-    "glm4v": _dynamic,
-    "glm4v_moe": _dynamic,
-    "glm5_next": _dynamic,
-    "glm_ocr": _dynamic,
-    "glmga": _dynamic,
+    "glm46v": _glm,
+    "glm4v": _glm,
+    "glm4v_moe": _glm,
+    "glm5_next": _glm,
+    "glm_ocr": _glm,
+    "glmga": _glm,
     "got_ocr2": _sam,
     "granite4_vision": _granite4,
     "granite_docling": _granite_docling,
@@ -264,7 +275,7 @@ FAMILIES: dict[str, Geometry | Callable[[Any], Geometry]] = {
     "smolvlm": _idefics,
     "step3p7": _step,
     "unlimited_ocr": _unlimited,
-    "video_llama_3": MergedGrid(),
+    "video_llama_3": MergedGrid(MergedVideo()),
     "video_llava": _selected,
     "vipllava": _patches,
     # Beside the sequence.

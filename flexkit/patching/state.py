@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from flexkit.errors import ConfigError, PatchError
 from flexkit.patching.config import FlexConfig
-from flexkit.patching.geometry.base import Geometry
+from flexkit.patching.geometry.base import Geometry, features_owner
 from flexkit.patching.seam.decoder import DecoderLayer
 from flexkit.patching.seam.projections import ADDED, innermost
 
@@ -79,6 +79,13 @@ class Patch:
     def geometry(self) -> Geometry:
         """How the family of the model lays out its image tokens."""
         return self.find_geometry(self.model)
+
+    @property
+    def geometries(self) -> tuple[Geometry, ...]:
+        """That of its image tokens, and that of its videos' tokens if it has one."""
+        video = self.geometry.video
+        takes_videos = video is not None and hasattr(features_owner(self.model), video.features)
+        return (self.geometry, video) if takes_videos else (self.geometry,)  # type: ignore[return-value]
 
     @contextmanager
     def counted(self, name: str) -> Iterator[None]:

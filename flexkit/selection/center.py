@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from flexkit.grids import Grid, frames_and_cells
 from flexkit.selection._checks import check_count
 from flexkit.selection.policy import Policy
 from flexkit.selection.ranking import cells_of, fixed_mask
@@ -40,13 +41,14 @@ class Center(Policy):
         check_count(self, "k", self.k)
 
     @override
-    def most(self, cells: int) -> int:
-        return cells_of(self.k, cells)
+    def most(self, grid: Grid) -> int:
+        frames, cells = frames_and_cells(grid)
+        return frames * cells_of(self.k, cells)
 
     @override
     def mask(self, scores: Tensor) -> Tensor:
         rows, columns = scores.shape[-2:]
-        kept = fixed_mask(_outwards, scores, self.most(rows * columns), rows, columns)
+        kept = fixed_mask(_outwards, scores, cells_of(self.k, rows * columns), rows, columns)
         return kept.reshape(rows, columns).expand(scores.shape)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from flexkit.errors import ConfigError, HighResInputError
-from flexkit.grids import check_pair
+from flexkit.grids import Grid, check_pair
 
 
 def margin_cells(image_sizes: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -57,7 +57,7 @@ def margin_cells(image_sizes: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.tensor(margins, dtype=torch.long, device=image_sizes.device).reshape(-1, 2)
 
 
-def valid_cells(margins: Tensor, grid: tuple[int, int]) -> Tensor:
+def valid_cells(margins: Tensor, grid: Grid) -> Tensor:
     """Mask the cells inside the margins.
 
     Parameters

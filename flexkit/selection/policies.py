@@ -2,7 +2,8 @@
 
 from flexkit.selection.border import Border
 from flexkit.selection.center import Center
-from flexkit.selection.policy import Complement, Dilated, Everything, Intersection, Nothing, Pooled, Union
+from flexkit.selection.frames import Frames
+from flexkit.selection.policy import Complement, Dilated, Everything, Intersection, Nothing, OverFrames, Pooled, Union
 from flexkit.selection.random import Random
 from flexkit.selection.threshold import Threshold
 from flexkit.selection.topk import TopK
@@ -14,8 +15,10 @@ __all__: tuple[str, ...] = (
     "Complement",
     "Dilated",
     "Everything",
+    "Frames",
     "Intersection",
     "Nothing",
+    "OverFrames",
     "Pooled",
     "Random",
     "Threshold",

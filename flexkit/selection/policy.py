@@ -1,5 +1,6 @@
 """What a selection policy is: scores on the low-res grid in, a mask out; and the algebra of policies."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from flexkit.checks import FLOATS
-from flexkit.errors import FlexkitError, PolicyError
-from flexkit.grids import check_pair, resample_nearest
+from flexkit.errors import ConfigError, FlexkitError, PolicyError
+from flexkit.grids import Grid, check_grid, frames_and_cells, resample_nearest
 from flexkit.selection._checks import check_int
 
 
@@ -22,8 +23,11 @@ class Policy(ABC):
     """Decide from a map of scores which cells are worth a closer look.
 
     A subclass overrides :meth:`mask`; make it a frozen dataclass. Policies compose with ``|``, ``&`` and
-    ``~``, :meth:`pooled` and :meth:`dilated`. A plain function does for a policy without parameters: see
-    :func:`as_policy`.
+    ``~``, :meth:`pooled`, :meth:`dilated` and :meth:`over_frames`. A plain function does for a policy without
+    parameters: see :func:`as_policy`.
+
+    A model's maps are of ``(..., frames, rows, columns)``, a picture is one frame. A policy that knows rows and columns
+    judges every frame of a video on its own.
 
     Examples
     --------
@@ -47,8 +51,9 @@ class Policy(ABC):
         Parameters
         ----------
         scores : torch.Tensor
-            Shape (..., rows, columns), float32 or float64. Every map is judged on its own. There may be no
-            maps (an empty leading axis), and scores may be NaN or infinite.
+            Shape (..., rows, columns), float32 or float64. Every map is judged on its own; the axis in front of rows,
+            if a model gave the maps, is that of frames. There may be no maps (an empty leading axis), and scores may be
+            NaN or infinite.
 
         Returns
         -------
@@ -61,15 +66,15 @@ class Policy(ABC):
         """Whether the mask depends on the scores; False means that only their shape is read."""
         return True
 
-    def most(self, cells: int) -> int:
-        """How many of so many cells it chooses at most; by default all. What is bounded can be read by static shapes.
+    def most(self, grid: Grid) -> int:
+        """How many cells of a grid it chooses at most; by default all. What is bounded can be read by static shapes.
 
         Parameters
         ----------
-        cells : int
-            Of the low-res grid.
+        grid : tuple of int
+            Low-res rows and columns, or frames, rows and columns.
         """
-        return cells
+        return math.prod(grid)
 
     def __call__(self, scores: Tensor) -> Tensor:
         """Choose cells on the low-res grid.
@@ -94,29 +99,30 @@ class Policy(ABC):
             mask: object = self.mask(scores.to(torch.promote_types(scores.dtype, torch.float32)))
         return check_mask(self, mask, scores.shape, scores.device)
 
-    def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+    def select(self, scores: Tensor, size: Grid) -> Tensor:
         """Choose positions on the high-res grid: the low-res mask, upsampled by nearest neighbour.
 
         Parameters
         ----------
         scores : torch.Tensor
-            Shape (..., rows, columns), floating.
+            Shape (..., rows, columns) or (..., frames, rows, columns), floating.
         size : tuple of int
-            Rows and columns of the high-res grid; not necessarily multiples of the low-res ones.
+            Rows and columns of the high-res grid, or frames, rows and columns; not necessarily multiples of the low-res
+            ones.
 
         Returns
         -------
         torch.Tensor
-            The selected positions, bool, shape (..., size[0], size[1]).
+            The selected positions, bool, shape (..., *size).
 
         Raises
         ------
         ConfigError
-            If ``size`` is not two positive ints.
+            If ``size`` is not two or three positive ints.
         PolicyError
             As for calling the policy.
         """
-        return resample_nearest(self(scores), check_pair("size", size))
+        return resample_nearest(self(scores), _size_for(scores, size))
 
     def pooled(self, size: int) -> "Policy":
         """Keep whole blocks: :class:`Pooled` with this policy, ``size`` blocks to a side."""
@@ -125,6 +131,10 @@ class Policy(ABC):
     def dilated(self, cells: int) -> "Policy":
         """Keep the neighbourhood too: :class:`Dilated` with this policy, by ``cells`` low-res cells."""
         return Dilated(self, cells)
+
+    def over_frames(self) -> "Policy":
+        """Judge all frames of a video as one map: :class:`OverFrames` with this policy."""
+        return OverFrames(self)
 
     def __or__(self, other: "Policy | Callable[[Tensor], Tensor]") -> "Policy":
         return Union(self, as_policy(other))
@@ -226,7 +236,7 @@ class Nothing(Policy):
         return torch.zeros_like(scores, dtype=torch.bool)
 
     @override
-    def most(self, cells: int) -> int:
+    def most(self, grid: Grid) -> int:
         return 0
 
 
@@ -260,11 +270,11 @@ class Union(_OfTwo):
         return self.left(scores) | self.right(scores)
 
     @override
-    def most(self, cells: int) -> int:
-        return min(cells, self.left.most(cells) + self.right.most(cells))
+    def most(self, grid: Grid) -> int:
+        return min(math.prod(grid), self.left.most(grid) + self.right.most(grid))
 
     @override
-    def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+    def select(self, scores: Tensor, size: Grid) -> Tensor:
         return self.left.select(scores, size) | self.right.select(scores, size)
 
 
@@ -283,11 +293,11 @@ class Intersection(_OfTwo):
         return self.left(scores) & self.right(scores)
 
     @override
-    def most(self, cells: int) -> int:
-        return min(self.left.most(cells), self.right.most(cells))
+    def most(self, grid: Grid) -> int:
+        return min(self.left.most(grid), self.right.most(grid))
 
     @override
-    def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+    def select(self, scores: Tensor, size: Grid) -> Tensor:
         return self.left.select(scores, size) & self.right.select(scores, size)
 
 
@@ -319,7 +329,7 @@ class Complement(_OfOne):
         return ~self.policy(scores)
 
     @override
-    def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+    def select(self, scores: Tensor, size: Grid) -> Tensor:
         return ~self.policy.select(scores, size)
 
 
@@ -356,11 +366,11 @@ class Pooled(_OfOne):
         return self.select(scores, (rows, columns))
 
     @override
-    def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+    def select(self, scores: Tensor, size: Grid) -> Tensor:
         kept = self.policy(scores)
         blocks = [min(self.size, side) for side in kept.shape[-2:]]
         pooled = F.adaptive_max_pool2d(rearrange(kept.float(), "... r c -> (...) 1 r c"), blocks)
-        return resample_nearest(pooled.bool().reshape(*kept.shape[:-2], *blocks), check_pair("size", size))
+        return resample_nearest(pooled.bool().reshape(*kept.shape[:-2], *blocks), _size_for(scores, size))
 
 
 @dataclass(frozen=True)
@@ -393,6 +403,39 @@ class Dilated(_OfOne):
         return dilate(self.policy(scores), self.cells)
 
 
+@dataclass(frozen=True)
+class OverFrames(_OfOne):
+    """Judge all frames of a video as one map; written ``policy.over_frames()``.
+
+    The frames lie one below the other in a single map of ``frames * rows`` rows: so ``TopK(16).over_frames()`` selects
+    16 cells of a video, ``TopK(16)`` 16 of every frame. Of a picture both select the same. Neighbours are those in that
+    map, so widen afterwards: ``policy.over_frames().dilated(1)``.
+
+    Parameters
+    ----------
+    policy : Policy
+        A policy, or a function from scores to a mask.
+
+    Examples
+    --------
+    >>> from flexkit.selection import TopK
+    >>> scores = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])  # two frames of one row
+    >>> TopK(1)(scores).int().tolist(), TopK(1).over_frames()(scores).int().tolist()
+    ([[[0, 1]], [[0, 1]]], [[[0, 0]], [[0, 1]]])
+    """
+
+    @override
+    def mask(self, scores: Tensor) -> Tensor:
+        if scores.ndim == 2:
+            return self.policy(scores)
+        return self.policy(scores.flatten(-3, -2)).reshape(scores.shape)
+
+    @override
+    def most(self, grid: Grid) -> int:
+        frames, cells = frames_and_cells(grid)
+        return self.policy.most((frames * grid[-2], cells // grid[-2]))
+
+
 def dilate(mask: Tensor, cells: int) -> Tensor:
     """Dilate a mask by a square of ``2 * cells + 1`` to a side.
 
@@ -413,6 +456,13 @@ def dilate(mask: Tensor, cells: int) -> Tensor:
         rearrange(mask.float(), "... r c -> (...) 1 r c"), kernel_size=2 * reach + 1, stride=1, padding=reach
     )
     return grown.bool().reshape(mask.shape)
+
+
+def _size_for(scores: Tensor, size: Grid) -> Grid:
+    """Return ``size`` if it is one to which scores can be upsampled; else raise :class:`ConfigError`."""
+    if len(check_grid("size", size)) > scores.ndim:
+        raise ConfigError(f"size must be two positive ints for scores of shape {tuple(scores.shape)}, got {size!r}")
+    return size
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from flexkit.errors import PolicyError
+from flexkit.grids import Grid, frames_and_cells
 from flexkit.selection._checks import check_count, check_int
 from flexkit.selection.policy import Policy
 from flexkit.selection.ranking import cells_of, fixed_mask
@@ -42,13 +43,14 @@ class Random(Policy):
             raise PolicyError(f"Random: seed must be below 2**64, got {self.seed!r}")
 
     @override
-    def most(self, cells: int) -> int:
-        return cells_of(self.k, cells)
+    def most(self, grid: Grid) -> int:
+        frames, cells = frames_and_cells(grid)
+        return frames * cells_of(self.k, cells)
 
     @override
     def mask(self, scores: Tensor) -> Tensor:
         rows, columns = scores.shape[-2:]
-        kept = fixed_mask(_shuffled, scores, self.most(rows * columns), rows * columns, self.seed)
+        kept = fixed_mask(_shuffled, scores, cells_of(self.k, rows * columns), rows * columns, self.seed)
         return kept.reshape(rows, columns).expand(scores.shape)
 
 

@@ -1,5 +1,6 @@
 """Ordering cells by score, and keeping the first of an order: so many, or as many as a budget allows."""
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -58,18 +59,20 @@ def _fixed_mask(order: Callable[..., Tensor], device: torch.device, count: int, 
     return first_of(order(*key), count).to(device)
 
 
-def within_budget(selected: Tensor, scores: Tensor, budget: int | float) -> Tensor:
+def within_budget(selected: Tensor, scores: Tensor, budget: int | float, *, axes: int = 2) -> Tensor:
     """Keep at most ``budget`` selected positions of each map, those of the best-scored cells.
 
     Parameters
     ----------
     selected : torch.Tensor
-        Shape (..., high-res rows, high-res columns), bool.
+        Shape (..., high-res rows, high-res columns), bool; of videos with frames in front of rows.
     scores : torch.Tensor
         Shape (..., rows, columns), floating; a position has the score of its low-res cell. Ties are decided
         in raster order, NaN comes last.
     budget : int or float
         A number of positions, or a share in (0, 1] of the high-res grid (rounded, at least one).
+    axes : int
+        How many of the last axes are of one map: 2, or 3 to share the budget among the frames of a video.
 
     Returns
     -------
@@ -81,10 +84,10 @@ def within_budget(selected: Tensor, scores: Tensor, budget: int | float) -> Tens
     >>> within_budget(torch.tensor([[True, True, False, True]]), torch.tensor([[1.0, 2.0]]), 2).int().tolist()
     [[1, 0, 0, 1]]
     """
-    rows, columns = selected.shape[-2:]
-    bound = cells_of(budget, rows * columns)
-    if bound == rows * columns:
+    size = selected.shape[-axes:]
+    bound = cells_of(budget, math.prod(size))
+    if bound == math.prod(size):
         return selected
-    order = descending(resample_nearest(scores, (rows, columns)).flatten(-2))
-    chosen = selected.flatten(-2).gather(-1, order)
+    order = descending(resample_nearest(scores, size).flatten(-axes))
+    chosen = selected.flatten(-axes).gather(-1, order)
     return mask_of(order, chosen & (chosen.cumsum(-1) <= bound)).reshape(selected.shape)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flexkit.checks import is_int
 from flexkit.errors import PolicyError
+from flexkit.grids import Grid
 from flexkit.selection.policy import Nothing, Policy, as_policy
 
 
@@ -55,9 +56,9 @@ class Schedule:
         """Whether any of the policies reads the scores."""
         return any(policy.uses_scores for _, policy in self._items)
 
-    def most(self, cells: int) -> int:
-        """How many of so many cells any of the policies chooses at most."""
-        return max(policy.most(cells) for _, policy in self._items)
+    def most(self, grid: Grid) -> int:
+        """How many cells of a grid any of the policies chooses at most."""
+        return max(policy.most(grid) for _, policy in self._items)
 
     def at(self, layer: int) -> Policy:
         """Return the policy of a layer.

@@ -1,17 +1,17 @@
 """From attention weights over the low-res tokens to a selection of high-res tokens."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from einops import rearrange
 from torch import Tensor, nn
 from typing_extensions import override
 
 from flexkit.checks import is_count, is_int
 from flexkit.errors import ConfigError, PolicyError
-from flexkit.grids import Pair, check_pair, zoom_pair
+from flexkit.grids import Grid, check_grid, zoom_along, zoomed
 from flexkit.selection.margins import valid_cells
 from flexkit.selection.policy import Policy, as_policy, check_mask, check_scores, named_failures
 from flexkit.selection.ranking import cells_of, within_budget
@@ -35,7 +35,7 @@ class AttentionMapSelector(nn.Module):
         Indices of the heads that count; None for all.
     budget : int or float or None
         At most so many high-res tokens for each map, or at most this share in (0, 1] of the high-res grid
-        (rounded, at least one token); the best-scored ones stay. None for no bound.
+        (rounded, at least one token); the best-scored ones stay. None for no bound. The frames of a video share it.
 
     Raises
     ------
@@ -79,23 +79,22 @@ class AttentionMapSelector(nn.Module):
         """Whether a selection depends on the scores, by its policy or by its budget."""
         return self.policy.uses_scores or self.budget is not None
 
-    def most(self, grid: Pair, zoom: Pair) -> int:
-        """How many high-res tokens of an image are selected at most.
+    def most(self, grid: Grid, zoom: Grid) -> int:
+        """How many high-res tokens of an image or video are selected at most.
 
         Parameters
         ----------
         grid, zoom : tuple of int
-            Rows and columns of the low-res grid, and high-res tokens to a side of a cell.
+            Of the low-res grid, and high-res tokens of a cell, along [frames,] rows and columns.
         """
-        area = zoom[0] * zoom[1]
-        most = self.policy.most(grid[0] * grid[1]) * area
-        return most if self.budget is None else min(most, cells_of(self.budget, grid[0] * grid[1] * area))
+        most = self.policy.most(grid) * math.prod(zoom)
+        return most if self.budget is None else min(most, cells_of(self.budget, math.prod(zoomed(grid, zoom))))
 
     def forward(
         self,
         attention: Tensor,
-        grid: tuple[int, int],
-        zoom: int | tuple[int, int] = 1,
+        grid: Grid,
+        zoom: int | Grid = 1,
         *,
         margins: Tensor | None = None,
         layer: int | None = None,
@@ -107,9 +106,9 @@ class AttentionMapSelector(nn.Module):
         attention : torch.Tensor
             Shape (batch, heads, queries, cells), floating.
         grid : tuple of int
-            Rows and columns of the low-res grid.
+            Rows and columns of the low-res grid; of a video frames, rows and columns.
         zoom : int or tuple of int
-            High-res tokens to a side of a low-res cell.
+            High-res tokens to a side of a low-res cell; along frames, rows and columns, if three are given.
         margins : torch.Tensor or None
             Shape (batch, 2), integer, as :func:`margin_cells` gives them.
         layer : int or None
@@ -118,21 +117,20 @@ class AttentionMapSelector(nn.Module):
         Returns
         -------
         torch.Tensor
-            Shape (batch, queries, zoom_rows * rows, zoom_columns * columns), bool.
+            Shape (batch, queries, zoom_rows * rows, zoom_columns * columns), bool; of a video with
+            zoom_frames * frames in front of rows.
         """
         return self.select(self.scores(attention, grid, margins), zoom, layer=layer)
 
-    def scores(
-        self, attention: Tensor, grid: tuple[int, int], margins: Tensor | None = None, *, processes: Any = None
-    ) -> Tensor:
+    def scores(self, attention: Tensor, grid: Grid, margins: Tensor | None = None, *, processes: Any = None) -> Tensor:
         """Reduce the heads' attention over the low-res tokens to a map for each querying position.
 
         Parameters
         ----------
         attention : torch.Tensor
-            Shape (batch, heads, queries, cells), floating; cells in raster order.
+            Shape (batch, heads, queries, cells), floating; cells in raster order, frame by frame.
         grid : tuple of int
-            Rows and columns of the low-res grid.
+            Rows and columns of the low-res grid; of a video frames, rows and columns.
         margins : torch.Tensor or None
             Shape (batch, 2), integer, as :func:`margin_cells` gives them; scores in the margins become 0.
         processes : object or None
@@ -142,20 +140,21 @@ class AttentionMapSelector(nn.Module):
         Returns
         -------
         torch.Tensor
-            Shape (batch, queries, rows, columns), in the dtype of ``attention`` but at least float32.
+            Shape (batch, queries, *grid), in the dtype of ``attention`` but at least float32.
 
         Raises
         ------
         ConfigError
             If the shapes contradict each other, or the attention lacks one of the selector's heads.
         """
-        rows, columns = check_pair("grid", grid)
+        grid = check_grid("grid", grid)
+        cells = math.prod(grid)
         if not isinstance(attention, Tensor) or attention.layout is not torch.strided:
             raise ConfigError(f"attention is a {type(attention).__name__}, expected a dense tensor")
-        if attention.ndim != 4 or attention.shape[-1] != rows * columns or not attention.is_floating_point():
+        if attention.ndim != 4 or attention.shape[-1] != cells or not attention.is_floating_point():
             raise ConfigError(
                 f"attention is {attention.dtype} of shape {tuple(attention.shape)}, expected floating "
-                f"(batch, heads, queries, {rows * columns}) for a grid of {rows} x {columns} cells: pass the "
+                f"(batch, heads, queries, {cells}) for a grid of {' x '.join(map(str, grid))} cells: pass the "
                 "columns of the low-res image tokens only"
             )
         heads = attention.to(torch.promote_types(attention.dtype, torch.float32))
@@ -171,55 +170,61 @@ class AttentionMapSelector(nn.Module):
             if self.heads is not None:
                 heads = torch.stack([heads[:, head] for head in self.heads], dim=1)
             maps = heads.sum(1) if self.reduce == "sum" else heads.mean(1) if self.reduce == "mean" else heads.amax(1)
-        maps = maps.reshape(*maps.shape[:2], rows, columns)
+        maps = maps.reshape(*maps.shape[:2], *grid)
         if margins is None:
             return maps
-        valid = valid_cells(margins, (rows, columns))
+        valid = valid_cells(margins, grid[-2:])
         if len(valid) != len(maps) or valid.device != maps.device:
             raise ConfigError(
                 f"margins are for {len(valid)} images, the attention for {len(maps)}; they lie on {valid.device} and "
                 f"{maps.device}"
             )
-        return maps.masked_fill(~rearrange(valid, "batch rows columns -> batch 1 rows columns"), 0.0)
+        every_frame = valid.view(len(valid), *[1] * (maps.ndim - valid.ndim), *valid.shape[1:])
+        return maps.masked_fill(~every_frame, 0.0)
 
-    def select(self, scores: Tensor, zoom: int | tuple[int, int], *, layer: int | None = None) -> Tensor:
+    def select(self, scores: Tensor, zoom: int | Grid, *, layer: int | None = None) -> Tensor:
         """Select high-res tokens by maps of scores.
 
         Parameters
         ----------
         scores : torch.Tensor
-            Shape (batch, queries, rows, columns), floating.
+            Shape (batch, queries, rows, columns), or (batch, queries, frames, rows, columns), floating.
         zoom : int or tuple of int
-            High-res tokens to a side of a low-res cell.
+            High-res tokens to a side of a low-res cell; along frames, rows and columns, if three are given.
         layer : int or None
             Index of the layer; needed with a :class:`Schedule`.
 
         Returns
         -------
         torch.Tensor
-            Shape (batch, queries, zoom_rows * rows, zoom_columns * columns), bool.
+            Shape (batch, queries, zoom_rows * rows, zoom_columns * columns), bool; of a video with
+            zoom_frames * frames in front of rows.
 
         Raises
         ------
         ConfigError
-            If ``zoom`` is not one or two positive ints.
+            If ``zoom`` is not one, two or three positive ints.
         PolicyError
             If the policy failed or returned anything but such a mask, or the layer of a schedule is missing.
         """
-        zoom_rows, zoom_columns = zoom_pair(zoom)
+        is_video = isinstance(scores, Tensor) and scores.ndim == 5
+        factors = zoom_along(zoom, 3 if is_video else 2)
         policy = self.policy
         if not isinstance(policy, Policy):
             if layer is None:
                 raise PolicyError(f"the policy is {policy!r}, which differs by layer: pass layer=...")
             policy = policy.at(layer)
         check_scores(policy, scores)
-        scores = scores.detach()
-        rows, columns = scores.shape[-2:]
-        size = (zoom_rows * rows, zoom_columns * columns)
-        with named_failures(policy, scores):
-            chosen: object = policy.select(scores, size)
-        selected = check_mask(policy, chosen, (*scores.shape[:-2], *size), scores.device)
-        return selected if self.budget is None else within_budget(selected, scores, self.budget)
+        maps = scores.detach()
+        if not is_video:  # a picture is one frame
+            maps, factors = maps.unsqueeze(-3), (1, *factors)
+        size = zoomed(maps.shape[-3:], factors)
+        with named_failures(policy, maps):
+            chosen: object = policy.select(maps, size)
+        selected = check_mask(policy, chosen, (*maps.shape[:-3], *size), maps.device)
+        if self.budget is not None:
+            selected = within_budget(selected, maps, self.budget, axes=3)
+        return selected if is_video else selected.squeeze(-3)
 
     @override
     def extra_repr(self) -> str:

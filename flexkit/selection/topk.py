@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
+from flexkit.grids import Grid, frames_and_cells
 from flexkit.selection._checks import check_count
 from flexkit.selection.policy import Policy
 from flexkit.selection.ranking import cells_of, descending, first_of
@@ -41,10 +42,11 @@ class TopK(Policy):
         check_count(self, "k", self.k)
 
     @override
-    def most(self, cells: int) -> int:
-        return cells_of(self.k, cells)
+    def most(self, grid: Grid) -> int:
+        frames, cells = frames_and_cells(grid)
+        return frames * cells_of(self.k, cells)
 
     @override
     def mask(self, scores: Tensor) -> Tensor:
         cells = scores.flatten(-2)
-        return first_of(descending(cells), self.most(cells.shape[-1])).reshape(scores.shape)
+        return first_of(descending(cells), cells_of(self.k, cells.shape[-1])).reshape(scores.shape)

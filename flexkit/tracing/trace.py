@@ -101,7 +101,7 @@ class Trace:
         layer : int
             Index of the decoder layer whose map it was.
         image : int
-            Which image of each batch row, in the order of the prompt.
+            Which image or video of each batch row, in the order of the prompt.
         query : int
             Which querying position, in order; -1 for the last of each row.
         level : int
@@ -110,8 +110,9 @@ class Trace:
         Returns
         -------
         torch.Tensor
-            ``(batch, rows, columns)``, bool, on the high-res grid. Rows without such an image or query select nothing;
-            where grids differ, smaller ones are padded.
+            ``(batch, rows, columns)``, bool, on the high-res grid; ``(batch, frames, rows, columns)`` if it is a video.
+            Rows without such an image or query select nothing; where grids differ, smaller ones are padded, and a
+            picture beside videos is a frame.
 
         Raises
         ------
@@ -131,7 +132,8 @@ class Trace:
         Returns
         -------
         torch.Tensor
-            ``(batch, rows, columns)``, floating, on the low-res grid; 0 in padded margins.
+            ``(batch, rows, columns)``, floating, on the low-res grid; 0 in padded margins. Of a video as for
+            :meth:`mask`.
         """
         return _padded(self._maps(step, layer, "scores", image, query, level))
 
@@ -165,7 +167,7 @@ class Trace:
         stacks: Sequence[Tensor] = getattr(selection, kind)
         if not stacks:
             raise ConfigError(f"layer {layer} selected nothing on level {level} in step {step}: it had no map of it.")
-        maps = [stacks[0].new_zeros(stacks[0].shape[-2:])] * batch
+        maps = [stacks[0].new_zeros(stacks[0].shape[2:])] * batch
         seen = [0] * batch
         for row, stack in _by_sequence(selection, stacks):
             slot = query if query >= 0 else counts[row] + query
@@ -229,5 +231,9 @@ def _by_sequence(selection: Selection, stacks: Sequence[Tensor]) -> list[tuple[i
 
 def _padded(maps: Sequence[Tensor]) -> Tensor:
     """Stack maps of different sizes, smaller ones with zeros after them."""
-    rows, columns = (max(shown.shape[axis] for shown in maps) for axis in range(2))
-    return torch.stack([F.pad(shown, (0, columns - shown.shape[1], 0, rows - shown.shape[0])) for shown in maps])
+    axes = max(shown.ndim for shown in maps)
+    maps = [shown.reshape(*[1] * (axes - shown.ndim), *shown.shape) for shown in maps]
+    size = [max(lengths) for lengths in zip(*(shown.shape for shown in maps), strict=True)]
+    missing = [[new - old for new, old in zip(size, shown.shape, strict=True)] for shown in maps]
+    sides = [[side for length in reversed(lengths) for side in (0, length)] for lengths in missing]
+    return torch.stack([F.pad(shown, own) for shown, own in zip(maps, sides, strict=True)])

@@ -12,7 +12,7 @@ from torch import Tensor
 import flexkit
 from flexkit import FlexConfig, HighResInputError
 from flexkit.patching import get_patch
-from flexkit.patching.call.inputs import checked_view
+from flexkit.patching.call.inputs import checked_views
 from flexkit.patching.geometry.any_size import AnySize
 from tests.zoo import ZOO, Family, Row, low_res, prompt
 
@@ -54,7 +54,8 @@ def without_weights(family: Family) -> Any:
 def view(family: Family, inputs: dict[str, Any]) -> dict[str, Tensor]:
     model = without_weights(family)
     high_res = {name: value for name, value in inputs.items() if name.startswith("hd_")}
-    return checked_view(model, get_patch(model), high_res, low_res(inputs)).inputs
+    (found,) = checked_views(model, get_patch(model), high_res, low_res(inputs))
+    return found.inputs
 
 
 @every_family

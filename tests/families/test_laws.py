@@ -199,7 +199,7 @@ def test_the_high_res_view_matters(family: Family, patched: Any) -> None:
     base = logits(model, low_res(inputs))
     patched(model, policy=flexkit.Everything())
     output = model(**inputs).logits
-    changed = (output != base).any(-1).any(-1).tolist()
+    changed = ((output - base).abs().amax((1, 2)) > 1e-9).tolist()  # experts run other rows together, which rounds
     assert changed == [bool(row.images) for row in rows_of(family)]
     output.float().logsumexp(-1).sum().backward()
     gradients = [parameter.grad for parameter in flexkit.flex_parameters(model)]

@@ -36,7 +36,7 @@ REFUSED = {
     "biased by whole distances": ("inkling2", "inkling_mm_model"),
     "takes pictures itself": ("chameleon",),
 }
-_refused = {name: reason for reason, names in REFUSED.items() for name in names}
+_refused = {name: reason for reason, names in REFUSED.items() for kind in names for name in (kind, f"{kind}-video")}
 families = {name: family for name, family in IN_SEQUENCE.items() if name not in _refused}
 every_family = pytest.mark.parametrize("family", families.values(), ids=list(families))
 with_caps = pytest.mark.parametrize("family", [*families.values(), CAPPED], ids=[*families, CAPPED.name])

@@ -90,7 +90,7 @@ def test_what_a_patched_model_resolved_can_be_saved() -> None:
 
 WRONG = {
     "start_layer": [True, 1.0, "1"],
-    "zoom": [0, -1, (1,), (1, 2, 3), (0, 1), (1.0, 2), "ab", True, 2.5],
+    "zoom": [0, -1, (1,), (1, 2, 3, 4), (0, 1), (1.0, 2), "ab", True, 2.5],
     "policy": [3, "x", TopK],
     "queries": ["first", None, [1]],
     "select_from": ["next", None, ["same"]],

@@ -199,7 +199,7 @@ def test_margins_of_another_batch() -> None:
         AttentionMapSelector().scores(attention_of(2, 1, 1, 4), (2, 2), torch.tensor([[0, 0]]))
 
 
-@pytest.mark.parametrize("zoom", [0, (2, 0), (2, 2, 2)])
+@pytest.mark.parametrize("zoom", [0, (2, 0), (2, 2, 2, 2)])
 def test_wrong_zooms(zoom: object) -> None:
     with pytest.raises(ConfigError, match="zoom must be"):
         AttentionMapSelector().select(torch.rand(1, 1, 2, 2), zoom)  # type: ignore[arg-type]

@@ -38,6 +38,7 @@ __all__ = [
     "START",
     "TEXT",
     "VIDEO",
+    "VIDEOS",
     "VISION",
     "VOCABULARY",
     "ZOO",
@@ -90,5 +91,8 @@ ZOO = {
     if _known(family.name)
 }
 """All kinds that transformers has."""
+VIDEOS = {f"{name}-video": family.of_videos() for name, family in ZOO.items() if family.video is not None}
+"""Those that take videos, with a video wherever there was an image."""
+ZOO |= VIDEOS
 IN_SEQUENCE = {name: family for name, family in ZOO.items() if name not in CONTEXT}
 """Those whose image tokens stand in the decoder's own sequence."""

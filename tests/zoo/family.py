@@ -2,8 +2,9 @@
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -19,7 +20,8 @@ VOCABULARY, PAD = 96, 0
 IMAGE, VIDEO, START, END = 90, 91, 92, 93
 """Ids of the special tokens: a placeholder for one image or video token, and what stands around an image."""
 
-Grid = tuple[int, int]
+Grid = tuple[int, ...]
+"""Rows and columns of a picture; frames, rows and columns of a video."""
 Views = Callable[[Any, Grid, Grid], dict[str, Tensor]]
 """Config, low-res grid and zoom of one image, to the inputs that show it; images are joined along the first axis."""
 
@@ -41,14 +43,24 @@ def bare(grid: Grid) -> list[int]:
     return [START, *[IMAGE] * (grid[0] * grid[1]), END]
 
 
+def in_one(grid: Grid) -> list[int]:
+    """One token for each cell of all frames, between the marks of a video."""
+    return [START, *[VIDEO] * math.prod(grid), END]
+
+
+def frame_by_frame(grid: Grid) -> list[int]:
+    """The time of every frame in front of it, which is marked as an image is."""
+    frames, *cells = grid
+    return [token for frame in range(frames) for token in (3 + frame, START, *[VIDEO] * math.prod(cells), END)]
+
+
 def joined(parts: Sequence[dict[str, Tensor]], strips: Sequence[str] = ()) -> dict[str, Tensor]:
     """Tensors of several views along the first axis; later axes are padded at their end, as processors do it.
 
     ``strips`` are joined along the last axis.
     """
-    if not parts:
-        return {}
-    tensors = {name: [part[name] for part in parts] for name in parts[0]}
+    names = dict.fromkeys(name for part in parts for name in part)  # videos have others than pictures
+    tensors = {name: [part[name] for part in parts if name in part] for name in names}
     return {
         name: torch.cat(values, -1) if name in strips else _stacked(values, -1 if "position" in name else 0)
         for name, values in tensors.items()
@@ -117,6 +129,10 @@ class Family:
     """Why the base model answers otherwise to prompts that are padded on the left, if it does."""
     prepare: Callable[[tf.PreTrainedModel], None] | None = None
     """What a model needs to run in float64."""
+    video: Views | None = None
+    """What shows a video, where the kind takes some that flexkit reads: the name of its grid then has three axes."""
+    video_tokens: Callable[[Grid], list[int]] = in_one
+    """The ids that stand for one video in a prompt."""
 
     def model(self, seed: int = 0) -> tf.PreTrainedModel:
         """A model of its own in eval mode, float64: exact enough to compare different orders of summation."""
@@ -141,9 +157,18 @@ class Family:
 
     def views(self, config: Any, grids: Sequence[Grid], zoom: Grid | None = None) -> dict[str, Tensor]:
         """Inputs of all images: those of the base model, or with a zoom those of the high-res view."""
-        make = self.high_res if zoom or self.low_res is None else self.low_res
-        parts = [make(config, grid, zoom or (1, 1)) for grid in grids]
+        make: Any = self.high_res if zoom or self.low_res is None else self.low_res
+        factors = (1, *(zoom or (1, 1)))
+        parts = [(make if len(grid) == 2 else self.video)(config, grid, factors[-len(grid) :]) for grid in grids]
         return joined(parts, self.strips)
+
+    def shown(self, grid: Grid) -> list[int]:
+        """The ids that stand for an image, or for a video, in a prompt."""
+        return self.tokens(grid) if len(grid) == 2 else self.video_tokens(grid)
+
+    def of_videos(self) -> "Family":
+        """The same kind, which is shown a video wherever others are shown an image."""
+        return replace(self, name=f"{self.name}-video", grid=(2, 2, 3))
 
 
 @cache

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tests.zoo.family import Family, Grid, Views, bare
-from tests.zoo.pixels import patches
+from tests.zoo.family import Family, Finish, Grid, Views, bare, in_one
+from tests.zoo.pixels import clip, patches
 from tests.zoo.tiny import MROPE, PATCH_TOWER, TEXT, TOKENS, config
 
 __all__ = ["HYBRID", "INTERLEAVED", "grid_family", "square_patches"]
@@ -33,6 +33,9 @@ def grid_family(
     tokens: dict[str, Any] = TOKENS,
     high_res: Views = patches,
     sequence: Callable[[Grid], list[int]] = bare,
+    video: Views | None = clip,
+    video_sequence: Callable[[Grid], list[int]] = in_one,
+    finish: Finish | None = None,
     **settings: Any,
 ) -> Family:
     """A kind, named by its model type and what it has beside the common sizes."""
@@ -45,6 +48,9 @@ def grid_family(
         grid=(2, 3),
         any_grid=True,
         tokens=sequence,
+        video=video,
+        video_tokens=video_sequence,
+        finish=finish,
     )
 
 

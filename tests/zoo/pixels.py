@@ -24,6 +24,15 @@ def patches(config: Any, grid: Grid, zoom: Grid) -> dict[str, Tensor]:
     return {"pixel_values": torch.randn(int(size.prod()), width), "image_grid_thw": size}
 
 
+def clip(config: Any, grid: Grid, zoom: Grid) -> dict[str, Tensor]:
+    """Flattened patches of all frames, and their number in time, rows and columns."""
+    frames, rows, columns = (cells * factor for cells, factor in zip(grid, zoom, strict=True))
+    size = torch.tensor([[frames, 2 * rows, 2 * columns]])
+    vision = config.vision_config
+    width = 3 * getattr(vision, "temporal_patch_size", 1) * vision.patch_size**2
+    return {"pixel_values_videos": torch.randn(int(size.prod()), width), "video_grid_thw": size}
+
+
 def picture(height: int, width: int) -> Views:
     """One picture of a fixed size times the zoom: ``(1, 3, height, width)``."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tests.zoo.family import IMAGE, PAD, Family, Grid, joined
+from tests.zoo.family import IMAGE, PAD, VIDEO, Family, Grid, joined
 
 __all__ = ["Row", "low_res", "prompt"]
 
@@ -51,7 +51,10 @@ def prompt(
         place = slice(length - len(sequence), length) if padding == "left" else slice(0, len(sequence))
         ids[index, place], mask[index, place] = sequence, 1
     inputs = {"input_ids": ids, "attention_mask": mask}
-    inputs |= {name: (ids == IMAGE).long() for name in _TOKEN_TYPES if name in family.accepted}
+    types = (ids == IMAGE) + 2 * (ids == VIDEO)
+    if len(family.grid) == 3:  # some kinds have one placeholder for both
+        types = 2 * types.bool()
+    inputs |= {name: types.long() for name in _TOKEN_TYPES if name in family.accepted}
     inputs |= _joined(low, family)
     if family.finish:
         inputs = family.finish(config, inputs, [len(row.images) for row in rows])
@@ -64,7 +67,7 @@ def low_res(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _tokens(row: Row, grids: Sequence[Grid], family: Family) -> Tensor:
-    parts = [torch.randint(3, 80, (1,)), *(torch.tensor(family.tokens(grid)) for grid in grids)]
+    parts = [torch.randint(3, 80, (1,)), *(torch.tensor(family.shown(grid)) for grid in grids)]
     return torch.cat([*parts, torch.randint(3, 80, (row.words,))])
 
 

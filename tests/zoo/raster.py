@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tests.zoo.family import END, IMAGE, START, Grid
 from tests.zoo.grids import grid_family, square_patches
+from tests.zoo.pixels import clip, patches
 from tests.zoo.tiny import MOE, MROPE, VISION
 
 __all__ = ["RASTER"]
@@ -26,10 +26,9 @@ _EXPERTS = {**MOE, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "
 
 
 def _muse_patches(config: Any, grid: Grid, zoom: Grid) -> dict[str, Tensor]:
-    vision = config.vision_config
-    size = torch.tensor([[1, 2 * grid[0] * zoom[0], 2 * grid[1] * zoom[1]]])
-    width = 3 * vision.patch_temporal * vision.patch_size**2
-    return {"pixel_values": torch.randn(int(size.prod()), width), "image_grid_thw": size}
+    views = patches(config, grid, zoom) if len(grid) == 2 else clip(config, grid, zoom)
+    together = config.vision_config.patch_temporal
+    return {name: value.repeat(1, together) if "pixel" in name else value for name, value in views.items()}
 
 
 def _lines(grid: Grid) -> list[int]:
@@ -38,22 +37,26 @@ def _lines(grid: Grid) -> list[int]:
 
 
 RASTER = (
-    grid_family("paddleocr_vl", {"rope_parameters": MROPE}, tower=VISION, high_res=square_patches),
+    grid_family("paddleocr_vl", {"rope_parameters": MROPE}, tower=VISION, high_res=square_patches, video=None),
     grid_family(
         "kimi_k25",
         {**_LATENT, **_EXPERTS, "head_dim": 4, "first_k_dense_replace": 1, "num_nextn_predict_layers": 0},
         {"pos_emb_height": 4, "pos_emb_width": 4},
         tower=VISION,
         high_res=square_patches,
+        video=None,
         projection_hidden_size=16,
     ),
-    grid_family("muse_glimmer", _MUSE_TEXT, _MUSE_TOWER, tower=VISION, high_res=_muse_patches, **_MUSE),
+    grid_family(
+        "muse_glimmer", _MUSE_TEXT, _MUSE_TOWER, tower=VISION, high_res=_muse_patches, video=_muse_patches, **_MUSE
+    ),
     grid_family(
         "muse_spark",
         {**_MUSE_TEXT, **MOE, "num_local_experts": 4, "moe_hidden_size": 16},
         _MUSE_TOWER,
         tower=VISION,
         high_res=_muse_patches,
+        video=_muse_patches,
         audio_config={"out_hidden_size": 32, "hidden_sizes": [8] * 4, "depths": [1] * 4},
         **_MUSE,
     ),
@@ -63,5 +66,6 @@ RASTER = (
         {"max_image_size": 56, "text_hidden_size": 32, "out_hidden_size": 32, "num_key_value_heads": 2},
         tower=VISION,
         sequence=_lines,
+        video=None,
     ),
 )

@@ -1,6 +1,7 @@
 """Sparse attention: an indexer picks the few keys that a query sees, fewer than the prompts here have."""
 
-from tests.zoo.family import IMAGE, VIDEO
+from tests.zoo.family import IMAGE, VIDEO, frame_by_frame
+from tests.zoo.glm import MARKS, marked
 from tests.zoo.grids import HYBRID, INTERLEAVED, grid_family
 from tests.zoo.tiny import MOE, VISION
 
@@ -37,6 +38,7 @@ SPARSE = (
             "indexer_compress_ratio": 2,
         },
         {"patch_size": 16},
+        video_sequence=frame_by_frame,
     ),
     grid_family(
         "glm5_next",
@@ -52,6 +54,8 @@ SPARSE = (
             "hc_mult": 2,
         },
         {"image_size": 56, "projection_intermediate_size": 24},
+        tokens=MARKS,
+        video_sequence=marked,
     ),
     grid_family(
         "minimax_m3_vl",

@@ -1,5 +1,6 @@
 """Calls of a model whose image tokens stand in the decoder's own sequence."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from flexkit.errors import HighResInputError, UnsupportedModelError
-from flexkit.grids import Pair
 from flexkit.patching.call.call import FlexCall
 from flexkit.patching.call.following import Following
-from flexkit.patching.call.inputs import View, checked_view, query_rows
+from flexkit.patching.call.inputs import View, checked_views, query_rows, vision_tokens
 from flexkit.patching.call.one_selection import OneSelection
 from flexkit.patching.call.own_states import OwnStates
 from flexkit.patching.call.route import Prompt, Route
@@ -65,15 +65,15 @@ class InSequence(Route):
             memory = move_out(cache, memory)
         if high_res and prompt.image_tokens is not None:
             if memory is None:
-                found = patch.geometry.image_tokens(model, ids, embeds)
-                front = int(past) + _in_front(prompt.image_tokens, found, ids is not None)
+                found = vision_tokens(model, patch, ids, embeds)
+                front = int(past) + _in_front(prompt.image_tokens.any(0), found.any(0), ids is not None)
                 memory = read_images(model, patch, high_res, prompt.image_tokens, inputs, front, prompt.repeats)
                 memory.front = front
             named = prompt.queries
             if named is not None and isinstance(past, int):
                 named = pad(named, (memory.front, 0))[:, : past + length]  # the rest is named for later chunks
         elif high_res:
-            image_tokens = patch.geometry.image_tokens(model, ids, embeds)
+            image_tokens = vision_tokens(model, patch, ids, embeds)
             # Generate hands the same views in at every step; once read they are in the memory. It may also decode a
             # token that happens to be the image token.
             if memory is None or (_brings_images(patch, inputs) and bool(image_tokens.any())):
@@ -127,7 +127,7 @@ def route_of(geometry: Geometry) -> Route:
 def _brings_images(patch: Patch, inputs: Mapping[str, Any]) -> bool:
     """Whether a call has the low-res view of an image, or features of it."""
     encoded = (inputs.get("mm_encoder_outputs") or {}).get("image")
-    pixels = patch.geometry.inputs[0], *patch.geometry.pixels
+    pixels = (name for each in patch.geometries for name in (each.inputs[0], *each.pixels))
     return encoded is not None or any(inputs.get(name) is not None for name in pixels)
 
 
@@ -151,7 +151,7 @@ def read_images(
     inputs : mapping
         The ``hd_*`` inputs of the call.
     image_tokens : torch.Tensor
-        ``(batch, length)``, bool: where the new part of the sequence holds image tokens.
+        ``(kinds, batch, length)``, bool: where the new part of the sequence holds tokens of images, and of videos.
     low_res : mapping
         The base model's inputs of the call.
     past : int
@@ -164,35 +164,33 @@ def read_images(
     HighResInputError
         If the views do not fit the images of the prompt.
     """
-    geometry, zoom = patch.geometry, patch.config.zoom_pair
-    view = checked_view(model, patch, inputs, low_res)
-    by_grid = {grid: geometry.layout(model, grid) for grid in view.grids}
-    for (rows, columns), layout in by_grid.items():
-        if layout.dtype != torch.bool or int(layout.sum()) != rows * columns:
-            raise UnsupportedModelError(
-                f"{type(geometry).__name__}.layout marks {int(layout.sum())} of {len(layout)} tokens as cells "
-                f"({layout.dtype}); a grid of {rows, columns} has {rows * columns}, marked by a torch.bool tensor."
-            )
-    layouts = [by_grid[grid] for grid in view.grids]
-    spans = _spans(image_tokens[::repeats], view.grids, layouts, zoom, view.margins, past, geometry.overview_only)
-    batch = len(image_tokens) // repeats
-    if view.tiles is None:
-        memory = _whole(model, patch, view, spans, batch)
+    views = checked_views(model, patch, inputs, low_res)
+    of_kinds = dict(zip(patch.geometries, image_tokens[:, ::repeats], strict=True))
+    spans = [_spans(model, of_kinds[view.geometry], view, past) for view in views]
+    batch = image_tokens.shape[1] // repeats
+    if views[0].tiles is None:
+        memory = _whole(model, patch, views, spans, batch)
     else:
-        memory = _in_tiles(model, patch, view.tiles, spans, batch)
+        memory = _in_tiles(model, patch, views[0].tiles, spans[0], batch)
     return memory if repeats == 1 else memory.repeat_interleave(repeats)
 
 
-def _whole(model: Any, patch: Patch, view: View, spans: Sequence[ImageSpan], batch: int) -> HighResMemory:
+def _whole(
+    model: Any, patch: Patch, views: Sequence[View], spans: Sequence[Sequence[ImageSpan]], batch: int
+) -> HighResMemory:
     """The memory of views that are encoded as a whole."""
-    features = _as_read(model, patch, patch.geometry.encode, view.inputs, view.grids, patch.config.zoom_pair)
-    for feature, span in zip(features, spans, strict=True):
-        if len(feature) != span.tokens:
-            raise HighResInputError(
-                f"the model encoded a high-res view to {len(feature)} tokens; a {span.grid} grid zoomed {span.zoom} "
-                f"has {span.tokens}."
-            )
-    return HighResMemory.pack(features, spans, batch)
+    found: list[tuple[Tensor, ImageSpan]] = []
+    for view, own in zip(views, spans, strict=True):
+        features = _as_read(model, patch, view.geometry.encode, view.inputs, view.grids, view.zoom)
+        for feature, span in zip(features, own, strict=True):
+            if len(feature) != span.tokens:
+                raise HighResInputError(
+                    f"the model encoded a high-res view to {len(feature)} tokens; a {span.grid} grid zoomed "
+                    f"{span.zoom} has {span.tokens}."
+                )
+            found.append((feature, span))
+    found.sort(key=lambda each: (each[1].row, each[1].end))  # images and videos, as they stand in the prompt
+    return HighResMemory.pack([feature for feature, _ in found], [span for _, span in found], batch)
 
 
 def _in_tiles(
@@ -224,16 +222,17 @@ def _as_read(model: Any, patch: Patch, encode: Callable[..., Any], *inputs: Any)
     return torch.stack(summed) if isinstance(features, Tensor) else summed
 
 
-def _spans(
-    image_tokens: Tensor,
-    grids: Sequence[Pair],
-    layouts: Sequence[Tensor],
-    zoom: Pair,
-    margins: Sequence[Tensor | None],
-    past: int,
-    overview_only: str,
-) -> list[ImageSpan]:
+def _spans(model: Any, image_tokens: Tensor, view: View, past: int) -> list[ImageSpan]:
     """Share out the image tokens of every batch row among the images, in order."""
+    geometry, grids, zoom = view.geometry, view.grids, view.zoom
+    by_grid = {grid: geometry.layout(model, grid) for grid in grids}
+    for grid, layout in by_grid.items():
+        if layout.dtype != torch.bool or int(layout.sum()) != math.prod(grid):
+            raise UnsupportedModelError(
+                f"{type(geometry).__name__}.layout marks {int(layout.sum())} of {len(layout)} tokens as cells "
+                f"({layout.dtype}); a grid of {grid} has {math.prod(grid)}, marked by a torch.bool tensor."
+            )
+    layouts, overview_only = [by_grid[grid] for grid in grids], geometry.overview_only
     lengths, device = [len(layout) for layout in layouts], image_tokens.device
     marked = image_tokens.cpu().numpy()  # the host waits once, and not for each image
     held = marked.sum(-1).tolist()
@@ -249,7 +248,7 @@ def _spans(
                     "order." + (f" The prompt must carry overviews only: {overview_only}." if overview_only else "")
                 )
             columns = left[: lengths[index]][layouts[index].cpu().numpy()]
-            padded = margins[index]
+            padded = view.margins[index]
             margin = None if padded is None else padded.to(device)
             first, last = columns[[0, -1]].tolist()
             begin = first if last - first + 1 == len(columns) else None

@@ -1,5 +1,6 @@
 """What a call is given besides the base model's inputs: high-res views, and the positions that read them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from flexkit.attention.ragged import RaggedIndex
 from flexkit.encoding import TileView
 from flexkit.errors import HighResInputError
-from flexkit.grids import Pair
+from flexkit.grids import Grid
 from flexkit.patching.config import FlexConfig
-from flexkit.patching.geometry.base import PREFIX, check_readable
+from flexkit.patching.geometry.base import PREFIX, Geometry, check_readable
 from flexkit.patching.memory.high_res import HighResMemory
 from flexkit.patching.memory.tokens import ReadTiles
 from flexkit.patching.state import Patch
@@ -24,22 +25,28 @@ __all__ = [
     "View",
     "asks_last",
     "check_inputs",
-    "checked_view",
+    "checked_views",
     "input_names",
     "kept_positions",
     "query_rows",
+    "vision_tokens",
 ]
 
 _TILES = "hd_tiles"
-_OPTIONAL = ("hd_image_sizes", _TILES, "hd_queries")
+_OF_PICTURES = ("hd_image_sizes", _TILES)
 IGNORED = -100
 """The label of a position that predicts nothing."""
 
 
 def input_names(patch: Patch) -> tuple[str, ...]:
     """The arguments that a patched model takes besides its own."""
-    names = [PREFIX + name for name in patch.geometry.inputs]
-    return tuple(dict.fromkeys((*names, *_OPTIONAL)))
+    names = [name for geometry in patch.geometries for name in _names_of(geometry)]
+    return tuple(dict.fromkeys((*names, "hd_queries")))
+
+
+def _names_of(geometry: Geometry) -> tuple[str, ...]:
+    """The arguments that show a high-res view to a geometry."""
+    return *(PREFIX + name for name in geometry.inputs), *(() if geometry.axes == 3 else _OF_PICTURES)
 
 
 def check_inputs(model: nn.Module, patch: Patch, inputs: Mapping[str, Any]) -> None:
@@ -55,19 +62,21 @@ def check_inputs(model: nn.Module, patch: Patch, inputs: Mapping[str, Any]) -> N
 
 @dataclass(frozen=True)
 class View:
-    """The high-res view of all images, found to be one."""
+    """The high-res view of all images, or of all videos, found to be one."""
 
+    geometry: Geometry
+    zoom: Grid
     inputs: dict[str, Tensor]
     """Without the prefix of their names; empty where tiles are read."""
-    grids: list[Pair]
+    grids: Sequence[Grid]
     margins: Sequence[Tensor | None]
     """For each image ``(2,)``: padded cells on each side; None where there are none."""
     tiles: Sequence[Sequence[ReadTiles]] | None = None
     """For each image and level what reads its tiles; None where views are encoded as a whole."""
 
 
-def checked_view(model: Any, patch: Patch, inputs: Mapping[str, Any], low_res: Mapping[str, object]) -> View:
-    """What the ``hd_*`` inputs show.
+def checked_views(model: Any, patch: Patch, inputs: Mapping[str, Any], low_res: Mapping[str, object]) -> list[View]:
+    """What the ``hd_*`` inputs show: images, videos, or both.
 
     Parameters
     ----------
@@ -85,21 +94,36 @@ def checked_view(model: Any, patch: Patch, inputs: Mapping[str, Any], low_res: M
     HighResInputError
         If they are not what the model takes, or contradict the base model's inputs.
     """
+    shown = [{name: inputs[name] for name in _names_of(each) if name in inputs} for each in patch.geometries]
+    if not any(shown):
+        shown[0] = dict(inputs)
+    both = zip(patch.geometries, shown, strict=True)
+    return [_checked_view(model, patch, geometry, own, low_res) for geometry, own in both if own]
+
+
+def _checked_view(
+    model: Any, patch: Patch, geometry: Geometry, inputs: Mapping[str, Any], low_res: Mapping[str, object]
+) -> View:
     given = {name: value for name, value in inputs.items() if name != _TILES}
     wrong = [f"{name} ({type(value).__name__})" for name, value in given.items() if not isinstance(value, Tensor)]
     if wrong:
         raise HighResInputError(f"high-res inputs must be tensors, not {', '.join(wrong)}; use return_tensors='pt'.")
     for name, value in given.items():
         check_readable(name, value)
-    view = _of_tiles(model, patch, inputs) if _TILES in inputs else _of_tensors(model, patch, inputs, low_res)
+    if _TILES in inputs:
+        view = _of_tiles(model, patch, inputs)
+    else:
+        view = _of_tensors(model, patch, geometry, inputs, low_res)
     if not view.grids:
         raise HighResInputError("0 high-res views were given; leave hd_* out of a call without images.")
-    patch.geometry.check_low_res(model, low_res, view.grids)
+    geometry.check_low_res(model, low_res, view.grids)
     return view
 
 
-def _of_tensors(model: Any, patch: Patch, inputs: Mapping[str, Any], low_res: Mapping[str, object]) -> View:
-    geometry, zoom = patch.geometry, patch.config.zoom_pair
+def _of_tensors(
+    model: Any, patch: Patch, geometry: Geometry, inputs: Mapping[str, Any], low_res: Mapping[str, object]
+) -> View:
+    zoom = patch.config.zoom_of(geometry.axes)
     if patch.config.levels > 1:
         raise HighResInputError(
             f"the model reads {patch.config.levels} levels of zoom, and {sorted(inputs)} hold one; give the hd_tiles "
@@ -125,12 +149,14 @@ def _of_tensors(model: Any, patch: Patch, inputs: Mapping[str, Any], low_res: Ma
     margins = [None] * len(grids) if sizes is None else _margins(sizes, grids)
     tiles = geometry.cut(views, zoom) if patch.config.tiles == "on_demand" else None
     for own in tiles or ():
-        if any(len(each) != zoom[0] * zoom[1] for each in own):
+        if any(len(each) != math.prod(zoom) for each in own):
             raise HighResInputError(
                 f"{type(geometry).__name__}.cut gave {[len(each) for each in own]} tiles of an image for "
-                f"{geometry.inputs}; a zoom of {zoom} has {zoom[0] * zoom[1]}."
+                f"{geometry.inputs}; a zoom of {zoom} has {math.prod(zoom)}."
             )
-    return View(views, grids, margins, None if tiles is None else [[partial(_taken, own)] for own in tiles])
+    return View(
+        geometry, zoom, views, grids, margins, None if tiles is None else [[partial(_taken, own)] for own in tiles]
+    )
 
 
 def _taken(tiles: Sequence[Tensor], index: Tensor) -> list[Tensor]:
@@ -158,14 +184,15 @@ def _of_tiles(model: Any, patch: Patch, inputs: Mapping[str, Any]) -> View:
     like = model.device, model.dtype
     tiles = [[partial(_read, view, level, *like) for level in range(len(zooms))] for view in views]
     sizes = inputs.get("hd_image_sizes")
-    return View({}, grids, [None] * len(grids) if sizes is None else _margins(sizes, grids), tiles)
+    margins = [None] * len(grids) if sizes is None else _margins(sizes, grids)
+    return View(patch.geometry, patch.config.zoom_pair, {}, grids, margins, tiles)
 
 
 def _read(view: TileView, level: int, device: torch.device, dtype: torch.dtype, index: Tensor) -> list[Tensor]:
     return [own.to(device, dtype) for own in view.read(level, index.tolist())]
 
 
-def _margins(image_sizes: Tensor, grids: Sequence[Pair]) -> list[Tensor | None]:
+def _margins(image_sizes: Tensor, grids: Sequence[Any]) -> list[Tensor | None]:
     if image_sizes.shape != (len(grids), 2):
         raise HighResInputError(
             f"hd_image_sizes has shape {tuple(image_sizes.shape)}; expected ({len(grids)}, 2): the (height, width) "
@@ -173,6 +200,11 @@ def _margins(image_sizes: Tensor, grids: Sequence[Pair]) -> list[Tensor | None]:
         )
     margins = [margin_cells(size[None].cpu(), grid)[0] for size, grid in zip(image_sizes, grids, strict=True)]
     return [each if each.any() else None for each in margins]
+
+
+def vision_tokens(model: Any, patch: Patch, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
+    """``(kinds, batch, length)``, bool: where a prompt holds tokens of images, and of videos."""
+    return torch.stack([geometry.image_tokens(model, ids, embeds) for geometry in patch.geometries])
 
 
 def query_rows(

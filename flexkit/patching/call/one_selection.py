@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from flexkit.attention.ragged import RaggedIndex
@@ -116,10 +115,8 @@ class OneSelection:
 
     def selection(self, groups: Sequence[ImageGroup]) -> Selection:
         """The same image by image."""
-        masks = [
-            rearrange(self.given[group.rows[:, None], :, group.tokens], "i (r c) q -> i q r c", r=group.size[0])
-            for group in groups
-        ]
+        read = (self.given[group.rows[:, None], :, group.tokens].transpose(1, 2) for group in groups)
+        masks = [mask.reshape(*mask.shape[:2], *group.size) for mask, group in zip(read, groups, strict=True)]
         unseen = [of.new_zeros(*of.shape[:2], *group.grid).float() for of, group in zip(masks, groups, strict=True)]
         return Selection(tuple(groups), tuple(masks), self.scores or tuple(unseen))
 

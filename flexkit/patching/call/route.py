@@ -22,7 +22,7 @@ class Prompt:
     """What ``generate`` knows of its prompt when it begins; it travels along as one argument."""
 
     image_tokens: Tensor | None = None
-    """``(batch, prompt)``, bool: where it holds image tokens."""
+    """``(kinds, batch, prompt)``, bool: where it holds tokens of images, and of videos."""
     queries: Tensor | None = None
     """``(batch, prompt)``, bool: the positions that read; later ones do, too."""
     repeats: int = 1

@@ -19,11 +19,11 @@ from torch.utils.hooks import RemovableHandle
 from transformers import GenerationMixin, PreTrainedModel
 
 from flexkit.errors import HighResInputError
-from flexkit.grids import Pair
+from flexkit.grids import Grid
 from flexkit.patching.call.call import FlexCall
 from flexkit.patching.call.forward import base_forward, take_high_res
 from flexkit.patching.call.generation import EXPAND
-from flexkit.patching.call.inputs import check_inputs, checked_view
+from flexkit.patching.call.inputs import check_inputs, checked_views
 from flexkit.patching.call.route import Prompt, Route
 from flexkit.patching.config import FlexConfig
 from flexkit.patching.context.carriers import Carried, Carrier, Keyword, argument, carried, held, held_in, read_beside
@@ -70,7 +70,7 @@ class Context(Geometry):
         return self.route.decoder(model)
 
     @abstractmethod
-    def places(self, model: PreTrainedModel, inputs: Mapping[str, Any], grids: Sequence[Pair]) -> Places:
+    def places(self, model: PreTrainedModel, inputs: Mapping[str, Any], grids: Sequence[Grid]) -> Places:
         """Where the images of the base model's inputs stand in the context.
 
         Raises :class:`~flexkit.errors.HighResInputError` if these are not as many as the grids.
@@ -177,7 +177,7 @@ class Beside(Route):
         absent = [name for name in geometry.inputs if not isinstance(inputs.get(name), Tensor)]
         if absent:
             raise HighResInputError(f"the high-res view came without the base model's {absent}; pass both in one call.")
-        view = checked_view(model, patch, high_res, inputs)
+        (view,) = checked_views(model, patch, high_res, inputs)
         zoom = patch.config.zoom_pair
         places: Places = geometry.places(model, inputs, view.grids)
         both = {**inputs, **{PREFIX + name: value for name, value in view.inputs.items()}}

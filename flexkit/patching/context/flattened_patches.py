@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
-from flexkit.grids import Pair
+from flexkit.grids import Grid, Pair
 from flexkit.patching.context.beside import Context, Places
 from flexkit.patching.geometry.base import PREFIX, Declared
 from flexkit.selection import Policy
@@ -27,11 +27,11 @@ class FlattenedPatches(Context):
     def default_policy(self) -> Policy:
         return PUBLISHED_THRESHOLD.dilated(1)
 
-    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+    def declared(self, model: PreTrainedModel, zoom: Grid) -> Mapping[str, Declared]:
         return {"flattened_patches": Declared(("images", "patches", ...))}
 
     def grids(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair, prefix: str = PREFIX
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Grid, prefix: str = PREFIX
     ) -> list[Pair]:
         grids = []
         for image in inputs["flattened_patches"]:
@@ -45,19 +45,19 @@ class FlattenedPatches(Context):
             grids.append((rows // zoom[0], columns // zoom[1]))
         return grids
 
-    def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
+    def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Grid]) -> None:
         low: Any = inputs["flattened_patches"]
         self.declared(model, (1, 1))["flattened_patches"].check_axes("flattened_patches", low, {})
         held = self.grids(model, {"flattened_patches": low}, (1, 1), prefix="")
         if held != list(grids):
             raise HighResInputError(f"flattened_patches shows grids {held}; the high-res view is a zoom of {grids}.")
 
-    def places(self, model: PreTrainedModel, inputs: Mapping[str, Any], grids: Sequence[Pair]) -> Places:
+    def places(self, model: PreTrainedModel, inputs: Mapping[str, Any], grids: Sequence[Grid]) -> Places:
         patches = inputs["flattened_patches"]
         return Places(len(patches), list(range(len(patches))), [_raster(image) for image in patches])
 
     def encode(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
         view = inputs["hd_flattened_patches"]
         mask = inputs.get("attention_mask")

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
-from flexkit.grids import Pair, split_tiles, stitch_tiles
+from flexkit.grids import Grid, Pair, split_tiles, stitch_tiles
 from flexkit.patching.context.arrangements import Arrangement, OneARow
 from flexkit.patching.context.beside import Beside, Context, Places
 from flexkit.patching.geometry.base import Axis, Declared
@@ -79,11 +79,11 @@ class Pictures(Context):
         self._padding = padding
         self.overview_only = overview_only
 
-    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+    def declared(self, model: PreTrainedModel, zoom: Grid) -> Mapping[str, Declared]:
         axes: tuple[Axis, ...] = (*self._arrangement.view_axes, 3, "height", "width")
         return {"pixel_values": Declared(axes, meaning=f"the last two {zoom} times those of pixel_values")}
 
-    def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
+    def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Grid) -> list[Pair]:
         pixels, cell = inputs["pixel_values"], self._cell(model.config)
         sides = tuple(pixels.shape[-2:])
         if sides[0] % zoom[0] or sides[1] % zoom[1]:
@@ -95,7 +95,7 @@ class Pictures(Context):
         grid = sides[0] // zoom[0] // cell, sides[1] // zoom[1] // cell
         return [grid] * len(pixels.flatten(0, -4))
 
-    def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
+    def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Grid]) -> None:
         pixels: Any = inputs["pixel_values"]
         cell = self._cell(model.config)
         if inputs.get("pixel_values_local") is not None:
@@ -113,7 +113,7 @@ class Pictures(Context):
                 "its order."
             )
 
-    def places(self, model: PreTrainedModel, inputs: Mapping[str, Any], grids: Sequence[Pair]) -> Places:
+    def places(self, model: PreTrainedModel, inputs: Mapping[str, Any], grids: Sequence[Grid]) -> Places:
         rows, columns = grids[0]
         places = self._arrangement.places(model.config, inputs, self._prefix, rows * columns)
         if len(places.rows) != len(grids):
@@ -123,7 +123,7 @@ class Pictures(Context):
         return places
 
     def encode(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
         pixels, cell = inputs["pixel_values"], self._cell(model.config)
         places = self.places(model, inputs, grids)
@@ -152,7 +152,7 @@ class Page(Pictures):
     A patch on which a word lies has no key of its own but the word's.
     """
 
-    def places(self, model: PreTrainedModel, inputs: Mapping[str, Any], grids: Sequence[Pair]) -> Places:
+    def places(self, model: PreTrainedModel, inputs: Mapping[str, Any], grids: Sequence[Grid]) -> Places:
         boxes = _boxes(inputs)
         side = grids[0][1]
         batch, words = boxes.shape[:2]
@@ -170,7 +170,7 @@ class Page(Pictures):
         return Places(batch, list(range(batch)), columns)
 
     def encode(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
         encoder: Any = model.get_submodule("encoder")
         boxes, text = _boxes(inputs), inputs.get("inputs_embeds")
@@ -201,7 +201,7 @@ class Page(Pictures):
         return list(rearrange(stitch_tiles(torch.stack(encoded, 1), grids[0], zoom), "n r c d -> n (r c) d"))
 
 
-def _cut(view: Tensor, grids: Sequence[Pair], zoom: Pair, cell: int, size: Pair) -> Tensor:
+def _cut(view: Tensor, grids: Sequence[Grid], zoom: Grid, cell: int, size: Pair) -> Tensor:
     """Tiles of high-res views, each in the corner where its low-res picture is.
 
     Parameters
@@ -230,7 +230,7 @@ def _cut(view: Tensor, grids: Sequence[Pair], zoom: Pair, cell: int, size: Pair)
     return torch.cat(tiles)
 
 
-def _stitched(tiles: Tensor, own: Pair, grid: Pair, zoom: Pair) -> Tensor:
+def _stitched(tiles: Tensor, own: Grid, grid: Grid, zoom: Grid) -> Tensor:
     """Features of an image from those of its tiles; zero where it is padded.
 
     Parameters

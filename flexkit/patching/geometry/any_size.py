@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError, UnsupportedModelError
-from flexkit.grids import Pair
+from flexkit.grids import Grid, Pair, zoomed
 from flexkit.patching.geometry.base import PREFIX, Declared, Geometry, image_features
 from flexkit.selection import Policy
 from flexkit.selection.threshold import PUBLISHED_THRESHOLD
@@ -34,14 +34,19 @@ class AnySize(Geometry):
     def __init__(self, cell: Callable[[Any], int]) -> None:
         self._cell = cell
 
+    def cell(self, config: Any) -> Grid:
+        """Rows and columns of one cell, in the unit of :meth:`sizes`; of a video with the number of frames in front."""
+        side = self._cell(config)
+        return side, side
+
     @property
     def default_policy(self) -> Policy:
         # Grids differ from image to image: a neighbourhood in cells, not a fixed number of pooled cells.
         return PUBLISHED_THRESHOLD.dilated(1)
 
     @abstractmethod
-    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:
-        """``(rows, columns)`` of every image, in pixels or patches.
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> Sequence[Grid]:
+        """``(rows, columns)`` of every image, in pixels or patches; of a video with the number of frames in front.
 
         Raises :class:`~flexkit.errors.HighResInputError` if the inputs contradict one another; ``prefix`` stands before
         their names.
@@ -56,35 +61,37 @@ class AnySize(Geometry):
             ) from error
 
     def grids(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair, prefix: str = PREFIX
-    ) -> list[Pair]:
-        cell = self._cell(model.config)
-        sizes = self.sizes(model, inputs, prefix)
-        for rows, columns in sizes:
-            if rows % (cell * zoom[0]) or columns % (cell * zoom[1]):
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Grid, prefix: str = PREFIX
+    ) -> list[Grid]:
+        sizes, cell = self.sizes(model, inputs, prefix), self.cell(model.config)
+        steps = zoomed(cell, zoom)
+        for size in sizes:
+            if any(length % step for length, step in zip(size, steps, strict=True)):
+                names = ("frames", "rows", "columns")[-self.axes :]
+                divisible = " and ".join(f"{name} divisible by {step}" for name, step in zip(names, steps, strict=True))
                 raise HighResInputError(
-                    f"{prefix}{self.size_input} has an image of {rows} x {columns}; expected rows divisible by "
-                    f"{cell * zoom[0]} and columns by {cell * zoom[1]}: zoom {zoom} times {cell} for each image token."
+                    f"{prefix}{self.size_input} has {'a video' if self.axes == 3 else 'an image'} of "
+                    f"{' x '.join(map(str, size))}; expected {divisible}: zoom {zoom} times {cell} for each token."
                 )
-        return [(rows // cell // zoom[0], columns // cell // zoom[1]) for rows, columns in sizes]
+        return [tuple(length // step for length, step in zip(size, steps, strict=True)) for size in sizes]
 
     def encode(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
-        return image_features(model, **{name: inputs[name] for name in self.inputs})
+        return image_features(model, self.features, **{name: inputs[name] for name in self.inputs})
 
-    def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
+    def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Grid]) -> None:
         low_res = {name: value for name in self.inputs if isinstance(value := inputs.get(name), Tensor)}
         if len(low_res) != len(self.inputs):
             return
-        known: dict[str, int] = {}
-        for name, declared in self.declared(model, (1, 1)).items():
+        known, same = dict[str, int](), (1, 1, 1)[-self.axes :]
+        for name, declared in self.declared(model, same).items():
             declared.check_axes(name, low_res[name], known)
             if name == self.size_input:
                 low_res[name] = declared.checked(name, low_res[name])
         if len(low_res[self.size_input]) != len(grids):
             return
-        held = self.grids(model, low_res, (1, 1), prefix="")
+        held = self.grids(model, low_res, same, prefix="")
         if held != list(grids):
             raise HighResInputError(
                 f"{self.size_input} gives low-res grids {held}; hd_{self.size_input} is a zoom of {list(grids)}."
@@ -110,11 +117,11 @@ class SizedImages(AnySize):
     inputs = ("pixel_values", "image_sizes")
     size_input = "image_sizes"
 
-    def __init__(self, cell: Callable[[Any], int], *, layout: Callable[[Pair], Tensor] | None = None) -> None:
+    def __init__(self, cell: Callable[[Any], int], *, layout: Callable[[Grid], Tensor] | None = None) -> None:
         super().__init__(cell)
         self._layout = layout
 
-    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+    def declared(self, model: PreTrainedModel, zoom: Grid) -> Mapping[str, Declared]:
         return {"pixel_values": Declared(("images", 3, "height", "width")), "image_sizes": SIZES}
 
     def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:
@@ -127,11 +134,11 @@ class SizedImages(AnySize):
             )
         return sizes
 
-    def layout(self, model: PreTrainedModel, grid: Pair) -> Tensor:
+    def layout(self, model: PreTrainedModel, grid: Grid) -> Tensor:
         return super().layout(model, grid) if self._layout is None else self._layout(grid)
 
     def encode(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
         # One by one: towers attend across the batch behind a mask, or see the padding.
         features = []

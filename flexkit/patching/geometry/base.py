@@ -1,5 +1,6 @@
 """What flexkit must know of how a family lays out its image tokens, what their inputs are, and how it encodes them."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,21 @@ from transformers import PreTrainedModel
 
 from flexkit.checks import FLOATS
 from flexkit.errors import HighResInputError, UnsupportedModelError
-from flexkit.grids import Pair
+from flexkit.grids import Grid, Pair
 from flexkit.patching.memory.tokens import no_tiles
 from flexkit.patching.seam.decoder import find_decoder
 from flexkit.selection import PUBLISHED_POLICY, Policy
 
-__all__ = ["PREFIX", "Axis", "Declared", "Geometry", "check_readable", "features_owner", "image_features"]
+__all__ = [
+    "PREFIX",
+    "Axis",
+    "Declared",
+    "Geometry",
+    "check_readable",
+    "features_owner",
+    "image_features",
+    "positions_of",
+]
 
 PREFIX = "hd_"
 """What names of high-res inputs begin with."""
@@ -40,7 +50,7 @@ class Declared:
     """Sizes are positive integers; a mask is bool, or 0 and 1."""
     meaning: str = ""
     """What the sizes of the axes say, for errors."""
-    zoom: Pair = (1, 1)
+    zoom: Grid = (1, 1)
     """How many times as large as the base model's own the last two of those are."""
 
     def check_axes(self, name: str, value: Tensor, known: dict[str, int], base: object = None) -> None:
@@ -116,13 +126,25 @@ def check_readable(name: str, value: Tensor) -> None:
 
 
 class Geometry(ABC):
-    """One kind of image-token layout; a family of models names the one it has.
+    """One kind of layout of image tokens, or of a video's; a family of models names the ones it has.
 
     A geometry holds no state: all it needs of a model it reads from the model.
     """
 
     inputs: ClassVar[tuple[str, ...]]
-    """The arguments of ``get_image_features``; the high-res view has the same ones, prefixed with ``hd_``."""
+    """The arguments of :attr:`features`; the high-res view has the same ones, prefixed with ``hd_``."""
+
+    features: ClassVar[str] = "get_image_features"
+    """The model's method that encodes what :attr:`inputs` show."""
+
+    token: ClassVar[str] = "image_token_id"
+    """What configs call the id of the tokens that stand for it."""
+
+    axes: ClassVar[int] = 2
+    """Of a grid: rows and columns; of a video frames, rows and columns."""
+
+    video: "Geometry | None" = None
+    """How the same models lay out videos; None if they take none, or flexkit reads none."""
 
     default_zoom: ClassVar[int]
     """The zoom where a config names none."""
@@ -142,24 +164,24 @@ class Geometry(ABC):
         """Raise :class:`~flexkit.errors.UnsupportedModelError` if the model lacks what this geometry reads."""
         return
 
-    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+    def declared(self, model: PreTrainedModel, zoom: Grid) -> Mapping[str, Declared]:
         """Axes and numbers of :attr:`inputs`, checked before :meth:`grids` sees them; others may have any."""
         return {}
 
     @abstractmethod
-    def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
-        """Low-res ``(rows, columns)`` of every image, read off its high-res view.
+    def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Grid) -> Sequence[Grid]:
+        """Low-res ``(rows, columns)`` of every image, or ``(frames, rows, columns)``, read off its high-res view.
 
         Raises :class:`~flexkit.errors.HighResInputError` if the view is no ``zoom``-fold of anything the model takes.
         """
 
     @abstractmethod
     def encode(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
         """High-res features of every image, ``(tokens, dim)`` in raster order of its high-res grid."""
 
-    def cut(self, inputs: Mapping[str, Tensor], zoom: Pair) -> list[tuple[Tensor, ...]] | None:
+    def cut(self, inputs: Mapping[str, Tensor], zoom: Grid) -> list[tuple[Tensor, ...]] | None:
         """The tiles of every image, where they are encoded one by one; None where a view is encoded as a whole.
 
         Returns
@@ -177,7 +199,7 @@ class Geometry(ABC):
         """Features ``(tiles, cells, dim)`` of tiles from :meth:`cut`, one tensor for each of :attr:`inputs`."""
         return no_tiles(tiles)
 
-    def layout(self, model: PreTrainedModel, grid: Pair) -> Tensor:
+    def layout(self, model: PreTrainedModel, grid: Grid) -> Tensor:
         """Which image tokens of an image of this grid are its cells.
 
         Returns
@@ -186,7 +208,7 @@ class Geometry(ABC):
             ``(tokens,)``, bool, for the image tokens of one image in the order of the sequence; its True entries are
             the cells in raster order. The others separate rows or images.
         """
-        return torch.ones(grid[0] * grid[1], dtype=torch.bool)
+        return torch.ones(math.prod(grid), dtype=torch.bool)
 
     def decoder(self, model: PreTrainedModel) -> nn.Module:
         """The text model: the module whose ``layers`` are the decoder layers."""
@@ -199,29 +221,33 @@ class Geometry(ABC):
     route: Any = None
     """A ``Route``, by which calls reach the attention that reads; None where images stand in the sequence."""
 
-    def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
+    def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Grid]) -> None:
         """Raise :class:`~flexkit.errors.HighResInputError` if the base model's inputs contradict the high-res view."""
         return
 
     def image_tokens(self, model: PreTrainedModel, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """``(batch, length)``, bool: the positions that hold image tokens."""
-        token = getattr(model.config, "image_token_id", None)
+        token = getattr(model.config, self.token, None)
         if token is None:
             raise UnsupportedModelError(
-                f"the config of {type(model).__name__} has no image_token_id; {type(self).__name__} needs a method "
+                f"the config of {type(model).__name__} has no {self.token}; {type(self).__name__} needs a method "
                 "image_tokens that says where image tokens stand."
             )
-        if input_ids is not None:
-            return input_ids.eq(token)
-        if inputs_embeds is None:
-            raise HighResInputError("high-res inputs came with neither input_ids nor inputs_embeds.")
-        embed = model.get_input_embeddings()
-        placeholder = embed(torch.tensor(token, device=inputs_embeds.device))
-        same: Tensor = inputs_embeds == placeholder.to(inputs_embeds.dtype)
-        return same.all(-1)
+        return positions_of(model, token, input_ids, inputs_embeds)
 
 
-def image_features(model: PreTrainedModel, **inputs: Tensor) -> list[Tensor]:
+def positions_of(model: Any, token: int, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """``(batch, length)``, bool: where a token stands, by its id or by its embedding."""
+    if input_ids is not None:
+        return input_ids.eq(token)
+    if inputs_embeds is None:
+        raise HighResInputError("high-res inputs came with neither input_ids nor inputs_embeds.")
+    placeholder = model.get_input_embeddings()(torch.tensor(token, device=inputs_embeds.device))
+    same: Tensor = inputs_embeds == placeholder.to(inputs_embeds.dtype)
+    return same.all(-1)
+
+
+def image_features(model: PreTrainedModel, by: str = Geometry.features, /, **inputs: Tensor) -> list[Tensor]:
     """Projected features of every image, each ``(tokens, parts * dim)``, as they enter the decoder; without gradient.
 
     A decoder that scales its embeddings (Granite) scales image features too. Where a model adds features of deeper
@@ -231,11 +257,13 @@ def image_features(model: PreTrainedModel, **inputs: Tensor) -> list[Tensor]:
     ----------
     model : transformers.PreTrainedModel
         A model with ``get_image_features``.
+    by : str
+        Another method of it, as ``get_video_features``.
     **inputs : torch.Tensor
-        The arguments of ``get_image_features``.
+        Its arguments.
     """
     with torch.no_grad():
-        output = features_owner(model).get_image_features(**inputs, return_dict=True)
+        output = getattr(features_owner(model), by)(**inputs, return_dict=True)
     features = getattr(output, "pooler_output", output)
     if features is None:
         features = getattr(output, "last_hidden_state", None)
@@ -243,7 +271,7 @@ def image_features(model: PreTrainedModel, **inputs: Tensor) -> list[Tensor]:
     images = [] if features is None else [image.reshape(-1, image.shape[-1]) * scale for image in features]
     deeper = [list(_per_image(layer, images)) for layer in getattr(output, "deepstack_features", None) or ()]
     if not images and not deeper:
-        raise UnsupportedModelError(f"{type(model).__name__}.get_image_features gave no features.")
+        raise UnsupportedModelError(f"{type(model).__name__}.{by} gave no features.")
     images = images or [torch.zeros_like(image) for image in deeper[0]]
     return [torch.cat(parts, dim=-1) for parts in zip(images, *deeper, strict=True)]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError, UnsupportedModelError
-from flexkit.grids import Pair, split_tiles, stitch_tiles
+from flexkit.grids import Grid, Pair, split_tiles, stitch_tiles
 from flexkit.patching.geometry.base import Declared, Geometry, features_owner, image_features
 
 __all__ = [
@@ -185,7 +185,7 @@ class FixedGrid(Geometry):
         *,
         size: Callable[[Any], object] | None = vision_size,
         encode: TileEncoder = encode_images,
-        layout: Callable[[Pair], Tensor] = lambda grid: torch.ones(grid[0] * grid[1], dtype=torch.bool),
+        layout: Callable[[Grid], Tensor] = lambda grid: torch.ones(grid[0] * grid[1], dtype=torch.bool),
         overview_only: str = "",
     ) -> None:
         self._tokens = tokens
@@ -202,7 +202,7 @@ class FixedGrid(Geometry):
             )
         self.grid(model)
 
-    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+    def declared(self, model: PreTrainedModel, zoom: Grid) -> Mapping[str, Declared]:
         channels = getattr(getattr(model.config, "vision_config", None), "num_channels", 3)
         size = self.tower_size(model)
         if size is None:
@@ -212,7 +212,7 @@ class FixedGrid(Geometry):
             view = Declared(("images", channels, zoom[0] * size[0], zoom[1] * size[1]), meaning=meaning)
         return {"pixel_values": view}
 
-    def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Pair) -> list[Pair]:
+    def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Grid) -> list[Pair]:
         pixels = inputs["pixel_values"]
         if pixels.shape[-2] % zoom[0] or pixels.shape[-1] % zoom[1]:
             raise HighResInputError(
@@ -221,17 +221,17 @@ class FixedGrid(Geometry):
             )
         return [self.grid(model)] * len(pixels)
 
-    def layout(self, model: PreTrainedModel, grid: Pair) -> Tensor:
+    def layout(self, model: PreTrainedModel, grid: Grid) -> Tensor:
         return self._layout(grid)
 
     def encode(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
         tiles = (self.encode_tiles(model, image)[None] for image in self.cut(inputs, zoom))
         stitched = (stitch_tiles(image, grid, zoom) for image, grid in zip(tiles, grids, strict=True))
         return [rearrange(image, "1 r c d -> (r c) d") for image in stitched]
 
-    def cut(self, inputs: Mapping[str, Tensor], zoom: Pair) -> list[tuple[Tensor, ...]]:
+    def cut(self, inputs: Mapping[str, Tensor], zoom: Grid) -> list[tuple[Tensor, ...]]:
         tiles = (split_tiles(inputs[name], zoom) for name in self.inputs)
         return list(zip(*tiles, strict=True))
 
@@ -288,7 +288,7 @@ class TwoSizes(FixedGrid):
     def __init__(self) -> None:
         super().__init__(merged_patches, encode=encode_in_two_sizes)
 
-    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+    def declared(self, model: PreTrainedModel, zoom: Grid) -> Mapping[str, Declared]:
         declared, size = super().declared(model, zoom), model.config.high_res_vision_config.image_size
         axes = (*declared["pixel_values"].axes[:2], zoom[0] * size, zoom[1] * size)
         meaning = f"the images of hd_pixel_values, zoom {zoom} times the larger tower's {size} pixels"

@@ -9,19 +9,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
-from flexkit.grids import Pair
+from flexkit.grids import Grid, Pair, zoomed
 from flexkit.patching.geometry.any_size import SIZES, AnySize, pairs
-from flexkit.patching.geometry.base import Declared, image_features
+from flexkit.patching.geometry.base import Declared, Geometry, image_features, positions_of
 
 __all__ = [
     "BarePatches",
     "DynamicGrid",
     "LinedGrid",
     "ListedPatches",
+    "MarkedVideo",
     "MergedGrid",
+    "MergedVideo",
     "PaddedPatches",
     "PatchStrip",
+    "PatchedVideo",
     "PositionedPatches",
+    "UnmarkedGrid",
 ]
 
 
@@ -36,45 +40,96 @@ class DynamicGrid(AnySize):
     ----------
     cell : callable
         From the model's config to the side of one cell in patches.
+    video : Geometry, optional
+        How the same models lay out videos.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_grid_thw")
     size_input = "image_grid_thw"
 
-    def __init__(self, cell: Callable[[Any], int] = _merge_size) -> None:
+    def __init__(self, cell: Callable[[Any], int] = _merge_size, video: Geometry | None = None) -> None:
         super().__init__(cell)
+        self.video = video
 
-    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+    def declared(self, model: PreTrainedModel, zoom: Grid) -> Mapping[str, Declared]:
         return {
-            "pixel_values": Declared(("patches", ...)),
-            "image_grid_thw": Declared(("images", 3), "sizes", "(time, rows, columns) each"),
+            self.inputs[0]: Declared(("patches", ...)),
+            self.size_input: Declared(("images", 3), "sizes", "(time, rows, columns) each"),
         }
 
-    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:
-        patches, grids = inputs["pixel_values"], inputs["image_grid_thw"].tolist()
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Grid]:
+        patches, grids = inputs[self.inputs[0]], [tuple(grid) for grid in inputs[self.size_input].tolist()]
         if sum(math.prod(grid) for grid in grids) != len(patches):
             raise HighResInputError(
-                f"{prefix}image_grid_thw {grids} does not add up to the patches of {prefix}pixel_values, whose shape "
-                f"is {tuple(patches.shape)}."
+                f"{prefix}{self.size_input} {grids} does not add up to the patches of {prefix}{self.inputs[0]}, whose "
+                f"shape is {tuple(patches.shape)}."
             )
-        if any(frames > 1 for frames, _, _ in grids):
-            raise HighResInputError(f"{prefix}image_grid_thw is {grids}; expected one frame in time for each image.")
-        return [(rows, columns) for _, rows, columns in grids]
+        if self.axes < len(grids[0]) and any(frames > 1 for frames, _, _ in grids):
+            raise HighResInputError(f"{prefix}{self.size_input} is {grids}; expected one frame in time for each image.")
+        return [grid[-self.axes :] for grid in grids]
 
     def encode(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
         # One tensor for all images, or one for each: that depends on the family.
-        tokens = torch.cat(image_features(model, **{name: inputs[name] for name in self.inputs}))
-        cells = [self.layout(model, (rows * zoom[0], columns * zoom[1])) for rows, columns in grids]
+        tokens = torch.cat(image_features(model, self.features, **{name: inputs[name] for name in self.inputs}))
+        cells = [self.layout(model, zoomed(grid, zoom)) for grid in grids]
         features = torch.split(tokens, [len(kept) for kept in cells])
         return [image[kept.to(image.device)] for image, kept in zip(features, cells, strict=True)]
+
+
+class PatchedVideo(DynamicGrid):
+    """Patches of all videos in one list, frame by frame.
+
+    Parameters
+    ----------
+    cell : callable
+        From the model's config to the side of one cell in patches.
+    frames : callable
+        From the model's config to how many frames of patches become one of cells.
+    """
+
+    inputs = ("pixel_values_videos", "video_grid_thw")
+    size_input = "video_grid_thw"
+    features, token, axes = "get_video_features", "video_token_id", 3
+
+    def __init__(
+        self, cell: Callable[[Any], int] = _merge_size, frames: Callable[[Any], int] = lambda config: 1
+    ) -> None:
+        super().__init__(cell)
+        self._frames = frames
+
+    def cell(self, config: Any) -> Grid:
+        return self._frames(config), *super().cell(config)
+
+
+class MarkedVideo(PatchedVideo):
+    """Videos whose tokens are those of images, between a mark of their begin and one of their end (GLM-V)."""
+
+    token = "image_token_id"
+
+    def image_tokens(self, model: PreTrainedModel, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        return super().image_tokens(model, input_ids, inputs_embeds) & _in_video(model, input_ids, inputs_embeds)
+
+
+class UnmarkedGrid(DynamicGrid):
+    """A dynamic grid whose image tokens are those outside of the marks of videos (GLM-V)."""
+
+    def image_tokens(self, model: PreTrainedModel, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        return super().image_tokens(model, input_ids, inputs_embeds) & ~_in_video(model, input_ids, inputs_embeds)
+
+
+def _in_video(model: PreTrainedModel, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """``(batch, length)``, bool: what stands behind more marks of a video's begin than of an end."""
+    marks = model.config.video_start_token_id, model.config.video_end_token_id
+    begun, ended = (positions_of(model, mark, input_ids, inputs_embeds).cumsum(-1) for mark in marks)
+    return begun > ended
 
 
 class LinedGrid(DynamicGrid):
     """A dynamic grid whose features, and image tokens, have one before the cells, one behind, one after each line."""
 
-    def layout(self, model: PreTrainedModel, grid: Pair) -> Tensor:
+    def layout(self, model: PreTrainedModel, grid: Grid) -> Tensor:
         lines = (torch.arange(grid[1] + 1) < grid[1]).repeat(grid[0])
         return torch.nn.functional.pad(lines, (1, 1))
 
@@ -84,27 +139,50 @@ class MergedGrid(DynamicGrid):
 
     inputs = ("pixel_values", "image_grid_thw", "image_merge_sizes")
 
-    def __init__(self) -> None:
-        super().__init__(lambda config: 1)
+    def __init__(self, video: Geometry | None = None) -> None:
+        super().__init__(lambda config: 1, video)
 
-    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+    def declared(self, model: PreTrainedModel, zoom: Grid) -> Mapping[str, Declared]:
         return {
             **super().declared(model, zoom),
-            "image_merge_sizes": Declared(("images",), "sizes", "one for each image"),
+            self.inputs[2]: Declared(("images",), "sizes", "one for each image"),
         }
 
-    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:
-        """``(rows, columns)`` of every image, in cells."""
-        patches, merges = super().sizes(model, inputs, prefix), inputs["image_merge_sizes"].tolist()
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Grid]:
+        """``([frames,] rows, columns)`` of every image, in cells."""
+        patches, merges = super().sizes(model, inputs, prefix), inputs[self.inputs[2]].tolist()
         divides = [
-            not rows % side and not columns % side for (rows, columns), side in zip(patches, merges, strict=False)
+            not rows % side and not columns % side for (*_, rows, columns), side in zip(patches, merges, strict=False)
         ]
         if len(merges) != len(patches) or not all(divides):
             raise HighResInputError(
-                f"{prefix}image_merge_sizes is {merges}; expected one number for each image that divides its rows and "
+                f"{prefix}{self.inputs[2]} is {merges}; expected one number for each image that divides its rows and "
                 f"columns, {patches} patches."
             )
-        return [(rows // side, columns // side) for (rows, columns), side in zip(patches, merges, strict=True)]
+        return [
+            (*frames, rows // side, columns // side)
+            for (*frames, rows, columns), side in zip(patches, merges, strict=True)
+        ]
+
+
+class MergedVideo(MergedGrid):
+    """Videos that say how many patches a side become one cell (VideoLLaMA 3)."""
+
+    inputs = (*PatchedVideo.inputs, "video_merge_sizes")
+    size_input = PatchedVideo.size_input
+    features, token, axes = PatchedVideo.features, PatchedVideo.token, PatchedVideo.axes
+
+    def cell(self, config: Any) -> Grid:
+        return 1, 1, 1
+
+    def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Grid]) -> None:
+        kept = inputs.get("video_compression_mask")
+        if isinstance(kept, Tensor) and not bool(kept.all()):
+            raise HighResInputError(
+                f"video_compression_mask leaves out {int((~kept.bool()).sum())} of the low-res tokens, and a high-res "
+                "view is read by all of them; call the processor with use_token_compression=False."
+            )
+        super().check_low_res(model, inputs, grids)
 
 
 class PaddedPatches(AnySize):
@@ -113,7 +191,7 @@ class PaddedPatches(AnySize):
     inputs = ("pixel_values", "spatial_shapes", "pixel_attention_mask")
     size_input = "spatial_shapes"
 
-    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+    def declared(self, model: PreTrainedModel, zoom: Grid) -> Mapping[str, Declared]:
         return {
             "pixel_values": Declared(("images", "patches", ...)),
             "spatial_shapes": SIZES,
@@ -139,7 +217,7 @@ class ListedPatches(AnySize):
     inputs = ("pixel_values", "image_grid_hw")
     size_input = "image_grid_hw"
 
-    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+    def declared(self, model: PreTrainedModel, zoom: Grid) -> Mapping[str, Declared]:
         return {"pixel_values": Declared(("patches", ...)), "image_grid_hw": SIZES}
 
     def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:
@@ -167,7 +245,7 @@ class PatchStrip(AnySize):
     def __init__(self) -> None:
         super().__init__(_merged_sides)
 
-    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+    def declared(self, model: PreTrainedModel, zoom: Grid) -> Mapping[str, Declared]:
         side = model.config.vision_config.patch_size
         return {"pixel_values": Declared((1, 3, side, "length")), "target_sizes": SIZES}
 
@@ -182,7 +260,7 @@ class PatchStrip(AnySize):
             )
         return sizes
 
-    def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Pair]) -> None:
+    def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Grid]) -> None:
         mode = inputs.get("downsample_mode")
         if mode not in (None, model.config.downsample_mode):
             raise HighResInputError(
@@ -198,7 +276,7 @@ class PositionedPatches(AnySize):
     inputs = ("pixel_values", "image_position_ids")
     size_input = "image_position_ids"
 
-    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+    def declared(self, model: PreTrainedModel, zoom: Grid) -> Mapping[str, Declared]:
         return {
             "pixel_values": Declared(("images", "patches", ...)),
             "image_position_ids": Declared(("images", "places", 2), "integers", "(column, row) of each patch"),
@@ -238,7 +316,7 @@ class BarePatches(AnySize):
     inputs = ("pixel_values", "image_sizes")
     size_input = "image_sizes"
 
-    def declared(self, model: PreTrainedModel, zoom: Pair) -> Mapping[str, Declared]:
+    def declared(self, model: PreTrainedModel, zoom: Grid) -> Mapping[str, Declared]:
         return {"pixel_values": Declared(("patches", ...)), "image_sizes": SIZES}
 
     def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:
@@ -252,7 +330,7 @@ class BarePatches(AnySize):
         return sizes
 
     def encode(
-        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Pair], zoom: Pair
+        self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
         features = torch.cat(image_features(model, pixel_values=inputs["pixel_values"]))
         return list(torch.split(features, self._patches(model, pairs(inputs["image_sizes"]))))

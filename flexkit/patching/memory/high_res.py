@@ -1,6 +1,7 @@
 """The high-res tokens of a batch: what a generation reads from, kept with its KV cache."""
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -14,7 +15,7 @@ from flexkit.attention.layer import HighResKeys
 from flexkit.attention.ragged import RaggedIndex
 from flexkit.attention.visible import ImageGroup
 from flexkit.errors import HighResInputError
-from flexkit.grids import Pair
+from flexkit.grids import Grid
 from flexkit.patching.memory.tokens import Encoded, Features, ImageSpan
 
 __all__ = [
@@ -145,7 +146,7 @@ class HighResMemory:
         """On each level of a pyramid of zooms the images by grid: the same groups, in the same order."""
         if self._levels is not None:
             return self._levels
-        levels: dict[int, dict[Pair, list[ImageSpan]]] = {}
+        levels: dict[int, dict[Grid, list[ImageSpan]]] = {}
         for span in self.images:
             levels.setdefault(span.level, {}).setdefault(span.grid, []).append(span)
         grouped = []
@@ -280,11 +281,12 @@ def _check_grid(span: ImageSpan, positions: Tensor) -> None:
     """Raise :class:`~flexkit.errors.HighResInputError` if (time, row, column) of all cells lay out another grid."""
     if torch.equal(positions[1], positions[2]):  # the cells are numbered, three times
         return
-    laid_out = tuple(len(axis.unique()) for axis in positions[1:])
-    if laid_out != span.grid:
+    first = positions[1:, : math.prod(span.grid[-2:])]  # frame
+    laid_out = tuple(len(axis.unique()) for axis in first)
+    if laid_out != span.grid[-2:]:
         raise HighResInputError(
             f"the rotary positions of an image lay out a grid of {laid_out}, its high-res view is a zoom of "
-            f"{span.grid}; pass the high-res views in the order of the images."
+            f"{span.grid[-2:]}; pass the high-res views in the order of the images."
         )
 
 

@@ -1,5 +1,6 @@
 """The high-res tokens of images: where each image stands, and features, encoded at once or when they are first read."""
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flexkit.attention.ragged import RaggedIndex
-from flexkit.grids import Pair
+from flexkit.grids import Grid, zoomed
 
 __all__ = [
     "Encode",
@@ -49,14 +50,14 @@ class Prefix:
 
 @dataclass(frozen=True, eq=False)
 class ImageSpan:
-    """Where one image stands: its low-res tokens in the sequence, its high-res tokens in the memory."""
+    """Where one image, or video, stands: its low-res tokens in the sequence, its high-res tokens in the memory."""
 
     row: int
     """Batch row of the image."""
     columns: Tensor
-    """``(cells,)``, int64: positions of the low-res tokens in the whole sequence, raster order."""
-    grid: Pair
-    zoom: Pair
+    """``(cells,)``, int64: positions of the low-res tokens in the whole sequence, raster order, frame by frame."""
+    grid: Grid
+    zoom: Grid
     start: int
     """Index of the first high-res token in the memory's row."""
     image: int
@@ -79,7 +80,7 @@ class ImageSpan:
     @property
     def tokens(self) -> int:
         """Number of high-res tokens."""
-        return self.grid[0] * self.zoom[0] * self.grid[1] * self.zoom[1]
+        return math.prod(zoomed(self.grid, self.zoom))
 
 
 def tokens_by_image(spans: Sequence[ImageSpan], tokens: RaggedIndex) -> list[tuple[ImageSpan, Any, Tensor | None]]:
@@ -167,9 +168,9 @@ class TiledImage:
     """One image in tiles, of which some have been encoded."""
 
     read: ReadTiles
-    grid: Pair
+    grid: Grid
     """Cells of a tile."""
-    zoom: Pair
+    zoom: Grid
     """Tiles along rows and columns."""
     cells: Tensor
     """``(room, cells, dim)``: of the tiles that have been encoded, and room for some more."""

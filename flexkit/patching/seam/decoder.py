@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from flexkit.errors import UnsupportedModelError
-from flexkit.grids import Pair, fractional_positions, interpolate_table
+from flexkit.grids import Grid, fractional_positions, interpolate_table
 from flexkit.patching.seam.attention import apart, captured, map_tables, together, twin_of
 from flexkit.patching.seam.projections import own_projections
 from flexkit.patching.seam.tensor_parallel import HeadShare
@@ -229,8 +229,8 @@ def high_res_rotary(
     layer: DecoderLayer,
     like: Tensor,
     positions: Tensor | None,
-    grid: Pair,
-    zoom: Pair,
+    grid: Grid,
+    zoom: Grid,
     kind: Literal["interpolated", "fractional"],
     tokens: Tensor | None = None,
 ) -> Any:
@@ -241,9 +241,9 @@ def high_res_rotary(
     decoder, layer, like
         As for :func:`rotary_embedding`.
     positions : torch.Tensor
-        ``(axes, rows * columns)``: of the low-res tokens; None where they are unknown.
+        ``(axes, cells)``: of the low-res tokens; None where they are unknown.
     grid, zoom : tuple of int
-        Rows and columns of these, and high-res tokens along each.
+        [Frames,] rows and columns of these, and high-res tokens along each.
     kind : {"interpolated", "fractional"}
         How high-res tokens lie between them.
     tokens : torch.Tensor, optional
