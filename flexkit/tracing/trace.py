@@ -167,14 +167,15 @@ class Trace:
         stacks: Sequence[Tensor] = getattr(selection, kind)
         if not stacks:
             raise ConfigError(f"layer {layer} selected nothing on level {level} in step {step}: it had no map of it.")
-        maps = [stacks[0].new_zeros(stacks[0].shape[2:])] * batch
+        maps: dict[int, Tensor] = {}
         seen = [0] * batch
         for row, stack in _by_sequence(selection, stacks):
             slot = query if query >= 0 else counts[row] + query
             if seen[row] == image and 0 <= slot < counts[row]:
                 maps[row] = stack[slot]
             seen[row] += 1
-        return maps
+        none = torch.zeros_like(next(iter(maps.values()), stacks[0][0, 0]))
+        return [maps.get(row, none) for row in range(batch)]
 
 
 def _positions(rows: RaggedIndex, past: int | Tensor) -> Tensor:

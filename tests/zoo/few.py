@@ -3,7 +3,7 @@
 import transformers as tf
 
 from tests.zoo.family import Family
-from tests.zoo.pixels import patches, square
+from tests.zoo.pixels import clip, patches, square
 from tests.zoo.tiny import TEXT, TOKENS, VISION
 
 __all__ = ["FEW"]
@@ -53,6 +53,6 @@ FEW = (
     Family("llava", lambda: _llava(tf.LlamaConfig), square),
     Family("llava-qwen2", lambda: _llava(tf.Qwen2Config), square),
     Family("llava-mistral", lambda: _llava(tf.MistralConfig, sliding_window=16), square),
-    Family("qwen2_5_vl", _qwen2_5_vl, patches, any_grid=True),
+    Family("qwen2_5_vl", _qwen2_5_vl, patches, any_grid=True, video=clip),
     Family("gemma3", _gemma3, square, grid=(2, 2)),
 )
