@@ -1,6 +1,7 @@
 """One vision tower for both views of an image: the low-res one whole, the high-res one in tiles."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from flexkit.checks import FLOATS
 from flexkit.errors import ConfigError, HighResInputError
-from flexkit.grids import Pair, split_tiles, stitch_tiles, zoom_pair
+from flexkit.grids import Grid, Pair, split_tiles, stitch_tiles, zoom_along
 from flexkit.selection import margin_cells, valid_cells
 
 __all__ = ["DualResolutionEncoder", "DualResolutionOutput"]
@@ -25,28 +26,28 @@ class DualResolutionOutput:
     low_res : torch.Tensor
         ``(batch, rows * columns, dim)``: tokens of the low-res view.
     high_res : torch.Tensor
-        ``(batch, zoom_rows * rows * zoom_columns * columns, dim)``: tokens of the high-res view, without
-        gradient.
+        ``(batch, high-res cells, dim)``: tokens of the high-res view, without gradient.
     grid : tuple of int
-        Rows and columns of the low-res view.
+        Rows and columns of the low-res view; of videos frames, rows and columns.
     zoom : tuple of int
-        High-res cells per low-res cell along rows and columns.
+        High-res cells per low-res cell along the same axes.
     valid : torch.Tensor
-        ``(batch, zoom_rows * rows, zoom_columns * columns)``, bool: False where the high-res view shows
-        padding only.
+        ``(batch, zoom_rows * rows, zoom_columns * columns)``, bool, of videos with zoom_frames * frames in front of
+        rows: False where the high-res view shows padding only.
     """
 
     low_res: Tensor
     high_res: Tensor
-    grid: Pair
-    zoom: Pair
+    grid: Grid
+    zoom: Grid
     valid: Tensor
 
 
 class DualResolutionEncoder(nn.Module):
     """Encode images at the size of a vision tower and, in tiles, at a multiple of it (paper, section 3.1).
 
-    No gradient flows through the high-res tokens, as in the paper; the low-res ones keep theirs.
+    No gradient flows through the high-res tokens, as in the paper; the low-res ones keep theirs. Videos are encoded
+    frame by frame.
 
     Parameters
     ----------
@@ -56,7 +57,8 @@ class DualResolutionEncoder(nn.Module):
     projector : torch.nn.Module, optional
         From the tower's tokens to tokens ``(n, rows * columns, dim)``.
     zoom : int or tuple of int
-        Tiles along rows and columns.
+        Tiles along rows and columns. A third number, in front of these, says how many frames of the high-res view of a
+        video there are for each of the low-res view.
     tile_batch : int, optional
         How many tiles go through the tower at once; None for all.
     grid : tuple of int, optional
@@ -80,7 +82,7 @@ class DualResolutionEncoder(nn.Module):
         self,
         tower: nn.Module,
         projector: nn.Module | None = None,
-        zoom: int | Pair = 3,
+        zoom: int | Grid = 3,
         *,
         tile_batch: int | None = None,
         grid: Pair | None = None,
@@ -92,7 +94,7 @@ class DualResolutionEncoder(nn.Module):
             raise ConfigError(f"grid must be two positive ints (rows, columns), got {grid!r}.")
         self.tower = tower
         self.projector = nn.Identity() if projector is None else projector
-        self.zoom = zoom_pair(zoom)
+        self.zoom = zoom_along(zoom, 3 if isinstance(zoom, tuple | list) and len(zoom) == 3 else 2)
         self.tile_batch = tile_batch
         self.grid = grid
 
@@ -105,10 +107,10 @@ class DualResolutionEncoder(nn.Module):
         ----------
         images : torch.Tensor
             ``(batch, channels, zoom_rows * height, zoom_columns * width)``, floating: the high-res view,
-            normalised.
+            normalised; of videos with ``zoom_frames * frames`` in front of channels.
         low_res : torch.Tensor, optional
-            ``(batch, channels, height, width)``: the low-res view; by default ``images``, downsampled
-            bilinearly with antialiasing.
+            ``(batch, channels, height, width)``, of videos ``(batch, frames, channels, height, width)``: the low-res
+            view; by default ``images``, downsampled bilinearly with antialiasing, and the mean of zoomed frames.
         image_sizes : torch.Tensor, optional
             ``(batch, 2)``, integer: height and width of the originals, if they were padded to a square.
 
@@ -125,26 +127,32 @@ class DualResolutionEncoder(nn.Module):
             If the zoom does not divide the images, or the tower does not return one token per cell of a grid.
         """
         _check_pixels("images", images)
-        tiles = split_tiles(images, self.zoom)
-        size = tiles.shape[-2:]
+        is_video = images.ndim == 5
+        batch, zoom = len(images), zoom_along(self.zoom, 3 if is_video else 2)
+        tiles = split_tiles(images.flatten(0, 1) if is_video else images, zoom[-2:])
+        frames, together = (images.shape[1], zoom[0]) if is_video else (1, 1)
+        if frames % together:
+            raise ConfigError(f"images are videos of {frames} frames; expected a number divisible by {together}.")
+        low_frames = [frames // together] if is_video else []
+        shape = (batch, *low_frames, *tiles.shape[-3:])
         if low_res is None:
-            low_res = _downsample(images, (size[0], size[1]))
+            low_res = _downsample(images.reshape(-1, together, *images.shape[-3:]).mean(1), shape[-2:])
         else:
             _check_pixels("low_res", low_res)
-            if low_res.shape != (*images.shape[:2], *size) or low_res.device != images.device:
+            if low_res.shape != shape or low_res.device != images.device:
                 raise HighResInputError(
-                    f"low_res has shape {tuple(low_res.shape)} on {low_res.device}, expected "
-                    f"{(*images.shape[:2], *size)} on {images.device}: images of {tuple(images.shape)} reduced by zoom "
-                    f"{self.zoom}."
+                    f"low_res has shape {tuple(low_res.shape)} on {low_res.device}, expected {tuple(shape)} on "
+                    f"{images.device}: images of {tuple(images.shape)} reduced by zoom {zoom}."
                 )
-            low_res = low_res.to(images.dtype)
+            low_res = low_res.to(images.dtype).flatten(0, -4)
         tokens, grid = self._encode(low_res)
-        high_res = stitch_tiles(self._encode_tiles(tiles, grid), grid, self.zoom)
+        high_res = stitch_tiles(self._encode_tiles(tiles, grid), grid, zoom[-2:])
+        high_res = high_res.reshape(*images.shape[:-3], *high_res.shape[1:])
         return DualResolutionOutput(
-            low_res=tokens,
-            high_res=high_res.flatten(1, 2),
-            grid=grid,
-            zoom=self.zoom,
+            low_res=tokens.reshape(batch, -1, tokens.shape[-1]),
+            high_res=high_res.flatten(1, -2),
+            grid=(*low_frames, *grid),
+            zoom=zoom,
             valid=_valid(image_sizes, high_res),
         )
 
@@ -198,18 +206,19 @@ def _check_pixels(name: str, pixels: object) -> None:
         raise HighResInputError(f"{name} have no pixels: their shape is {tuple(pixels.shape)}.")
 
 
-def _downsample(images: Tensor, size: Pair) -> Tensor:
+def _downsample(images: Tensor, size: Sequence[int]) -> Tensor:
     # The antialiasing kernel does not take half precision on every device.
     wide = images.to(torch.promote_types(images.dtype, torch.float32))
-    small = F.interpolate(wide, size=size, mode="bilinear", antialias=True, align_corners=False)
+    small = F.interpolate(wide, size=list(size), mode="bilinear", antialias=True, align_corners=False)
     return small.to(images.dtype)
 
 
 def _valid(image_sizes: Tensor | None, high_res: Tensor) -> Tensor:
-    batch, rows, columns, _ = high_res.shape
+    batch, *frames, rows, columns, _ = high_res.shape
     if image_sizes is None:
-        return torch.ones(batch, rows, columns, dtype=torch.bool, device=high_res.device)
+        return torch.ones(high_res.shape[:-1], dtype=torch.bool, device=high_res.device)
     margins = margin_cells(image_sizes, (rows, columns))
     if len(margins) != batch:
         raise HighResInputError(f"image_sizes are for {len(margins)} images, expected {batch}.")
-    return valid_cells(margins, (rows, columns)).to(high_res.device)
+    valid = valid_cells(margins, (rows, columns)).to(high_res.device)
+    return valid.reshape(batch, *[1] * len(frames), rows, columns).expand(high_res.shape[:-1])

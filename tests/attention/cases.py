@@ -1,5 +1,6 @@
 """Random layers with inputs that fit them."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +22,8 @@ class Case:
     hidden_states: Tensor
     high_res: Tensor
     queries: Tensor
-    grid: tuple[int, int]
-    zoom: tuple[int, int]
+    grid: tuple[int, ...]
+    zoom: tuple[int, ...]
     image_positions: Tensor
     rest: dict[str, Any] = field(default_factory=dict)
 
@@ -31,8 +32,8 @@ class Case:
         return {"grid": self.grid, "zoom": self.zoom, "image_positions": self.image_positions}
 
     @property
-    def size(self) -> tuple[int, int]:
-        return self.zoom[0] * self.grid[0], self.zoom[1] * self.grid[1]
+    def size(self) -> tuple[int, ...]:
+        return tuple(cells * factor for cells, factor in zip(self.grid, self.zoom, strict=True))
 
     @property
     def rows(self) -> int:
@@ -74,9 +75,11 @@ def cases(
     causal = draw(st.booleans()) if is_causal is None else is_causal
     replace = draw(st.sampled_from(["keep", "replace"])) if low_res_keys is None else low_res_keys
     rotates = draw(st.booleans())
-    grid = draw(st.sampled_from([(1, 1), (2, 2), (1, 3), (3, 1), (2, 3)]))
+    grid = draw(st.sampled_from([(1, 1), (2, 2), (1, 3), (3, 1), (2, 3), (2, 1, 2), (3, 1, 1), (1, 2, 2)]))
     zoom = draw(st.sampled_from([(1, 1), (2, 2), (1, 2), (3, 1)]))
-    batch, cells = draw(st.integers(1, 2)), grid[0] * grid[1]
+    if len(grid) == 3:  # a video
+        zoom = (draw(st.integers(1, 2)), *zoom)
+    batch, cells = draw(st.integers(1, 2)), math.prod(grid)
     length = cells + draw(st.integers(1, 3))
     layer = HierarchicalSelfAttention(
         DIM,
@@ -114,7 +117,7 @@ def cases(
     return Case(
         layer=layer,
         hidden_states=torch.randn(batch, length, DIM, dtype=torch.float64),
-        high_res=torch.randn(batch, cells * zoom[0] * zoom[1], DIM, dtype=torch.float64),
+        high_res=torch.randn(batch, cells * math.prod(zoom), DIM, dtype=torch.float64),
         queries=torch.rand(batch, length) < draw(st.sampled_from([0.3, 1.0])),
         grid=grid,
         zoom=zoom,

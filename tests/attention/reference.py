@@ -124,16 +124,18 @@ def hierarchical(
 
 
 def cells_around(
-    chosen: Tensor, grid: tuple[int, int], zoom: tuple[int, int], dilation: int, positions: Tensor, keys: int
+    chosen: Tensor, grid: tuple[int, ...], zoom: tuple[int, ...], dilation: int, positions: Tensor, keys: int
 ) -> Tensor:
-    """Low-res keys of the cells that hold a chosen token, or have such a cell within ``dilation``."""
-    (rows, columns), (down, across) = grid, zoom
+    """Low-res keys of the cells that hold a chosen token, or have such a cell of their frame within ``dilation``."""
+    (rows, columns), (down, across) = grid[-2:], zoom[-2:]
+    together = 1 if len(grid) == 2 else zoom[0]
     replaced = torch.zeros(*chosen.shape[:2], keys, dtype=torch.bool)
     for b, i, token in chosen.nonzero().tolist():
-        row, column = token // (columns * across) // down, token % (columns * across) // across
+        row, column = token // (columns * across), token % (columns * across) // across
+        frame, row = row // (rows * down) // together, row % (rows * down) // down
         for r in range(max(0, row - dilation), min(rows, row + dilation + 1)):
             for c in range(max(0, column - dilation), min(columns, column + dilation + 1)):
-                replaced[b, i, positions[b, r * columns + c]] = True
+                replaced[b, i, positions[b, (frame * rows + r) * columns + c]] = True
     return replaced
 
 

@@ -21,7 +21,7 @@ def random_selection(case: Case, layout: str = "by row", share: float = 0.4) -> 
     batch, rows = len(case.queries), case.rows
     shape = (batch, rows, *case.size) if layout.startswith("by row") else (batch, *case.size)
     selected = torch.rand(shape) < share
-    return selected if layout.endswith("grid") else selected.flatten(-2)
+    return selected if layout.endswith("grid") else selected.flatten(-len(case.size))
 
 
 def at_positions(case: Case, selected: Tensor) -> Tensor:
@@ -53,10 +53,10 @@ def own_selection(case: Case, maps: Tensor) -> Tensor:
     weights = torch.stack([maps[b][:, :, where] for b, where in enumerate(case.image_positions)])
     scores, whole = weights.sum(1).reshape(*weights.shape[:1], -1, *case.grid), (weights > 0).any(1).all(-1)
     rows = torch.zeros(len(scores), case.rows, *case.grid, dtype=scores.dtype)
-    seeing = torch.zeros(len(scores), case.rows, 1, 1, dtype=torch.bool)
+    seeing = torch.zeros(len(scores), case.rows, *[1] * len(case.grid), dtype=torch.bool)
     for b, mask in enumerate(case.queries):
         rows[b, : mask.sum()] = scores[b, mask]
-        seeing[b, : mask.sum(), 0, 0] = whole[b, mask]
+        seeing[b, : mask.sum()] = whole[b, mask].view(-1, *[1] * len(case.grid))
     assert case.layer.selector is not None
     return case.layer.selector.select(rows, case.zoom) & seeing
 
@@ -117,7 +117,7 @@ def test_nothing_selected_keeps_the_bits_of_plain_attention(case: Case, why: str
         options = {}
     elif why == "empty selection":
         options = {"selected": ~everything}
-        if layer.selector is not None and case.zoom != (1, 1):
+        if layer.selector is not None and max(case.zoom) > 1:
             layer.select_from, options = "same", {}
             layer.selector = AttentionMapSelector(Nothing())
     elif why == "masked tokens":
@@ -169,7 +169,7 @@ def test_one_selection_for_all_rows_is_that_of_the_last_one(case: Case) -> None:
     for b, mask in enumerate(case.queries):
         rows = int(mask.sum())
         if rows:
-            assert torch.equal(shared[b, :rows], own[b, rows - 1].expand(rows, -1, -1))
+            assert torch.equal(shared[b, :rows], own[b, rows - 1].expand(rows, *case.size))
 
 
 @given(cases(select_from="previous"))

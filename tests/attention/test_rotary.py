@@ -61,6 +61,35 @@ def test_tables_of_some_tokens_are_those_of_all(
     torch.testing.assert_close(some, interpolate_table(table, grid, zoom)[:, tokens], rtol=1e-12, atol=1e-12)
 
 
+@given(st.integers(1, 4), GRIDS, st.integers(1, 3), ZOOMS, SEEDS, st.data())
+def test_tables_of_videos(
+    frames: int, grid: tuple[int, int], factor: int, zoom: tuple[int, int], seed: object, data: st.DataObject
+) -> None:
+    """Every frame is interpolated as a picture is, and between frames by the same filter."""
+    table = torch.randn(2, frames, grid[0] * grid[1], 3, dtype=torch.float64)
+    found = interpolate_table(table.flatten(1, 2), (frames, *grid), (factor, *zoom))
+    pictures = interpolate_table(table, grid, zoom)
+    in_time = pictures.movedim(1, -2).contiguous()  # cells, frames, dim
+    expected = interpolate_table(in_time, (frames, 1), (factor, 1)).movedim(-2, 1)
+    torch.testing.assert_close(found, expected.flatten(1, 2), rtol=1e-9, atol=1e-9)
+    tokens = torch.tensor(data.draw(st.lists(st.integers(0, found.shape[1] - 1), max_size=3)), dtype=torch.long)
+    some = interpolate_table(table.flatten(1, 2), (frames, *grid), (factor, *zoom), tokens)
+    torch.testing.assert_close(some, found[:, tokens], rtol=1e-12, atol=1e-12)
+
+
+@given(st.integers(1, 4), GRIDS, st.integers(1, 3), ZOOMS, SEEDS)
+def test_positions_of_videos(
+    frames: int, grid: tuple[int, int], factor: int, zoom: tuple[int, int], seed: object
+) -> None:
+    """Refined along time as along rows and columns, each on its own."""
+    positions = torch.randn(2, frames, grid[0] * grid[1], dtype=torch.float64)
+    found = fractional_positions(positions.flatten(1), (frames, *grid), (factor, *zoom))
+    in_space = fractional_positions(positions, grid, zoom).transpose(1, 2)
+    expected = fractional_positions(in_space, (frames, 1), (factor, 1)).transpose(1, 2)
+    torch.testing.assert_close(found, expected.flatten(1))
+    assert torch.equal(found, fractional_positions(positions.flatten(1), (frames, *grid), (factor, *zoom)))
+
+
 def test_interpolated_tables_are_no_rotation_and_keep_dtype_and_axes() -> None:
     cos, sin = rotary_tables(torch.arange(16), 8)
     assert torch.equal(interpolate_table(cos, (4, 4), 1), cos)

@@ -172,3 +172,25 @@ def test_views_of_two_dtypes_are_seen_in_that_of_the_images() -> None:
 def test_what_a_tower_returns_is_checked(tower: nn.Module, grid: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DualResolutionEncoder(tower, zoom=2, grid=grid)(torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("zoom", [(1, 2, 2), (3, 1, 2), (2, 1, 1)])
+def test_videos_are_encoded_frame_by_frame(zoom: tuple[int, int, int]) -> None:
+    tower = nn.Conv2d(3, 8, kernel_size=4, stride=4).double()
+    video = torch.randn(2, 6, 3, 8 * zoom[1], 12 * zoom[2], dtype=torch.float64)
+    found = DualResolutionEncoder(tower, zoom=zoom)(video)
+    assert found.grid == (6 // zoom[0], 2, 3) and found.zoom == zoom
+    assert found.valid.shape == (2, 6, 2 * zoom[1], 3 * zoom[2])
+    pictures = DualResolutionEncoder(tower, zoom=zoom[1:])
+    frames = [pictures(video[:, frame]) for frame in range(6)]
+    torch.testing.assert_close(found.high_res, torch.cat([frame.high_res for frame in frames], dim=1))
+    low_res = torch.stack([frame.low_res for frame in frames], dim=1).unflatten(1, (-1, zoom[0])).mean(2).flatten(1, 2)
+    torch.testing.assert_close(found.low_res, low_res)  # a tower that is linear takes the mean of frames as it is
+
+
+def test_videos_that_do_not_fit() -> None:
+    encoder = DualResolutionEncoder(nn.Conv2d(3, 8, kernel_size=4, stride=4), zoom=(2, 1, 1))
+    with pytest.raises(ConfigError, match="videos of 3 frames; expected a number divisible by 2"):
+        encoder(torch.zeros(1, 3, 3, 8, 8))
+    with pytest.raises(HighResInputError, match=r"low_res has shape \(1, 4, 3, 8, 8\).* expected \(1, 2, 3, 8, 8\)"):
+        encoder(torch.zeros(1, 4, 3, 8, 8), torch.zeros(1, 4, 3, 8, 8))
