@@ -39,13 +39,17 @@ from flexkit.patching.geometry.patch_lists import (
     DynamicGrid,
     LinedGrid,
     ListedPatches,
-    MarkedVideo,
     MergedGrid,
-    MergedVideo,
     PaddedPatches,
-    PatchedVideo,
     PatchStrip,
     PositionedPatches,
+)
+from flexkit.patching.geometry.videos import (
+    FixedFrames,
+    MarkedVideo,
+    MergedVideo,
+    PatchedVideo,
+    PositionedVideo,
     UnmarkedGrid,
 )
 
@@ -68,6 +72,11 @@ def _muse_side(config: Any) -> int:
     return int(config.vision_config.merge_size)
 
 
+def _pooled(config: Any) -> int:
+    """Side of a cell in patches (Gemma 4)."""
+    return int(config.vision_config.pooling_kernel_size)
+
+
 def _newline_after_all(grid: Grid) -> Tensor:
     """The cells and one newline (LLaVA-NeXT)."""
     cells = grid[0] * grid[1]
@@ -86,7 +95,13 @@ def _newline_after_rows(grid: Grid) -> Tensor:
 
 _patches = FixedGrid(merged_patches)
 _selected = FixedGrid(selected_patches)
-_anyres = AnyRes(selected_patches, encode=encode_overviews, layout=_newline_after_all, overview_only=_UNTILED)
+_anyres = AnyRes(
+    selected_patches,
+    encode=encode_overviews,
+    layout=_newline_after_all,
+    overview_only=_UNTILED,
+    video=FixedFrames(lambda config: (math.isqrt(merged_patches(config)) // config.spatial_pool_stride) ** 2),
+)
 _cohere = FixedGrid(lambda config: merged_patches(config, config.downsample_factor), overview_only=_UNCUT)
 _dynamic = DynamicGrid(video=PatchedVideo())
 _glm = UnmarkedGrid(video=MarkedVideo())
@@ -102,6 +117,14 @@ _pixtral = SizedImages(lambda config: config.vision_config.patch_size * getattr(
 _strip = PatchStrip()
 
 # What is one of a kind.
+_onevision = AnyRes(
+    selected_patches,
+    encode=encode_overviews,
+    layout=_newline_after_all,
+    overview_only=_UNTILED,
+    video=FixedFrames(lambda config: merged_patches(config, 2), behind=1),
+)
+_video_llava = FixedGrid(selected_patches, video=FixedFrames(merged_patches, before=1))
 _ernie = DynamicGrid(video=PatchedVideo(frames=lambda config: config.vision_config.temporal_merge_size))
 _granite4 = AnyRes(
     lambda config: int(merged_patches(config) * Fraction(config.downsample_rate) ** 2),
@@ -219,8 +242,8 @@ FAMILIES: dict[str, Geometry | Callable[[Any], Geometry]] = {
     "fuyu": BarePatches(lambda config: config.patch_size),
     "gemma3": _gemma,
     "gemma3n": FixedGrid(lambda config: config.vision_soft_tokens_per_image, size=None),
-    "gemma4": PositionedPatches(lambda config: config.vision_config.pooling_kernel_size),
-    "gemma4_unified": PositionedPatches(lambda config: 1),
+    "gemma4": PositionedPatches(_pooled, PositionedVideo(_pooled)),
+    "gemma4_unified": PositionedPatches(lambda config: 1, PositionedVideo(lambda config: 1)),
     "glm46v": _glm,
     "glm4v": _glm,
     "glm4v_moe": _glm,
@@ -245,7 +268,7 @@ FAMILIES: dict[str, Geometry | Callable[[Any], Geometry]] = {
     "llava": _llava,
     "llava_next": _anyres,
     "llava_next_video": _anyres,
-    "llava_onevision": _anyres,
+    "llava_onevision": _onevision,
     "minicpm_ocr": _strip,
     "minicpmv4_6": _strip,
     "minicpmv4_7": _strip,
@@ -276,7 +299,7 @@ FAMILIES: dict[str, Geometry | Callable[[Any], Geometry]] = {
     "step3p7": _step,
     "unlimited_ocr": _unlimited,
     "video_llama_3": MergedGrid(MergedVideo()),
-    "video_llava": _selected,
+    "video_llava": _video_llava,
     "vipllava": _patches,
     # Beside the sequence.
     "aria": Pictures(

@@ -72,7 +72,7 @@ class Patch:
 
     def __getstate__(self) -> dict[str, Any]:
         # Blocks that are open and calls that run are the original's. A geometry may be made of lambdas.
-        own = {name: value for name, value in vars(self).items() if name != "geometry"}
+        own = {name: value for name, value in vars(self).items() if name not in ("geometry", "geometries")}
         return own | {"disabled": 0, "recorders": [], "overrides": 0, "running": 0}
 
     @cached_property
@@ -80,12 +80,15 @@ class Patch:
         """How the family of the model lays out its image tokens."""
         return self.find_geometry(self.model)
 
-    @property
+    @cached_property
     def geometries(self) -> tuple[Geometry, ...]:
         """That of its image tokens, and that of its videos' tokens if it has one."""
         video = self.geometry.video
-        takes_videos = video is not None and hasattr(features_owner(self.model), video.features)
-        return (self.geometry, video) if takes_videos else (self.geometry,)  # type: ignore[return-value]
+        if video is None:
+            return (self.geometry,)
+        has_method = hasattr(features_owner(self.model, video.features), video.features)
+        is_taken = has_method and {*video.inputs} <= {*inspect.signature(type(self.model).forward).parameters}
+        return (self.geometry, video) if is_taken else (self.geometry,)
 
     @contextmanager
     def counted(self, name: str) -> Iterator[None]:

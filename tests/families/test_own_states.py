@@ -216,7 +216,7 @@ def test_everything_selected_is_in_the_sequence(family: Family, start: int, fact
     memory = cached_memory(cache)
     assert memory is not None
     features = memory.features.of(
-        memory.all_tokens, memory.images, lambda tiles: patch.geometry.encode_tiles(model, tiles)
+        memory.all_tokens, memory.images, lambda tiles, kind: patch.geometries[kind].encode_tiles(model, tiles)
     )
     attentions = {layer.attention: index for index, layer in patch.layers.items()}
     flexkit.unpatch_model(model)

@@ -1,5 +1,6 @@
 """What videos have that images have not: frames that are chosen, time between them, and images beside them."""
 
+import math
 from typing import Any
 
 import pytest
@@ -19,10 +20,16 @@ every_video = pytest.mark.parametrize("family", VIDEOS.values(), ids=list(VIDEOS
 ACROSS = ("minimax_m3_vl-video", "dots3_note-video")
 """Kinds whose tower attends from frame to frame."""
 CLIP = (3, 2, 1)
-MIXED = ("qwen2_vl", "qwen3_vl", "glm5_next", "video_llama_3")
-"""Kinds that take images and videos in one prompt: with ids of their own, frame by frame, by marks, by merge sizes."""
+MIXED = ("qwen2_vl", "qwen3_vl", "glm5_next", "video_llama_3", "gemma4", "llava_onevision", "video_llava")
+"""Kinds that take both in one prompt: with ids of their own, frame by frame, by marks, by merge sizes; or in tiles."""
 mixed = pytest.mark.parametrize("name", [name for name in MIXED if name in ZOO])
-ROWS = [Row(((2, 2), CLIP), 3), Row((CLIP, (1, 3), (2, 1, 2)), 5), Row((), 4)]
+
+
+def rows_of(family: Family) -> list[Row]:
+    """A batch with images and videos in one row, in another order, and none of either."""
+    if not family.any_grid:
+        return [Row((None, family.video_grid), 3), Row((family.video_grid, None, family.video_grid), 5), Row((), 4)]
+    return [Row(((2, 2), CLIP), 3), Row((CLIP, (1, 3), (2, 1, 2)), 5), Row((), 4)]
 
 
 def logits(model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -43,13 +50,15 @@ def test_frames_that_are_not_selected_have_no_influence(family: Family) -> None:
     """Where towers see every frame by itself."""
     model, inputs = family.model(), prompt(family, [Row()])
     pixels = inputs["hd_pixel_values_videos"]
+    shape, pixels = pixels.shape, pixels.flatten(0, 1) if pixels.ndim == 5 else pixels
     each = len(pixels) // family.grid[0]
     with patched(model, zoom=2, policy=first_frame, select_from="same", start_layer=0):
         expected = logits(model, inputs)
         for frame in range(family.grid[0]):
             changed = pixels.clone()
-            changed[frame * each : (frame + 1) * each] += 1.0
-            found = logits(model, inputs | {"hd_pixel_values_videos": changed})
+            own = slice(frame * each, (frame + 1) * each)
+            changed[own] = changed[own].flip(-1)
+            found = logits(model, inputs | {"hd_pixel_values_videos": changed.reshape(shape)})
             assert torch.equal(found, expected) == (frame > 0)
 
 
@@ -67,24 +76,24 @@ def test_a_video_without_a_high_res_view_is_the_base_model(family: Family) -> No
 def test_images_and_videos_in_one_prompt(name: str, padding: str) -> None:
     """Nothing selected is the base model, a batch equals its rows, and a trace has them as they stand in the prompt."""
     family = ZOO[name]
-    model, inputs = family.model(), prompt(family, ROWS, padding=padding)
+    rows = rows_of(family)
+    model, inputs = family.model(), prompt(family, rows, padding=padding)
     base = logits(model, low_res(inputs))
     with patched(model, zoom=2, policy=TopK(1).over_frames()):
         with flexkit.disabled(model):
-            own = differences(family, model, ROWS, inputs, padding)
-        found = differences(family, model, ROWS, inputs, padding)
+            own = differences(family, model, rows, inputs, padding)
+        found = differences(family, model, rows, inputs, padding)
         assert all(ours <= max(1e-5, 10 * theirs) for ours, theirs in zip(found, own, strict=True))
         with flexkit.trace(model) as trace:
             logits(model, inputs)
         layer = trace.layers[0]
-        shown = [[image for image in row.images] for row in ROWS]
         for image in range(3):
             mask = trace.mask(0, layer, image=image)
-            for row, grids in enumerate(shown):
-                count = 4 if image < len(grids) else 0  # one cell of 2 x 2 tokens, of all frames
-                assert int(mask[row].sum()) == count
-        assert trace.mask(0, layer, image=0).shape == (3, 3, 4, 4)  # a picture beside a video is a frame
-        assert trace.scores(0, layer, image=2).shape == (3, 2, 1, 2)
+            counts = [4 if image < len(row.images) else 0 for row in rows]  # one cell of 2 x 2 tokens, of all frames
+            assert mask.flatten(1).sum(-1).tolist() == counts
+        grids = [rows[0].images[0] or family.grid, rows[1].images[0]]
+        largest = [max(sides) for sides in zip((1, *grids[0]), grids[1], strict=True)]
+        assert trace.scores(0, layer, image=0).shape == (3, *largest)  # a picture beside a video is a frame
     with patched(model, zoom=2, policy=flexkit.Nothing()):
         assert torch.equal(logits(model, inputs), base)
 
@@ -92,7 +101,7 @@ def test_images_and_videos_in_one_prompt(name: str, padding: str) -> None:
 @mixed
 def test_one_kind_alone_may_have_a_high_res_view(name: str) -> None:
     family = ZOO[name]
-    model, inputs = family.model(), prompt(family, ROWS[:1])
+    model, inputs = family.model(), prompt(family, rows_of(family)[:1])
     videos = {key for key in inputs if key.startswith("hd_") and "video" in key}
     images = {key for key in inputs if key.startswith("hd_")} - videos
     with patched(model, zoom=2, policy=Everything(), select_from="same", start_layer=0):
@@ -134,7 +143,7 @@ def test_frames_between_frames(family: Family, zoom: tuple[int, ...]) -> None:
         mask = trace.mask(0, trace.layers[-1])[0]
         assert mask.shape == tuple(cells * factor for cells, factor in zip(family.grid, zoom, strict=True))
         assert mask.flatten(1).any(-1).sum() == zoom[0]  # of the frames of one frame
-        assert int(mask.sum()) == 2 * zoom[0] * zoom[1] * zoom[2]
+        assert int(mask.sum()) == min(2, math.prod(family.grid[1:])) * math.prod(zoom)
         torch.testing.assert_close(found[0, -alone.shape[1] :], alone[0], rtol=1e-5, atol=1e-5)
     assert ((found - base).abs().amax((1, 2)) > 1e-9).tolist() == [True, False]
     with patched(model, zoom=zoom, policy=flexkit.Nothing()):

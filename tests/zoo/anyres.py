@@ -1,12 +1,14 @@
 """LLaVA-NeXT and its relatives: an overview, tiles with a newline token after every row; here the overview alone."""
 
+import math
+from functools import partial
 from typing import Any
 
 import transformers as tf
 from torch import Tensor
 
 from tests.zoo.family import IMAGE, VIDEO, Family, Grid
-from tests.zoo.pixels import square
+from tests.zoo.pixels import frames, square
 from tests.zoo.tiny import TEXT, VISION, config
 
 __all__ = ["ANYRES", "overview", "with_newline"]
@@ -34,11 +36,19 @@ def with_newline(grid: Grid) -> list[int]:
     return [IMAGE] * (grid[0] * grid[1] + 1)
 
 
-ANYRES = tuple(
-    Family(model_type, make, square, low_res=overview, tokens=with_newline)
-    for model_type, make in {
-        "llava_next": lambda: _llava_next("llava_next"),
-        "llava_next_video": lambda: _llava_next("llava_next_video", video_token_index=VIDEO),
-        "llava_onevision": lambda: _llava_next("llava_onevision", video_token_index=VIDEO),
-    }.items()
+def _newline_after_all(grid: Grid) -> list[int]:
+    """The cells of all frames, and a newline token."""
+    return [VIDEO] * (math.prod(grid) + 1)
+
+
+def _family(model_type: str, **settings: Any) -> Family:
+    tokens = {"video_token_index": VIDEO} if "video" in settings else {}
+    make = partial(_llava_next, model_type, **tokens)
+    return Family(model_type, make, square, low_res=overview, tokens=with_newline, **settings)
+
+
+ANYRES = (
+    _family("llava_next"),
+    _family("llava_next_video", video=frames, video_grid=(2, 1, 1)),
+    _family("llava_onevision", video=frames, video_grid=(2, 2, 2), video_tokens=_newline_after_all),
 )

@@ -133,6 +133,8 @@ class Family:
     """What shows a video, where the kind takes some that flexkit reads: the name of its grid then has three axes."""
     video_tokens: Callable[[Grid], list[int]] = in_one
     """The ids that stand for one video in a prompt."""
+    video_grid: Grid = (2, 2, 3)
+    """Low-res cells of a video, unless a prompt says otherwise."""
 
     def model(self, seed: int = 0) -> tf.PreTrainedModel:
         """A model of its own in eval mode, float64: exact enough to compare different orders of summation."""
@@ -168,7 +170,7 @@ class Family:
 
     def of_videos(self) -> "Family":
         """The same kind, which is shown a video wherever others are shown an image."""
-        return replace(self, name=f"{self.name}-video", grid=(2, 2, 3))
+        return replace(self, name=f"{self.name}-video", grid=self.video_grid)
 
 
 @cache

@@ -33,6 +33,12 @@ def clip(config: Any, grid: Grid, zoom: Grid) -> dict[str, Tensor]:
     return {"pixel_values_videos": torch.randn(int(size.prod()), width), "video_grid_thw": size}
 
 
+def frames(config: Any, grid: Grid, zoom: Grid) -> dict[str, Tensor]:
+    """Frames of the tower's size times the zoom: ``(1, frames, 3, height, width)``."""
+    pixels = torch.cat([square(config, grid[1:], zoom[1:])["pixel_values"] for _ in range(grid[0] * zoom[0])])
+    return {"pixel_values_videos": pixels[None]}
+
+
 def picture(height: int, width: int) -> Views:
     """One picture of a fixed size times the zoom: ``(1, 3, height, width)``."""
 

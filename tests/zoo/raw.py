@@ -8,7 +8,7 @@ import torch
 import transformers as tf
 from torch import Tensor
 
-from tests.zoo.family import END, IMAGE, START, VIDEO, Family, Grid, Views
+from tests.zoo.family import END, IMAGE, START, VIDEO, Family, Grid, Views, frame_by_frame
 from tests.zoo.tiny import TEXT, VISION, config
 
 __all__ = ["RAW"]
@@ -168,6 +168,20 @@ def _positioned(side: Callable[[Any], int], patches: int = 1) -> Views:
     return views
 
 
+def _in_frames(views: Views) -> Views:
+    """The same for every frame of a video, and how many frames it has."""
+
+    def frames(settings: Any, grid: Grid, zoom: Grid) -> dict[str, Tensor]:
+        shown = [views(settings, grid[1:], zoom[1:]) for _ in range(grid[0] * zoom[0])]
+        return {
+            "pixel_values_videos": torch.cat([frame["pixel_values"] for frame in shown]),
+            "video_position_ids": torch.cat([frame["image_position_ids"] for frame in shown]),
+            "num_frames_per_video": torch.tensor([len(shown)]),
+        }
+
+    return frames
+
+
 def _shaped(settings: Any, grid: Grid, zoom: Grid) -> dict[str, Tensor]:
     """Four patches a cell, as many rows and columns as the shape says, and a mask of those that are no padding."""
     shape = 2 * torch.tensor([grid]) * torch.tensor(zoom)
@@ -232,11 +246,12 @@ def _lines(grid: Grid) -> list[int]:
 
 
 _POOLED = _positioned(lambda vision: vision.patch_size, patches=2)
+_WHOLE = _positioned(lambda vision: vision.model_patch_size)
 
 RAW = (
-    _family("gemma4", _gemma4, _POOLED),
+    _family("gemma4", _gemma4, _POOLED, video=_in_frames(_POOLED), video_tokens=frame_by_frame),
     _family("gemma4-shared", lambda: _gemma4(num_kv_shared_layers=2, attention_k_eq_v=True), _POOLED),
-    _family("gemma4_unified", _gemma4_unified, _positioned(lambda vision: vision.model_patch_size)),
+    _family("gemma4_unified", _gemma4_unified, _WHOLE, video=_in_frames(_WHOLE), video_tokens=frame_by_frame),
     _family("lfm2_vl", _lfm2_vl, _shaped),
     _family("nemotron_h_omni", _nemotron_h_omni, _flat, prepare=_with_small_states),
     _family(

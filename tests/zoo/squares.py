@@ -8,7 +8,7 @@ import transformers as tf
 from torch import Tensor
 
 from tests.zoo.family import END, IMAGE, START, VIDEO, Family, Grid
-from tests.zoo.pixels import square
+from tests.zoo.pixels import frames, square
 from tests.zoo.tiny import TEXT, VISION, config
 
 __all__ = ["SQUARES"]
@@ -83,6 +83,11 @@ def _shieldgemma2() -> tf.PreTrainedConfig:
     )
 
 
+def _with_class_tokens(grid: Grid) -> list[int]:
+    """The cells of every frame, behind a class token."""
+    return [VIDEO] * (grid[0] * (1 + grid[1] * grid[2]))
+
+
 def _images(settings: Any, grid: Grid, zoom: Grid) -> dict[str, Tensor]:
     """Pixels by the name that tells them from those of videos, in versions of transformers that have it."""
     (pixels,) = square(settings, grid, zoom).values()
@@ -96,7 +101,15 @@ CAPPED = Family(
 """PaliGemma 2, which caps its attention logits; padding is NaN in the base model."""
 SQUARES = (
     Family("vipllava", lambda: _llava("vipllava", vision_feature_layers=[-1, -2]), square),
-    Family("video_llava", lambda: _llava("video_llava", video_token_index=VIDEO), square, low_res=_images),
+    Family(
+        "video_llava",
+        lambda: _llava("video_llava", video_token_index=VIDEO),
+        square,
+        low_res=_images,
+        video=frames,
+        video_grid=(2, 3, 3),
+        video_tokens=_with_class_tokens,
+    ),
     Family("deepseek_vl", _deepseek_vl, square),
     Family("janus", _janus, square),
     Family("paligemma", _paligemma, square, finish=_prefixed),

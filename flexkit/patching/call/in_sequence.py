@@ -22,7 +22,7 @@ from flexkit.patching.call.route import Prompt, Route
 from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.memory.high_res import HighResMemory, cached_length, cached_memory
 from flexkit.patching.memory.resident import move_out
-from flexkit.patching.memory.tokens import Encoded, ImageSpan, ReadTiles, Tiled, TiledImage
+from flexkit.patching.memory.tokens import Encoded, ImageSpan, Tiled, TiledImage
 from flexkit.patching.seam.config_view import CALL
 from flexkit.patching.seam.decoder import DecoderLayer, find_layers
 from flexkit.patching.state import Patch
@@ -106,7 +106,7 @@ class InSequence(Route):
             past,
             patch.projection(cache),
             model.training,
-            partial(_as_read, model, patch, patch.geometry.encode_tiles),
+            partial(_encode_tiles, model, patch),
             own=own,
             one=one,
         )
@@ -168,10 +168,10 @@ def read_images(
     of_kinds = dict(zip(patch.geometries, image_tokens[:, ::repeats], strict=True))
     spans = [_spans(model, of_kinds[view.geometry], view, past) for view in views]
     batch = image_tokens.shape[1] // repeats
-    if views[0].tiles is None:
+    if any(view.tiles is None for view in views):
         memory = _whole(model, patch, views, spans, batch)
     else:
-        memory = _in_tiles(model, patch, views[0].tiles, spans[0], batch)
+        memory = _in_tiles(model, patch, views, spans, batch)
     return memory if repeats == 1 else memory.repeat_interleave(repeats)
 
 
@@ -189,24 +189,41 @@ def _whole(
                     f"{span.zoom} has {span.tokens}."
                 )
             found.append((feature, span))
-    found.sort(key=lambda each: (each[1].row, each[1].end))  # images and videos, as they stand in the prompt
+    found.sort(key=_place)
     return HighResMemory.pack([feature for feature, _ in found], [span for _, span in found], batch)
 
 
 def _in_tiles(
-    model: Any, patch: Patch, tiles: Sequence[Sequence[ReadTiles]], spans: Sequence[ImageSpan], batch: int
+    model: Any, patch: Patch, views: Sequence[View], spans: Sequence[Sequence[ImageSpan]], batch: int
 ) -> HighResMemory:
     """The memory of views in tiles, every level of which stands for itself."""
-    levels = list(enumerate(patch.config.zooms))
-    of_levels = [replace(span, zoom=zoom, level=level) for span in spans for level, zoom in levels]
     unread = torch.empty(0, 1, model.get_input_embeddings().embedding_dim, dtype=model.dtype, device=model.device)
-    readers = [read for own in tiles for read in own]
-    images = [TiledImage(read, of.grid, of.zoom, unread) for read, of in zip(readers, of_levels, strict=True)]
-    memory = HighResMemory.laid_out(Tiled(tuple(images)), of_levels, batch)
+    found: list[tuple[TiledImage, ImageSpan]] = []
+    for view, own in zip(views, spans, strict=True):
+        kind = patch.geometries.index(view.geometry)
+        zooms = patch.config.zooms if view.geometry.axes == 2 else [view.zoom]
+        for span, readers in zip(own, view.tiles or (), strict=True):
+            for level, (zoom, read) in enumerate(zip(zooms, readers, strict=True)):
+                frames = [cells * factor for cells, factor in zip(span.grid[:-2], zoom[:-2], strict=True)]
+                image = TiledImage(read, span.grid[-2:], (*frames, *zoom[-2:]), unread, kind)
+                found.append((image, replace(span, zoom=zoom, level=level)))
+    found.sort(key=_place)
+    images, of_levels = zip(*found, strict=True)
+    memory = HighResMemory.laid_out(Tiled(images), of_levels, batch)
     if patch.config.tiles == "on_demand":
         return memory
-    encode = partial(_as_read, model, patch, patch.geometry.encode_tiles)
+    encode = partial(_encode_tiles, model, patch)
     return replace(memory, features=Encoded(memory.features.of(memory.all_tokens, memory.images, encode)))
+
+
+def _place(found: tuple[Any, ImageSpan]) -> tuple[int, int]:
+    """Where an image or a video stands in the prompts of a batch."""
+    return found[1].row, found[1].end
+
+
+def _encode_tiles(model: Any, patch: Patch, tiles: Sequence[Tensor], kind: int) -> Any:
+    """Cells of tiles of images, or of the frames of videos."""
+    return _as_read(model, patch, patch.geometries[kind].encode_tiles, tiles)
 
 
 def _as_read(model: Any, patch: Patch, encode: Callable[..., Any], *inputs: Any) -> Any:

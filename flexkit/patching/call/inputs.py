@@ -148,11 +148,12 @@ def _of_tensors(
     sizes = None if "image_sizes" in views else inputs.get("hd_image_sizes")
     margins = [None] * len(grids) if sizes is None else _margins(sizes, grids)
     tiles = geometry.cut(views, zoom) if patch.config.tiles == "on_demand" else None
-    for own in tiles or ():
-        if any(len(each) != math.prod(zoom) for each in own):
+    for own, grid in zip(tiles or (), grids, strict=False):
+        expected = math.prod(grid[:-2]) * math.prod(zoom)
+        if any(len(each) != expected for each in own):
             raise HighResInputError(
                 f"{type(geometry).__name__}.cut gave {[len(each) for each in own]} tiles of an image for "
-                f"{geometry.inputs}; a zoom of {zoom} has {math.prod(zoom)}."
+                f"{geometry.inputs}; a zoom of {zoom} has {expected}."
             )
     return View(
         geometry, zoom, views, grids, margins, None if tiles is None else [[partial(_taken, own)] for own in tiles]

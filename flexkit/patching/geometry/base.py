@@ -263,7 +263,7 @@ def image_features(model: PreTrainedModel, by: str = Geometry.features, /, **inp
         Its arguments.
     """
     with torch.no_grad():
-        output = getattr(features_owner(model), by)(**inputs, return_dict=True)
+        output = getattr(features_owner(model, by), by)(**inputs, return_dict=True)
     features = getattr(output, "pooler_output", output)
     if features is None:
         features = getattr(output, "last_hidden_state", None)
@@ -276,9 +276,9 @@ def image_features(model: PreTrainedModel, by: str = Geometry.features, /, **inp
     return [torch.cat(parts, dim=-1) for parts in zip(images, *deeper, strict=True)]
 
 
-def features_owner(model: PreTrainedModel) -> Any:
-    """The part of a model that has ``get_image_features``."""
-    return model if hasattr(model, "get_image_features") else getattr(model, "model", model)
+def features_owner(model: PreTrainedModel, by: str = Geometry.features) -> Any:
+    """The part of a model that has ``get_image_features``, or another method."""
+    return model if hasattr(model, by) else getattr(model, "model", model)
 
 
 def _per_image(layer: Any, images: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -174,6 +174,8 @@ class FixedGrid(Geometry):
         From a grid to the mask of the image tokens of one image that are its cells; by default, all are.
     overview_only : str
         What makes the family's prompts carry overviews only, for errors; empty if they carry nothing else anyway.
+    video : Geometry, optional
+        How the same models lay out videos.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
@@ -187,12 +189,14 @@ class FixedGrid(Geometry):
         encode: TileEncoder = encode_images,
         layout: Callable[[Grid], Tensor] = lambda grid: torch.ones(grid[0] * grid[1], dtype=torch.bool),
         overview_only: str = "",
+        video: Geometry | None = None,
     ) -> None:
         self._tokens = tokens
         self._size = size
         self._encode = encode
         self._layout = layout
         self.overview_only = overview_only
+        self.video = video
 
     def check_model(self, model: PreTrainedModel) -> None:
         if self._size is not None and sides(self._size(model.config)) is None:
@@ -212,7 +216,7 @@ class FixedGrid(Geometry):
             view = Declared(("images", channels, zoom[0] * size[0], zoom[1] * size[1]), meaning=meaning)
         return {"pixel_values": view}
 
-    def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Grid) -> list[Pair]:
+    def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Grid) -> Sequence[Grid]:
         pixels = inputs["pixel_values"]
         if pixels.shape[-2] % zoom[0] or pixels.shape[-1] % zoom[1]:
             raise HighResInputError(

@@ -11,25 +11,23 @@ from transformers import PreTrainedModel
 from flexkit.errors import HighResInputError
 from flexkit.grids import Grid, Pair, zoomed
 from flexkit.patching.geometry.any_size import SIZES, AnySize, pairs
-from flexkit.patching.geometry.base import Declared, Geometry, image_features, positions_of
+from flexkit.patching.geometry.base import Declared, Geometry, image_features
 
 __all__ = [
     "BarePatches",
     "DynamicGrid",
     "LinedGrid",
     "ListedPatches",
-    "MarkedVideo",
     "MergedGrid",
-    "MergedVideo",
     "PaddedPatches",
     "PatchStrip",
-    "PatchedVideo",
     "PositionedPatches",
-    "UnmarkedGrid",
+    "merge_size",
 ]
 
 
-def _merge_size(config: Any) -> int:
+def merge_size(config: Any) -> int:
+    """Side of a cell in patches, where the tower's config says it."""
     return int(config.vision_config.spatial_merge_size)
 
 
@@ -47,7 +45,7 @@ class DynamicGrid(AnySize):
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_grid_thw")
     size_input = "image_grid_thw"
 
-    def __init__(self, cell: Callable[[Any], int] = _merge_size, video: Geometry | None = None) -> None:
+    def __init__(self, cell: Callable[[Any], int] = merge_size, video: Geometry | None = None) -> None:
         super().__init__(cell)
         self.video = video
 
@@ -78,54 +76,6 @@ class DynamicGrid(AnySize):
         return [image[kept.to(image.device)] for image, kept in zip(features, cells, strict=True)]
 
 
-class PatchedVideo(DynamicGrid):
-    """Patches of all videos in one list, frame by frame.
-
-    Parameters
-    ----------
-    cell : callable
-        From the model's config to the side of one cell in patches.
-    frames : callable
-        From the model's config to how many frames of patches become one of cells.
-    """
-
-    inputs = ("pixel_values_videos", "video_grid_thw")
-    size_input = "video_grid_thw"
-    features, token, axes = "get_video_features", "video_token_id", 3
-
-    def __init__(
-        self, cell: Callable[[Any], int] = _merge_size, frames: Callable[[Any], int] = lambda config: 1
-    ) -> None:
-        super().__init__(cell)
-        self._frames = frames
-
-    def cell(self, config: Any) -> Grid:
-        return self._frames(config), *super().cell(config)
-
-
-class MarkedVideo(PatchedVideo):
-    """Videos whose tokens are those of images, between a mark of their begin and one of their end (GLM-V)."""
-
-    token = "image_token_id"
-
-    def image_tokens(self, model: PreTrainedModel, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        return super().image_tokens(model, input_ids, inputs_embeds) & _in_video(model, input_ids, inputs_embeds)
-
-
-class UnmarkedGrid(DynamicGrid):
-    """A dynamic grid whose image tokens are those outside of the marks of videos (GLM-V)."""
-
-    def image_tokens(self, model: PreTrainedModel, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        return super().image_tokens(model, input_ids, inputs_embeds) & ~_in_video(model, input_ids, inputs_embeds)
-
-
-def _in_video(model: PreTrainedModel, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    """``(batch, length)``, bool: what stands behind more marks of a video's begin than of an end."""
-    marks = model.config.video_start_token_id, model.config.video_end_token_id
-    begun, ended = (positions_of(model, mark, input_ids, inputs_embeds).cumsum(-1) for mark in marks)
-    return begun > ended
-
-
 class LinedGrid(DynamicGrid):
     """A dynamic grid whose features, and image tokens, have one before the cells, one behind, one after each line."""
 
@@ -137,7 +87,7 @@ class LinedGrid(DynamicGrid):
 class MergedGrid(DynamicGrid):
     """A dynamic grid that says for each image how many patches a side become one cell (VideoLLaMA 3)."""
 
-    inputs = ("pixel_values", "image_grid_thw", "image_merge_sizes")
+    inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_grid_thw", "image_merge_sizes")
 
     def __init__(self, video: Geometry | None = None) -> None:
         super().__init__(lambda config: 1, video)
@@ -163,26 +113,6 @@ class MergedGrid(DynamicGrid):
             (*frames, rows // side, columns // side)
             for (*frames, rows, columns), side in zip(patches, merges, strict=True)
         ]
-
-
-class MergedVideo(MergedGrid):
-    """Videos that say how many patches a side become one cell (VideoLLaMA 3)."""
-
-    inputs = (*PatchedVideo.inputs, "video_merge_sizes")
-    size_input = PatchedVideo.size_input
-    features, token, axes = PatchedVideo.features, PatchedVideo.token, PatchedVideo.axes
-
-    def cell(self, config: Any) -> Grid:
-        return 1, 1, 1
-
-    def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Grid]) -> None:
-        kept = inputs.get("video_compression_mask")
-        if isinstance(kept, Tensor) and not bool(kept.all()):
-            raise HighResInputError(
-                f"video_compression_mask leaves out {int((~kept.bool()).sum())} of the low-res tokens, and a high-res "
-                "view is read by all of them; call the processor with use_token_compression=False."
-            )
-        super().check_low_res(model, inputs, grids)
 
 
 class PaddedPatches(AnySize):
@@ -273,23 +203,27 @@ class PatchStrip(AnySize):
 class PositionedPatches(AnySize):
     """Patches ``(images, patches, width)`` padded to the longest, with (column, row) of each patch (Gemma 4)."""
 
-    inputs = ("pixel_values", "image_position_ids")
+    inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_position_ids")
     size_input = "image_position_ids"
+
+    def __init__(self, cell: Callable[[Any], int], video: Geometry | None = None) -> None:
+        super().__init__(cell)
+        self.video = video
 
     def declared(self, model: PreTrainedModel, zoom: Grid) -> Mapping[str, Declared]:
         return {
-            "pixel_values": Declared(("images", "patches", ...)),
-            "image_position_ids": Declared(("images", "places", 2), "integers", "(column, row) of each patch"),
+            self.inputs[0]: Declared(("images", "patches", ...)),
+            self.size_input: Declared(("images", "places", 2), "integers", "(column, row) of each patch"),
         }
 
-    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Pair]:
-        pixels, places = inputs["pixel_values"], inputs["image_position_ids"]
+    def sizes(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], prefix: str) -> list[Grid]:
+        pixels, places = inputs[self.inputs[0]], inputs[self.size_input]
         if places.shape[1] != pixels.shape[1]:
             raise HighResInputError(
-                f"{prefix}pixel_values has shape {tuple(pixels.shape)} and {prefix}image_position_ids "
+                f"{prefix}{self.inputs[0]} has shape {tuple(pixels.shape)} and {prefix}{self.size_input} "
                 f"{tuple(places.shape)}; expected (images, patches, width) and (images, patches, 2)."
             )
-        return [_size(f"{prefix}image_position_ids", image) for image in places]
+        return [_size(f"{prefix}{self.size_input}", image) for image in places]
 
 
 def _size(name: str, places: Tensor) -> Pair:

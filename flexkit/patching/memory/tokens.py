@@ -31,9 +31,9 @@ _TOGETHER = 64
 
 ReadTiles = Callable[[Tensor], Sequence[Tensor]]
 """From indices of tiles to these, ``(tiles, channels, height, width)`` in every size that the model takes."""
-Encode = Callable[[Sequence[Tensor]], Tensor]
-"""From tiles ``(tiles, channels, height, width)``, in every size that a model takes them in, to their cells
-``(tiles, cells, dim)``."""
+Encode = Callable[[Sequence[Tensor], int], Tensor]
+"""From tiles ``(tiles, channels, height, width)``, in every size that a model takes them in, and which kind of image
+they are of, to their cells ``(tiles, cells, dim)``."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def tokens_by_image(spans: Sequence[ImageSpan], tokens: RaggedIndex) -> list[tup
     return found
 
 
-def no_tiles(tiles: Sequence[Tensor]) -> Tensor:
+def no_tiles(tiles: Sequence[Tensor], kind: int = 0) -> Tensor:
     """Of a geometry that encodes views as a whole."""
     raise NotImplementedError("a geometry whose `cut` gives tiles needs `encode_tiles` too.")
 
@@ -165,28 +165,30 @@ class Encoded(Features):
 
 @dataclass
 class TiledImage:
-    """One image in tiles, of which some have been encoded."""
+    """One image, or video, in tiles, of which some have been encoded."""
 
     read: ReadTiles
     grid: Grid
     """Cells of a tile."""
     zoom: Grid
-    """Tiles along rows and columns."""
+    """Tiles along [frames,] rows and columns."""
     cells: Tensor
     """``(room, cells, dim)``: of the tiles that have been encoded, and room for some more."""
+    kind: int = 0
+    """What encodes them: that of images, or of videos."""
     opened: int = 0
     """How many have been encoded."""
     slots: Tensor = field(init=False)
     """``(tiles,)``, int64: where in :attr:`cells` a tile is; -1 if it has not been encoded."""
 
     def __post_init__(self) -> None:
-        self.slots = torch.full((self.zoom[0] * self.zoom[1],), -1, device=self.cells.device)
+        self.slots = torch.full((math.prod(self.zoom),), -1, device=self.cells.device)
 
     def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tile, and cell in it, of tokens in raster order."""
-        (rows, columns), width = self.grid, self.grid[1] * self.zoom[1]
-        row, column = tokens // width, tokens % width
-        return row // rows * self.zoom[1] + column // columns, row % rows * columns + column % columns
+        """Tile, and cell in it, of tokens in raster order; frames lie one below the other."""
+        (rows, columns), across = self.grid, self.zoom[-1]
+        row, column = tokens // (columns * across), tokens % (columns * across)
+        return row // rows * across + column // columns, row % rows * columns + column % columns
 
     def add(self, tiles: Tensor, cells: Tensor) -> None:
         """Note what tiles were encoded to."""
@@ -253,9 +255,11 @@ class Tiled(Features):
             lacking = [tile for tile in range(len(image.slots)) if next(lacks)]
             if lacking:
                 missing.append((image, torch.tensor(lacking, device=image.slots.device)))
-        for batch in _batches(missing):
+        kinds = sorted({image.kind for image, _ in missing})
+        by_kind = ([each for each in missing if each[0].kind == kind] for kind in kinds)
+        for batch in (batch for own in by_kind for batch in _batches(own)):
             views = zip(*(image.read(tiles) for image, tiles in batch), strict=True)
-            cells = encode([torch.cat(view) for view in views])
+            cells = encode([torch.cat(view) for view in views], batch[0][0].kind)
             parts: Sequence[Tensor] = torch.split(cells, [len(tiles) for _, tiles in batch])
             for (image, tiles), part in zip(batch, parts, strict=True):
                 image.add(tiles, part)
