@@ -17,6 +17,7 @@ COLUMNS = (
     "added",
     "equal to full attention",
     "own states",
+    "videos",
     "processor",
 )
 

@@ -44,8 +44,28 @@ def test_type(model_type: str, fact: Any) -> None:
         if len(patch.layers) == len(every)
         else "layers with attention",
         "added": ", ".join(sorted(names)),
+        "videos": _videos(model, patch.geometries),
     }
     fact(model_type, facts)
+
+
+def _videos(model: Any, geometries: Any) -> str:
+    if len(geometries) == 2:
+        return type(geometries[1]).__name__
+    takes_some = any(hasattr(part, "get_video_features") for part in (model, getattr(model, "model", None)))
+    return "in low resolution" if takes_some else "takes none"
+
+
+def test_every_type_with_videos_is_in_the_laws() -> None:
+    read = {name for name, family in MODELS.items() if family.video is not None}
+    for name in flexkit.supported_models():
+        family = MODELS.get(name)
+        if family is None or name in REASONS:
+            continue
+        with torch.device("meta"):
+            model = family.model_class(family.config())
+        flexkit.patch_model(model, FlexConfig(start_layer=0, select_from="same"), trained=True)
+        assert (len(get_patch(model).geometries) == 2) == (name in read)
 
 
 def test_the_list_of_supported_models() -> None:
