@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoProcessor, ProcessorMixin
 
 from flexkit.errors import CheckpointError
-from flexkit.grids import Pair
+from flexkit.grids import Grid
 from flexkit.remote_code import PROCESSOR, write_code
 
 __all__ = ["load", "save"]
@@ -16,7 +16,7 @@ __all__ = ["load", "save"]
 _FILE, _KEY = "processor_config.json", "high_res"
 
 
-def save(processor: Any, zoom: Pair, levels: int, folder: str | PathLike[str], **kwargs: Any) -> Any:
+def save(processor: Any, zoom: Grid, levels: int, folder: str | PathLike[str], **kwargs: Any) -> Any:
     """Save a model's processor, so that transformers loads a FlexProcessor; returns what transformers does."""
     files = processor.save_pretrained(folder, **kwargs)
     path = Path(folder, _FILE)
@@ -27,7 +27,7 @@ def save(processor: Any, zoom: Pair, levels: int, folder: str | PathLike[str], *
     return files
 
 
-def load(name: str | PathLike[str], **kwargs: Any) -> tuple[Any, Pair, int]:
+def load(name: str | PathLike[str], **kwargs: Any) -> tuple[Any, Grid, int]:
     """The model's processor, the zoom and the levels that :func:`save` wrote.
 
     Raises
@@ -37,8 +37,8 @@ def load(name: str | PathLike[str], **kwargs: Any) -> tuple[Any, Pair, int]:
     """
     saved = ProcessorMixin.get_processor_dict(name, **kwargs)[0].get(_KEY)
     match saved:
-        case {"zoom": [int(rows), int(columns)], "levels": int(levels)}:
-            return AutoProcessor.from_pretrained(name, **kwargs | {"trust_remote_code": False}), (rows, columns), levels
+        case {"zoom": [int(), int(), *_] as zoom, "levels": int(levels)}:
+            return AutoProcessor.from_pretrained(name, **kwargs | {"trust_remote_code": False}), tuple(zoom), levels
     raise CheckpointError(
         f"{_FILE} of {name} says {saved!r} of a {_KEY} view: a FlexProcessor that is saved there writes its zoom and "
         "levels. Make one of the processor that is there, flexkit.FlexProcessor(AutoProcessor.from_pretrained(name), "

@@ -15,7 +15,7 @@ from transformers import BatchFeature
 
 from flexkit.encoding import PictureSource, TileSource
 from flexkit.errors import ConfigError, PatchError, UnsupportedModelError
-from flexkit.grids import Pair, pyramid, zoom_pair
+from flexkit.grids import Grid, Pair, pyramid, zoom_along
 from flexkit.patching import get_patch
 from flexkit.processing import pretrained
 from flexkit.processing.overviews import check_options, without_tiles
@@ -30,7 +30,7 @@ _PIXELS = ("pixel_values", "image_patches", "flattened_patches")
 
 
 class FlexProcessor:
-    r"""Wrap the processor of a vision-language model so that it prepares both views of every image.
+    r"""Wrap the processor of a vision-language model so that it prepares both views of every image and video.
 
     The low-res inputs are exactly those of the wrapped processor. Beside them stand the inputs of the
     high-res view: the arguments of the model's own ``get_image_features``, prefixed with ``hd_``. Everything
@@ -62,6 +62,10 @@ class FlexProcessor:
     ``do_image_splitting=False`` and the like are set for every call, and the prompt holds the image tokens of one
     overview for each image.
 
+    Frames of a video are chosen by the model's video processor; ``hd_pixel_values_videos`` and what comes with it show
+    the same ones ``zoom`` times as large, and with a zoom in time those between them. VideoLLaMA 3 is asked to keep all
+    tokens, ``use_token_compression=False``.
+
     An image that is smaller than its high-res view is enlarged, which a :class:`flexkit.SmallImageWarning` says.
 
     Parameters
@@ -70,7 +74,8 @@ class FlexProcessor:
         The model's processor.
     model : torch.nn.Module or int or tuple of int
         The patched model, which is asked for its zoom at every call and not kept alive; or the zoom itself,
-        where there is no model, as in the workers of a data loader.
+        where there is no model, as in the workers of a data loader: along rows and columns, or along frames of videos,
+        rows and columns.
     levels : int
         Of zoom, where the zoom itself is given; a model knows its own.
 
@@ -81,7 +86,7 @@ class FlexProcessor:
     UnsupportedModelError
         If the processor has no image processor, or one of a kind of which flexkit cannot make a second view.
     ConfigError
-        If a zoom is given that is not one or two positive ints, or the processor is a FlexProcessor itself.
+        If a zoom is given that is not one, two or three positive ints, or the processor is a FlexProcessor itself.
 
     Examples
     --------
@@ -95,10 +100,10 @@ class FlexProcessor:
     __slots__ = ("__weakref__", "_levels", "_zoom_source", "processor")
 
     processor: Any
-    _zoom_source: weakref.ref[nn.Module] | Pair
+    _zoom_source: weakref.ref[nn.Module] | Grid
     _levels: int
 
-    def __init__(self, processor: Any, model: nn.Module | int | Pair, levels: int = 1) -> None:
+    def __init__(self, processor: Any, model: nn.Module | int | Grid, levels: int = 1) -> None:
         if isinstance(processor, FlexProcessor):
             raise ConfigError(
                 "the processor is a FlexProcessor already, which would make a high-res view of a high-res view: give "
@@ -112,7 +117,7 @@ class FlexProcessor:
                 "the hd_ inputs yourself."
             )
         choose_view(processor.image_processor)
-        self._zoom_source = weakref.ref(model) if isinstance(model, nn.Module) else zoom_pair(model)
+        self._zoom_source = weakref.ref(model) if isinstance(model, nn.Module) else zoom_along(model, 3)
         self._levels = levels
         _ = self.zooms  # an unpatched model is told now, not at the first image
 
@@ -141,8 +146,24 @@ class FlexProcessor:
         PatchError
             As for :attr:`zoom`.
         """
+        return self._zooms_of_both()[0]
+
+    @property
+    def video_zoom(self) -> Grid:
+        """Zoom of videos, along frames, rows and columns.
+
+        Raises
+        ------
+        PatchError
+            As for :attr:`zoom`.
+        """
+        return self._zooms_of_both()[1]
+
+    def _zooms_of_both(self) -> tuple[tuple[Pair, ...], Grid]:
+        """Zooms of pictures, of each level, and that of videos."""
         if isinstance(self._zoom_source, tuple):
-            return pyramid(self._zoom_source, self._levels)
+            _, rows, columns = self._zoom_source
+            return pyramid((rows, columns), self._levels), self._zoom_source
         model = self._zoom_source()
         if model is None:
             raise PatchError("the model no longer exists: make a FlexProcessor for the new one.")
@@ -152,7 +173,7 @@ class FlexProcessor:
             raise PatchError(
                 f"{type(model).__name__} is not patched: patch it again, or use the plain processor."
             ) from error
-        return config.zooms
+        return config.zooms, config.zoom_of(3)
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
         """Prepare text and images as the wrapped processor does, and the high-res view of the images.
@@ -160,7 +181,7 @@ class FlexProcessor:
         Parameters
         ----------
         *args, **kwargs
-            Those of the wrapped processor: ``images``, which may be :class:`flexkit.TileSource`, ``text``,
+            Those of the wrapped processor: ``images``, which may be :class:`flexkit.TileSource`, ``videos``, ``text``,
             ``return_tensors``, ``padding``, ...
 
         Returns
@@ -262,7 +283,7 @@ class FlexProcessor:
             Files that the wrapped processor wrote.
         """
         options = {} if push_to_hub else kwargs
-        files = pretrained.save(self.processor, self.zoom, len(self.zooms), folder, **options)
+        files = pretrained.save(self.processor, self._saved_zoom, len(self.zooms), folder, **options)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(folder).name), **kwargs)
         return files
@@ -287,7 +308,7 @@ class FlexProcessor:
 
     def _call(self, method: str, args: Any, kwargs: Any) -> Any:
         check_options(kwargs, self.processor.image_processor)
-        tapped, high_res = tap(self.processor, self.zooms)
+        tapped, high_res = tap(self.processor, self.zooms, self.video_zoom)
         return _with_high_res(getattr(tapped, method)(*with_overviews(args), **with_overviews(kwargs)), high_res)
 
     def __getattr__(self, name: str) -> Any:
@@ -299,8 +320,12 @@ class FlexProcessor:
         else:
             setattr(self.processor, name, value)
 
-    def __reduce__(self) -> tuple[type["FlexProcessor"], tuple[Any, Pair, int]]:
-        return FlexProcessor, (self.processor, self.zoom, len(self.zooms))
+    def __reduce__(self) -> tuple[type["FlexProcessor"], tuple[Any, Grid, int]]:
+        return FlexProcessor, (self.processor, self._saved_zoom, len(self.zooms))
+
+    @property
+    def _saved_zoom(self) -> Grid:
+        return self.zoom if self.video_zoom[0] == 1 else self.video_zoom
 
     def __repr__(self) -> str:
         try:

@@ -6,17 +6,18 @@ from typing import Any
 from transformers.image_utils import make_flat_list_of_images
 
 from flexkit.encoding import PictureSource
-from flexkit.grids import Pair
+from flexkit.grids import Grid, Pair
 from flexkit.processing.outputs import appended, named
 from flexkit.processing.overviews import counting_overviews, keep_overviews, to_one_tile, without_tiles
 from flexkit.processing.reading import read_images, read_pixels
 from flexkit.processing.source_overviews import as_source, source_of
 from flexkit.processing.views import choose_tiled_view, choose_view
+from flexkit.processing.views.videos import in_both_views
 
 __all__ = ["tap"]
 
 
-def tap(processor: Any, zooms: tuple[Pair, ...]) -> tuple[Any, dict[str, Any]]:
+def tap(processor: Any, zooms: tuple[Pair, ...], video_zoom: Grid) -> tuple[Any, dict[str, Any]]:
     """A copy of a processor that does the same, and a place for the high-res inputs that it makes on the way.
 
     The processor itself stays as it is, so that calls from several threads do not meet.
@@ -27,13 +28,15 @@ def tap(processor: Any, zooms: tuple[Pair, ...]) -> tuple[Any, dict[str, Any]]:
         A processor with an image processor.
     zooms : tuple of tuple of int
         Along rows and columns, of each level.
+    video_zoom : tuple of int
+        Of videos, along frames, rows and columns.
 
     Returns
     -------
     processor : transformers.ProcessorMixin
         The copy, for one call. Where the processor cuts images into tiles, the copy gives overviews alone.
     high_res : dict
-        Empty until the copy processes images, then the high-res inputs.
+        Empty until the copy processes images or videos, then the high-res inputs.
     """
     image_processor = processor.image_processor
     view = choose_view(image_processor)
@@ -73,4 +76,6 @@ def tap(processor: Any, zooms: tuple[Pair, ...]) -> tuple[Any, dict[str, Any]]:
     tapped = counting_overviews(processor)
     tapped.image_processor.fetch_images = fetch_images
     tapped.image_processor.preprocess = preprocess
+    if getattr(processor, "video_processor", None) is not None:
+        tapped.video_processor = in_both_views(processor.video_processor, video_zoom, high_res)
     return tapped, high_res

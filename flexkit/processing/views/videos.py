@@ -1,0 +1,181 @@
+"""Videos: the same frames at a higher resolution, and frames between them."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flexkit.errors import HighResInputError, UnsupportedModelError
+from flexkit.grids import Grid
+from flexkit.processing.outputs import like
+from flexkit.processing.resizing import tell_enlarged
+
+__all__ = ["in_both_views"]
+
+_SIZED = ("video_grid_thw", "video_position_ids")
+"""Outputs that say how large each video is."""
+_KEPT = ("pixel_values_videos", "video_merge_sizes", "num_frames_per_video", *_SIZED)
+
+
+def in_both_views(video_processor: Any, zoom: Grid, high_res: dict[str, Any]) -> Any:
+    """A copy of a video processor that does the same, and makes the high-res view of what it is given on the way.
+
+    Parameters
+    ----------
+    video_processor : transformers.BaseVideoProcessor
+        The video processor of the low-res view.
+    zoom : tuple of int
+        Along frames, rows and columns.
+    high_res : dict
+        Where the high-res inputs are put, prefixed with ``hd_``.
+    """
+    between = zoom[0]
+
+    def preprocess(videos: Any, *args: Any, **options: Any) -> Any:
+        low, chosen = copy.copy(video_processor), list[Tensor]()
+
+        def sample_frames(*given: Any, **settings: Any) -> Any:
+            indices = video_processor.sample_frames(*given, **settings)
+            chosen.append(torch.as_tensor(indices))
+            return indices
+
+        low.sample_frames = sample_frames
+        low._preprocess = lambda videos, **settings: _made(video_processor, videos, settings)
+        made = low.preprocess(videos, *args, **options)
+        if between > 1 and not chosen:
+            raise HighResInputError(
+                f"a zoom of {between} in time reads frames between those of the low-res view, and this one takes all "
+                "that there are: let the video processor choose, with do_sample_frames=True and fps or num_frames."
+            )
+        together = getattr(video_processor, "temporal_patch_size", None) or 1
+        wanted = iter([frames_between(indices, between, together) for indices in chosen])
+        high = copy.copy(video_processor)
+
+        def sample_more(metadata: Any, **_: Any) -> Any:
+            return next(wanted).clamp(0, metadata.total_num_frames - 1).numpy()
+
+        if between > 1:
+            high.sample_frames = sample_more
+        high._preprocess = lambda videos, **settings: _enlarged(video_processor, videos, settings, made, zoom)
+        views = high.preprocess(videos, *args, **options)
+        high_res.update(
+            {f"hd_{name}": like(torch.as_tensor(views[name]), made[name]) for name in _KEPT if name in views}
+        )
+        return made
+
+    both = copy.copy(video_processor)
+    both.preprocess = preprocess
+    return both
+
+
+def frames_between(indices: Tensor, factor: int, together: int) -> Tensor:
+    """Indices of the frames of a video that is sampled ``factor`` times as often.
+
+    Each frame is the middle one in time of those that take its place; of an even number, of the two in the middle.
+
+    Parameters
+    ----------
+    indices : torch.Tensor
+        ``(frames,)``, ascending: of the frames that were sampled.
+    factor : int
+        How many take the place of one.
+    together : int
+        How many frames the processor merges; it repeats the last one until they can be.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(factor * frames,)``, int64, with frames repeated as the processor does; the first and the last may lie
+        outside of the video.
+    """
+    missing = -len(indices) % together
+    known = torch.cat([indices, indices[-1:].expand(missing)]).double()
+    places = (torch.arange(len(known) * factor) + 0.5) / factor - 0.5
+    if len(known) == 1:
+        return known.expand(factor).long()
+    left = places.floor().clamp(0, len(known) - 2).long()
+    return (known[left] + (places - left) * (known[left + 1] - known[left])).round().long()
+
+
+def _made(video_processor: Any, videos: Sequence[Tensor], settings: dict[str, Any]) -> Any:
+    """The low-res view, without the compression that leaves out tokens (VideoLLaMA 3)."""
+    return video_processor._preprocess(videos, **_uncompressed(settings))
+
+
+def _uncompressed(settings: dict[str, Any]) -> dict[str, Any]:
+    return settings | ({"use_token_compression": False} if "use_token_compression" in settings else {})
+
+
+def _enlarged(
+    video_processor: Any, videos: Sequence[Tensor], settings: dict[str, Any], low_res: Mapping[str, Any], zoom: Grid
+) -> Any:
+    """The high-res view of videos ``(frames, channels, height, width)``."""
+    settings, name = _uncompressed(settings), next((name for name in _SIZED if name in low_res), None)
+    if name is None:
+        return video_processor._preprocess(videos, **settings | _larger(video_processor, settings, zoom))
+    expected = [
+        (frames * zoom[0], rows * zoom[1], columns * zoom[2]) for frames, rows, columns in _grids(name, low_res)
+    ]
+    side = settings["patch_size"]
+    enlarged = []
+    for video, (_, rows, columns) in zip(videos, expected, strict=True):
+        tell_enlarged(video_processor, video.shape, (rows * side, columns * side))
+        enlarged.append(_resized(video, (rows * side, columns * side), settings.get("resample")))
+    if settings.get("max_soft_tokens"):
+        settings["max_soft_tokens"] *= zoom[1] * zoom[2]
+    try:
+        made = video_processor._preprocess(enlarged, **settings | {"do_resize": False})
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"{type(video_processor).__name__} makes no view {zoom} times as large as its low-res one: {error}"
+        ) from error
+    if _grids(name, made) != expected:
+        raise UnsupportedModelError(
+            f"{type(video_processor).__name__} made a high-res view with grids {_grids(name, made)}, where zoom {zoom} "
+            f"asks for {expected}: it resizes what is not to be resized."
+        )
+    return made
+
+
+def _grids(name: str, made: Mapping[str, Any]) -> list[tuple[int, int, int]]:
+    """Frames, rows and columns of every video, in patches."""
+    sizes = torch.as_tensor(made[name])
+    if name == "video_grid_thw":
+        return [(frames, rows, columns) for frames, rows, columns in sizes.tolist()]
+    of_frames = (sizes.amax(-2).flip(-1) + 1).tolist()
+    counts = torch.as_tensor(made["num_frames_per_video"]).tolist()
+    starts = [sum(counts[:index]) for index in range(len(counts))]
+    return [(count, *of_frames[start]) for count, start in zip(counts, starts, strict=True)]
+
+
+def _larger(video_processor: Any, settings: Mapping[str, Any], zoom: Grid) -> dict[str, Any]:
+    """Settings that make frames of one size so many times as large."""
+    changed: dict[str, Any] = {}
+    for name in ("size", "crop_size"):
+        size = settings.get(name)
+        if not size:
+            continue
+        larger = copy.copy(size)
+        for side, factor in (("height", zoom[1]), ("width", zoom[2]), ("shortest_edge", zoom[1])):
+            if getattr(size, side, None):
+                setattr(larger, side, factor * getattr(size, side))
+        if getattr(size, "shortest_edge", None) and zoom[1] != zoom[2]:
+            raise UnsupportedModelError(
+                f"{type(video_processor).__name__} resizes videos by their shorter side; zoom {zoom} asks for other "
+                "factors along rows and columns."
+            )
+        changed[name] = larger
+    return changed
+
+
+def _resized(video: Tensor, size: tuple[int, int], resample: Any) -> Tensor:
+    """Frames in another size, in their own dtype."""
+    named = str(getattr(resample, "value", resample))
+    mode = "bilinear" if named in ("2", "bilinear") else "bicubic"
+    pixels = F.interpolate(video.float(), size=size, mode=mode, antialias=True, align_corners=False)
+    if video.is_floating_point():
+        return pixels.to(video.dtype)
+    return pixels.round().clamp(0, 255).to(video.dtype)
