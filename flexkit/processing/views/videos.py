@@ -32,18 +32,23 @@ def in_both_views(video_processor: Any, zoom: Grid, high_res: dict[str, Any]) ->
     high_res : dict
         Where the high-res inputs are put, prefixed with ``hd_``.
     """
-    between = zoom[0]
+    between, kind = zoom[0], type(video_processor)
 
     def preprocess(videos: Any, *args: Any, **options: Any) -> Any:
-        low, chosen = copy.copy(video_processor), list[Tensor]()
+        low, chosen, shown = copy.copy(video_processor), list[Tensor](), dict[Any, Any]()
 
         def sample_frames(*given: Any, **settings: Any) -> Any:
             indices = video_processor.sample_frames(*given, **settings)
             chosen.append(torch.as_tensor(indices))
             return indices
 
-        low.sample_frames = sample_frames
-        low._preprocess = lambda videos, **settings: _made(video_processor, videos, settings)
+        def resize(videos: Tensor, **settings: Any) -> Any:
+            white = video_processor.resize(torch.ones_like(videos), **settings).flatten(0, -3).any(0)
+            shown[videos.shape[-2:]] = int(white.any(1).sum()), int(white.any(0).sum())
+            return video_processor.resize(videos, **settings)
+
+        low.sample_frames, low.resize = sample_frames, resize
+        low._preprocess = lambda videos, **settings: kind._preprocess(low, videos, **_uncompressed(settings))
         made = low.preprocess(videos, *args, **options)
         if between > 1 and not chosen:
             raise HighResInputError(
@@ -59,7 +64,7 @@ def in_both_views(video_processor: Any, zoom: Grid, high_res: dict[str, Any]) ->
 
         if between > 1:
             high.sample_frames = sample_more
-        high._preprocess = lambda videos, **settings: _enlarged(video_processor, videos, settings, made, zoom)
+        high._preprocess = lambda videos, **settings: _enlarged(video_processor, videos, settings, made, shown, zoom)
         views = high.preprocess(videos, *args, **options)
         high_res.update(
             {f"hd_{name}": like(torch.as_tensor(views[name]), made[name]) for name in _KEPT if name in views}
@@ -100,17 +105,18 @@ def frames_between(indices: Tensor, factor: int, together: int) -> Tensor:
     return (known[left] + (places - left) * (known[left + 1] - known[left])).round().long()
 
 
-def _made(video_processor: Any, videos: Sequence[Tensor], settings: dict[str, Any]) -> Any:
-    """The low-res view, without the compression that leaves out tokens (VideoLLaMA 3)."""
-    return video_processor._preprocess(videos, **_uncompressed(settings))
-
-
 def _uncompressed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without the compression that leaves out tokens (VideoLLaMA 3)."""
     return settings | ({"use_token_compression": False} if "use_token_compression" in settings else {})
 
 
 def _enlarged(
-    video_processor: Any, videos: Sequence[Tensor], settings: dict[str, Any], low_res: Mapping[str, Any], zoom: Grid
+    video_processor: Any,
+    videos: Sequence[Tensor],
+    settings: dict[str, Any],
+    low_res: Mapping[str, Any],
+    shown: Mapping[Any, tuple[int, int]],
+    zoom: Grid,
 ) -> Any:
     """The high-res view of videos ``(frames, channels, height, width)``."""
     settings, name = _uncompressed(settings), next((name for name in _SIZED if name in low_res), None)
@@ -122,8 +128,12 @@ def _enlarged(
     side = settings["patch_size"]
     enlarged = []
     for video, (_, rows, columns) in zip(videos, expected, strict=True):
-        tell_enlarged(video_processor, video.shape, (rows * side, columns * side))
-        enlarged.append(_resized(video, (rows * side, columns * side), settings.get("resample")))
+        canvas = rows * side, columns * side
+        extent = shown.get(video.shape[-2:], (canvas[0] // zoom[1], canvas[1] // zoom[2]))
+        size = extent[0] * zoom[1], extent[1] * zoom[2]
+        tell_enlarged(video_processor, video.shape, size)
+        frames = _resized(video, size, settings.get("resample"))
+        enlarged.append(F.pad(frames, (0, canvas[1] - size[1], 0, canvas[0] - size[0])))
     if settings.get("max_soft_tokens"):
         settings["max_soft_tokens"] *= zoom[1] * zoom[2]
     try:
