@@ -6,6 +6,8 @@ OLDEST := $(VENV)/oldest
 # Only tests see it: with it, every import of transformers takes longer and warns.
 TORCHAO := $(VENV)/torchao
 ENGINES := $(VENV)/engines
+# An environment of its own: the torchvision of PyPI does not import beside the torch of the other.
+TORCHVISION := .venv-torchvision
 
 ARGS ?=
 IMAGE ?=
@@ -24,13 +26,14 @@ OLDEST_TESTS := $(addprefix tests/,checkpoints distributed families patching pro
 NEWEST_ONLY := $(addprefix patching/test_,config errors gate laws_everything laws_finite laws_selection pyramid) \
                $(addprefix training/test_,example processes trainer) $(addprefix ways/test_,compile context_compile)
 
-.PHONY: help venv test test-oldest test-engines fuzz coverage matrix demo docs browser package lint types format clean
+.PHONY: help venv test test-oldest test-engines test-torchvision fuzz coverage matrix demo docs browser package lint types format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make test                run all tests and doctests     (make test ARGS='-k policy' for some)"
 	@echo "make test-oldest         run those that meet other packages with the lowest supported versions"
 	@echo "make test-engines        run those of flexkit in other engines, which it installs first"
+	@echo "make test-torchvision    run those of processors that need torchvision, which it installs first (6 GB)"
 	@echo "make fuzz                run those that throw anything at flexkit, for long"
 	@echo "make coverage            the same, and at least 95 % of lines covered"
 	@echo "make matrix              write docs/support.csv, the table of supported models, from what the tests find"
@@ -50,7 +53,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("flexkit needs Python 3.11 or newer, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'
 	@test -e $@ || { echo "Setting up $(VENV), once; this takes a few minutes."; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	@rm -f $@
-	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[viz,train,tiff,docs,dev]'
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[viz,train,tiff,video,docs,dev]'
 	@touch $@
 
 test: $(TORCHAO)/.stamp
@@ -65,6 +68,18 @@ test-oldest: $(OLDEST)/.stamp $(TORCHAO)/.stamp
 test-engines: BEFORE := $(abspath $(ENGINES)):
 test-engines: $(ENGINES)/.stamp $(TORCHAO)/.stamp
 	$(RUN) tests/integrations $(ARGS)
+
+# Video processors, and image processors that are not there without torchvision.
+test-torchvision: PY := $(TORCHVISION)/bin/python
+test-torchvision: $(TORCHVISION)/.stamp
+	$(RUN) tests/processing tests/families/test_processors.py $(ARGS)
+
+$(TORCHVISION)/.stamp: pyproject.toml constraints.txt constraints-torchvision.txt
+	@rm -rf $(TORCHVISION)
+	@$(PYTHON) -m venv $(TORCHVISION)
+	@grep -v '^torch==' constraints.txt > $(TORCHVISION)/constraints.txt
+	@$(PY) -m pip install -q --disable-pip-version-check -c $(TORCHVISION)/constraints.txt -r constraints-torchvision.txt -e '.[viz,train,tiff,video,dev]'
+	@touch $@
 
 $(TORCHAO)/.stamp: $(STAMP)
 	@rm -rf $(TORCHAO)
@@ -123,6 +138,6 @@ format: $(STAMP)
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) build dist docs/_build docs/gallery .coverage .coverage.* htmlcov
+	rm -rf $(VENV) $(TORCHVISION) build dist docs/_build docs/gallery .coverage .coverage.* htmlcov
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 USED = [
     *PROJECT["dependencies"],
-    *(line for extra in ("viz", "tiff", "train") for line in PROJECT["optional-dependencies"][extra]),
+    *(line for extra in ("viz", "tiff", "video", "train") for line in PROJECT["optional-dependencies"][extra]),
 ]
 
 

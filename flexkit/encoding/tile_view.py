@@ -1,4 +1,4 @@
-"""An image that a model is given in tiles, each read when it is wanted."""
+"""An image or a video that a model is given in tiles, each read when it is wanted."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,17 +12,21 @@ __all__ = ["TileView"]
 
 
 class TileView(ABC):
-    """The tiles of one image, at one zoom or at those of a pyramid.
+    """The tiles of one image, at one zoom or at those of a pyramid; or those of the frames of one video.
 
-    :class:`flexkit.FlexProcessor` makes them of a :class:`flexkit.TileSource`; the model asks for those that it reads.
+    :class:`flexkit.FlexProcessor` makes them of a :class:`flexkit.TileSource` or a :class:`flexkit.FrameSource`; the
+    model asks for those that it reads.
 
     Attributes
     ----------
     zooms : tuple of tuple of int
         Of each level: tiles along rows and columns.
+    frames : int
+        How many there are of a video, in the high-res view; 1 of an image.
     """
 
     zooms: tuple[Pair, ...]
+    frames: int = 1
 
     def __deepcopy__(self, memo: object) -> Self:
         return self  # with a copied KV cache a generation goes on reading the same picture
@@ -36,7 +40,7 @@ class TileView(ABC):
         level : int
             Index in ``zooms``.
         tiles : sequence of int
-            In raster order.
+            In raster order, frame by frame.
 
         Returns
         -------

@@ -366,7 +366,7 @@ def _resolved(
     """Fill in what follows the model, and check the rest against it."""
     config = config.replace(
         start_layer=_default_start(layers) if config.start_layer is None else config.start_layer,
-        zoom=geometry.default_zoom if config.zoom is None else config.zoom,
+        zoom=geometry.default_zoom if config.zoom is None else config.full_zoom,
         policy=geometry.default_policy if config.policy is None else config.policy,
         select_layers=[layer.index for layer in layers] if config.select_layers == "all" else config.select_layers,
     )

@@ -38,6 +38,7 @@ class Frames(Policy):
     """
 
     k: int | float
+    sees_frames = True
 
     def __post_init__(self) -> None:
         check_count(self, "k", self.k)

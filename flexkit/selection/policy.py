@@ -26,8 +26,8 @@ class Policy(ABC):
     ``~``, :meth:`pooled`, :meth:`dilated` and :meth:`over_frames`. A plain function does for a policy without
     parameters: see :func:`as_policy`.
 
-    A model's maps are of ``(..., frames, rows, columns)``, a picture is one frame. A policy that knows rows and columns
-    judges every frame of a video on its own.
+    Maps of videos have frames in front of rows: a policy that knows rows and columns judges every frame on its own. One
+    that is to see them sets :attr:`sees_frames`, and a picture is one frame to it.
 
     Examples
     --------
@@ -51,9 +51,8 @@ class Policy(ABC):
         Parameters
         ----------
         scores : torch.Tensor
-            Shape (..., rows, columns), float32 or float64. Every map is judged on its own; the axis in front of rows,
-            if a model gave the maps, is that of frames. There may be no maps (an empty leading axis), and scores may be
-            NaN or infinite.
+            Shape (..., rows, columns), float32 or float64. Every map is judged on its own. There may be no
+            maps (an empty leading axis), and scores may be NaN or infinite.
 
         Returns
         -------
@@ -65,6 +64,11 @@ class Policy(ABC):
     def uses_scores(self) -> bool:
         """Whether the mask depends on the scores; False means that only their shape is read."""
         return True
+
+    @property
+    def sees_frames(self) -> bool:
+        """Whether it is given all frames together, scores (..., frames, rows, columns); a picture is one frame then."""
+        return False
 
     def most(self, grid: Grid) -> int:
         """How many cells of a grid it chooses at most; by default all. What is bounded can be read by static shapes.
@@ -254,6 +258,11 @@ class _OfTwo(Policy):
     def uses_scores(self) -> bool:
         return self.left.uses_scores or self.right.uses_scores
 
+    @property
+    @override
+    def sees_frames(self) -> bool:
+        return self.left.sees_frames or self.right.sees_frames
+
 
 @dataclass(frozen=True)
 class Union(_OfTwo):
@@ -312,6 +321,11 @@ class _OfOne(Policy):
     @override
     def uses_scores(self) -> bool:
         return self.policy.uses_scores
+
+    @property
+    @override
+    def sees_frames(self) -> bool:
+        return self.policy.sees_frames
 
 
 @dataclass(frozen=True)
@@ -423,6 +437,8 @@ class OverFrames(_OfOne):
     >>> TopK(1)(scores).int().tolist(), TopK(1).over_frames()(scores).int().tolist()
     ([[[0, 1]], [[0, 1]]], [[[0, 0]], [[0, 1]]])
     """
+
+    sees_frames = True
 
     @override
     def mask(self, scores: Tensor) -> Tensor:

@@ -216,15 +216,17 @@ class AttentionMapSelector(nn.Module):
             policy = policy.at(layer)
         check_scores(policy, scores)
         maps = scores.detach()
-        if not is_video:  # a picture is one frame
+        as_frame = policy.sees_frames and not is_video
+        if as_frame:
             maps, factors = maps.unsqueeze(-3), (1, *factors)
-        size = zoomed(maps.shape[-3:], factors)
+        axes = len(factors)
+        size = zoomed(maps.shape[-axes:], factors)
         with named_failures(policy, maps):
             chosen: object = policy.select(maps, size)
-        selected = check_mask(policy, chosen, (*maps.shape[:-3], *size), maps.device)
+        selected = check_mask(policy, chosen, (*maps.shape[:-axes], *size), maps.device)
         if self.budget is not None:
-            selected = within_budget(selected, maps, self.budget, axes=3)
-        return selected if is_video else selected.squeeze(-3)
+            selected = within_budget(selected, maps, self.budget, axes=axes)
+        return selected.squeeze(-3) if as_frame else selected
 
     @override
     def extra_repr(self) -> str:

@@ -174,7 +174,8 @@ class Trace:
             if seen[row] == image and 0 <= slot < counts[row]:
                 maps[row] = stack[slot]
             seen[row] += 1
-        none = torch.zeros_like(next(iter(maps.values()), stacks[0][0, 0]))
+        shape = next((shown.shape for shown in maps.values()), stacks[0].shape[2:])
+        none = stacks[0].new_zeros(shape)
         return [maps.get(row, none) for row in range(batch)]
 
 

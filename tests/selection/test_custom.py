@@ -93,7 +93,7 @@ def test_a_wrong_select_is_caught_by_the_selector() -> None:
         def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
             return self(scores)
 
-    with pytest.raises(PolicyError, match=r"expected a torch\.bool tensor of shape \(1, 1, 1, 4, 4\)"):
+    with pytest.raises(PolicyError, match=r"expected a torch\.bool tensor of shape \(1, 1, 4, 4\)"):
         AttentionMapSelector(Careless()).select(torch.rand(1, 1, 2, 2), 2)
 
 
@@ -145,7 +145,7 @@ def test_a_select_that_fails_is_named_too() -> None:
         def select(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
             return self(scores).view(size)
 
-    with pytest.raises(PolicyError, match=r"Careless.* failed on scores of shape \(1, 1, 1, 2, 2\) with RuntimeError"):
+    with pytest.raises(PolicyError, match=r"Careless.* failed on scores of shape \(1, 1, 2, 2\) with RuntimeError"):
         AttentionMapSelector(Careless()).select(torch.rand(1, 1, 2, 2), 2)
 
 

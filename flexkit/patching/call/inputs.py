@@ -32,8 +32,8 @@ __all__ = [
     "vision_tokens",
 ]
 
-_TILES = "hd_tiles"
-_OF_PICTURES = ("hd_image_sizes", _TILES)
+_TILES = ("hd_tiles", "hd_frames")
+"""Of images, and of videos: views in tiles that are read when they are wanted."""
 IGNORED = -100
 """The label of a position that predicts nothing."""
 
@@ -46,7 +46,8 @@ def input_names(patch: Patch) -> tuple[str, ...]:
 
 def _names_of(geometry: Geometry) -> tuple[str, ...]:
     """The arguments that show a high-res view to a geometry."""
-    return *(PREFIX + name for name in geometry.inputs), *(() if geometry.axes == 3 else _OF_PICTURES)
+    optional = _TILES[1:] if geometry.axes == 3 else ("hd_image_sizes", _TILES[0])
+    return *(PREFIX + name for name in geometry.inputs), *optional
 
 
 def check_inputs(model: nn.Module, patch: Patch, inputs: Mapping[str, Any]) -> None:
@@ -104,14 +105,14 @@ def checked_views(model: Any, patch: Patch, inputs: Mapping[str, Any], low_res: 
 def _checked_view(
     model: Any, patch: Patch, geometry: Geometry, inputs: Mapping[str, Any], low_res: Mapping[str, object]
 ) -> View:
-    given = {name: value for name, value in inputs.items() if name != _TILES}
+    given = {name: value for name, value in inputs.items() if name not in _TILES}
     wrong = [f"{name} ({type(value).__name__})" for name, value in given.items() if not isinstance(value, Tensor)]
     if wrong:
         raise HighResInputError(f"high-res inputs must be tensors, not {', '.join(wrong)}; use return_tensors='pt'.")
     for name, value in given.items():
         check_readable(name, value)
-    if _TILES in inputs:
-        view = _of_tiles(model, patch, inputs)
+    if any(name in inputs for name in _TILES):
+        view = _of_tiles(model, patch, geometry, inputs)
     else:
         view = _of_tensors(model, patch, geometry, inputs, low_res)
     if not view.grids:
@@ -164,29 +165,34 @@ def _taken(tiles: Sequence[Tensor], index: Tensor) -> list[Tensor]:
     return [views[index] for views in tiles]
 
 
-def _of_tiles(model: Any, patch: Patch, inputs: Mapping[str, Any]) -> View:
-    grid = patch.geometry.tile_grid(model)
+def _of_tiles(model: Any, patch: Patch, geometry: Geometry, inputs: Mapping[str, Any]) -> View:
+    name, what = (_TILES[1], "video") if geometry.axes == 3 else (_TILES[0], "image")
+    grid, zoom = geometry.tile_grid(model), patch.config.zoom_of(geometry.axes)
     if grid is None:
         raise HighResInputError(
-            f"{type(model).__name__} encodes a high-res view as a whole and takes no hd_tiles; pass "
-            f"{[PREFIX + name for name in patch.geometry.inputs]}."
+            f"{type(model).__name__} encodes a high-res view as a whole and takes no {name}; pass "
+            f"{[PREFIX + own for own in geometry.inputs]}."
         )
-    views, zooms = inputs[_TILES], patch.config.zooms
+    views, zooms = inputs[name], patch.config.zooms if geometry.axes == 2 else (zoom[-2:],)
     if not isinstance(views, list | tuple):
         views = [views]
     for view in views:
         if not isinstance(view, TileView) or tuple(view.zooms) != zooms:
             given = f"zooms {tuple(view.zooms)}" if isinstance(view, TileView) else f"a {type(view).__name__}"
             raise HighResInputError(
-                f"hd_tiles holds {given}; expected one flexkit.TileView with zooms {zooms} for each image: prepare the "
-                "images with a flexkit.FlexProcessor of this model."
+                f"{name} holds {given}; expected one flexkit.TileView with zooms {zooms} for each {what}: prepare the "
+                f"{what}s with a flexkit.FlexProcessor of this model."
             )
-    grids = [grid] * len(views)
+        if geometry.axes == 3 and (view.frames < 1 or view.frames % zoom[0]):
+            raise HighResInputError(
+                f"{name} holds a video of {view.frames} frames; expected a number divisible by {zoom[0]}, its zoom."
+            )
+    grids: list[Grid] = [grid if geometry.axes == 2 else (view.frames // zoom[0], *grid) for view in views]
     like = model.device, model.dtype
     tiles = [[partial(_read, view, level, *like) for level in range(len(zooms))] for view in views]
     sizes = inputs.get("hd_image_sizes")
     margins = [None] * len(grids) if sizes is None else _margins(sizes, grids)
-    return View(patch.geometry, patch.config.zoom_pair, {}, grids, margins, tiles)
+    return View(geometry, zoom, {}, grids, margins, tiles)
 
 
 def _read(view: TileView, level: int, device: torch.device, dtype: torch.dtype, index: Tensor) -> list[Tensor]:

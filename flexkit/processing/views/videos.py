@@ -1,23 +1,65 @@
 """Videos: the same frames at a higher resolution, and frames between them."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.video_utils import VideoMetadata
 
+from flexkit.encoding import FrameSource, TileView
 from flexkit.errors import HighResInputError, UnsupportedModelError
-from flexkit.grids import Grid
+from flexkit.grids import Grid, Pair, split_tiles
 from flexkit.processing.outputs import like
 from flexkit.processing.resizing import tell_enlarged
 
-__all__ = ["in_both_views"]
+__all__ = ["ClipView", "frames_between", "in_both_views"]
 
 _SIZED = ("video_grid_thw", "video_position_ids")
 """Outputs that say how large each video is."""
-_KEPT = ("pixel_values_videos", "video_merge_sizes", "num_frames_per_video", *_SIZED)
+_PIXELS = "pixel_values_videos"
+_KEPT = (_PIXELS, "video_merge_sizes", "num_frames_per_video", *_SIZED)
+
+
+class ClipView(TileView):
+    """The tiles of the frames of one video, made of one frame at a time by the video processor.
+
+    Parameters
+    ----------
+    source : FrameSource
+        The video.
+    indices : torch.Tensor
+        ``(frames,)``, int64, ascending: the frames of the high-res view.
+    video_processor : transformers.BaseVideoProcessor
+        One that makes frames of one size.
+    settings : mapping
+        What its ``_preprocess`` is told to make the high-res view.
+    zoom : tuple of int
+        Tiles along rows and columns.
+    """
+
+    def __init__(
+        self, source: FrameSource, indices: Tensor, video_processor: Any, settings: Mapping[str, Any], zoom: Pair
+    ) -> None:
+        self.source, self.zooms, self.frames = source, (zoom,), len(indices)
+        self._indices, self._video_processor, self._settings = indices.tolist(), video_processor, settings
+
+    def read(self, level: int, tiles: Sequence[int]) -> tuple[Tensor, ...]:
+        count = math.prod(self.zooms[0])
+        frames = sorted({tile // count for tile in tiles})
+        wanted = dict[int, list[int]]()
+        for tile in sorted(set(tiles)):
+            wanted.setdefault(tile // count, []).append(tile)
+        made = dict[int, Tensor]()
+        for frame, pixels in zip(frames, self.source.read([self._indices[frame] for frame in frames]), strict=True):
+            shown = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+            view = torch.as_tensor(self._video_processor._preprocess([shown], **self._settings)[_PIXELS][0])
+            cut = split_tiles(view, self.zooms[0])[0]
+            made |= {tile: cut[tile % count] for tile in wanted[frame]}
+        return (torch.stack([made[tile] for tile in tiles]),)
 
 
 def in_both_views(video_processor: Any, zoom: Grid, high_res: dict[str, Any]) -> Any:
@@ -36,6 +78,8 @@ def in_both_views(video_processor: Any, zoom: Grid, high_res: dict[str, Any]) ->
 
     def preprocess(videos: Any, *args: Any, **options: Any) -> Any:
         low, chosen, shown = copy.copy(video_processor), list[Tensor](), dict[Any, Any]()
+        sources = _sources(videos)
+        told = dict[str, Any]()
 
         def sample_frames(*given: Any, **settings: Any) -> Any:
             indices = video_processor.sample_frames(*given, **settings)
@@ -47,8 +91,13 @@ def in_both_views(video_processor: Any, zoom: Grid, high_res: dict[str, Any]) ->
             shown[videos.shape[-2:]] = int(white.any(1).sum()), int(white.any(0).sum())
             return video_processor.resize(videos, **settings)
 
-        low.sample_frames, low.resize = sample_frames, resize
-        low._preprocess = lambda videos, **settings: kind._preprocess(low, videos, **_uncompressed(settings))
+        def process(videos: Any, **settings: Any) -> Any:
+            told.update(_uncompressed(settings))
+            return kind._preprocess(low, videos, **told)
+
+        low.sample_frames, low.resize, low._preprocess = sample_frames, resize, process
+        if sources:
+            low._decode_and_sample_videos = _decoded
         made = low.preprocess(videos, *args, **options)
         if between > 1 and not chosen:
             raise HighResInputError(
@@ -56,8 +105,18 @@ def in_both_views(video_processor: Any, zoom: Grid, high_res: dict[str, Any]) ->
                 "that there are: let the video processor choose, with do_sample_frames=True and fps or num_frames."
             )
         together = getattr(video_processor, "temporal_patch_size", None) or 1
-        wanted = iter([frames_between(indices, between, together) for indices in chosen])
-        high = copy.copy(video_processor)
+        indices = [frames_between(each, between, together) for each in chosen]
+        if sources and not any(name in made for name in _SIZED):
+            larger = told | _larger(video_processor, told, zoom)
+            every = (torch.arange(len(source)) for source in sources)
+            high_res["hd_frames"] = [
+                ClipView(source, own.clamp(0, len(source) - 1), video_processor, larger, (zoom[1], zoom[2]))
+                for source, own in zip(sources, indices or every, strict=True)
+            ]
+            return made
+        wanted, high = iter(indices), copy.copy(video_processor)
+        if sources:
+            high._decode_and_sample_videos = _decoded
 
         def sample_more(metadata: Any, **_: Any) -> Any:
             return next(wanted).clamp(0, metadata.total_num_frames - 1).numpy()
@@ -74,6 +133,39 @@ def in_both_views(video_processor: Any, zoom: Grid, high_res: dict[str, Any]) ->
     both = copy.copy(video_processor)
     both.preprocess = preprocess
     return both
+
+
+def _sources(videos: Any) -> list[FrameSource]:
+    """Those that are read frame by frame; all or none."""
+    flat = _flat(videos)
+    sources = [video for video in flat if isinstance(video, FrameSource)]
+    if sources and len(sources) < len(flat):
+        raise HighResInputError("some videos of a call are flexkit.FrameSource and some are not: make all of one kind.")
+    return sources
+
+
+def _flat(videos: Any) -> list[Any]:
+    """Videos that may come in a list for each text."""
+    if isinstance(videos, list | tuple) and any(isinstance(each, list | tuple | FrameSource) for each in videos):
+        return [video for each in videos for video in (_flat(each) if isinstance(each, list | tuple) else [each])]
+    return [videos]
+
+
+def _decoded(
+    videos: Any, video_metadata: Any = None, do_sample_frames: Any = None, sample_indices_fn: Any = None
+) -> tuple[list[Tensor], list[VideoMetadata]]:
+    """The frames of sources that are chosen, all by default, and what is known of them."""
+    clips, facts = [], []
+    for source in _sources(videos):
+        height, width = source.size
+        known = VideoMetadata(len(source), source.fps, width, height, source.seconds, "flexkit")
+        known.frames_indices = list(range(len(source)))
+        if sample_indices_fn is not None:
+            known.frames_indices = sample_indices_fn(metadata=known)
+        frames = [torch.from_numpy(frame) for frame in source.read(torch.as_tensor(known.frames_indices).tolist())]
+        clips.append(torch.stack(frames).permute(0, 3, 1, 2))
+        facts.append(known)
+    return clips, facts
 
 
 def frames_between(indices: Tensor, factor: int, together: int) -> Tensor:
