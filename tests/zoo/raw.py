@@ -245,13 +245,23 @@ def _lines(grid: Grid) -> list[int]:
     return [*[*[IMAGE] * grid[1], END] * grid[0]]
 
 
+_TAKES_FRAMES = (
+    "num_frames_per_video" in inspect.signature(tf.Gemma4ForConditionalGeneration.forward).parameters or None
+)
+"""Earlier versions of transformers stack videos of as many frames."""
 _POOLED = _positioned(lambda vision: vision.patch_size, patches=2)
 _WHOLE = _positioned(lambda vision: vision.model_patch_size)
 
 RAW = (
-    _family("gemma4", _gemma4, _POOLED, video=_in_frames(_POOLED), video_tokens=frame_by_frame),
+    _family("gemma4", _gemma4, _POOLED, video=_TAKES_FRAMES and _in_frames(_POOLED), video_tokens=frame_by_frame),
     _family("gemma4-shared", lambda: _gemma4(num_kv_shared_layers=2, attention_k_eq_v=True), _POOLED),
-    _family("gemma4_unified", _gemma4_unified, _WHOLE, video=_in_frames(_WHOLE), video_tokens=frame_by_frame),
+    _family(
+        "gemma4_unified",
+        _gemma4_unified,
+        _WHOLE,
+        video=_TAKES_FRAMES and _in_frames(_WHOLE),
+        video_tokens=frame_by_frame,
+    ),
     _family("lfm2_vl", _lfm2_vl, _shaped),
     _family("nemotron_h_omni", _nemotron_h_omni, _flat, prepare=_with_small_states),
     _family(

@@ -1,5 +1,6 @@
 """Videos: as patches in one list, as frames of a tower's size, or as frames with the place of each patch."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
 from flexkit.grids import Grid, split_tiles, stitch_tiles
-from flexkit.patching.geometry.base import Declared, image_features, positions_of
+from flexkit.patching.geometry.base import Declared, features_owner, image_features, positions_of
 from flexkit.patching.geometry.fixed_grid import FixedGrid
 from flexkit.patching.geometry.patch_lists import DynamicGrid, MergedGrid, PositionedPatches, merge_size
 
@@ -146,7 +147,9 @@ class FixedFrames(FixedGrid):
 
     def encode_tiles(self, model: PreTrainedModel, tiles: Sequence[Tensor]) -> Tensor:
         (frames,) = tiles
-        tokens = torch.cat(image_features(model, self.features, **{self.inputs[0]: frames[None]}))
+        # Earlier versions of transformers call them pixel_values here.
+        name, *_ = inspect.signature(getattr(features_owner(model, self.features), self.features)).parameters
+        tokens = torch.cat(image_features(model, self.features, **{name: frames[None]}))
         cells = self.layout(model, (len(frames), *self.grid(model)))
         return tokens[cells.to(tokens.device)].view(len(frames), -1, tokens.shape[-1])
 
