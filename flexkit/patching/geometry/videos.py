@@ -147,11 +147,11 @@ class FixedFrames(FixedGrid):
 
     def encode_tiles(self, model: PreTrainedModel, tiles: Sequence[Tensor]) -> Tensor:
         (frames,) = tiles
-        # Earlier versions of transformers call them pixel_values here.
+        # Earlier versions of transformers call them pixel_values here, and put what is behind all frames there later.
         name, *_ = inspect.signature(getattr(features_owner(model, self.features), self.features)).parameters
         tokens = torch.cat(image_features(model, self.features, **{name: frames[None]}))
         cells = self.layout(model, (len(frames), *self.grid(model)))
-        return tokens[cells.to(tokens.device)].view(len(frames), -1, tokens.shape[-1])
+        return tokens[cells[: len(tokens)].to(tokens.device)].view(len(frames), -1, tokens.shape[-1])
 
 
 class PositionedVideo(PositionedPatches):
