@@ -1,4 +1,4 @@
-"""Pictures that are not decoded as a whole, on their way through a processor that knows pictures only."""
+"""Pictures and videos that are not decoded as a whole, on their way through a processor that knows no such thing."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flexkit.encoding import ArraySource, TileSource
+from flexkit.encoding import ArraySource, FrameSource, TileSource
 from flexkit.errors import HighResInputError
 
-__all__ = ["as_source", "source_of", "with_overviews"]
+__all__ = ["as_source", "clips_of", "source_of", "with_overviews"]
 
 _KEY = "flexkit_source"
 _LONGEST = 2048
@@ -22,8 +22,10 @@ def with_overviews(value: Any) -> Any:
     Parameters
     ----------
     value : object
-        An argument of a processor: images, or a conversation.
+        An argument of a processor: images, videos, or a conversation.
     """
+    if isinstance(value, FrameSource):
+        return _Clip(value)
     if isinstance(value, TileSource):
         overview = value.overview(_LONGEST).copy()
         overview.info[_KEY] = value  # which copies of the overview keep
@@ -33,6 +35,41 @@ def with_overviews(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(with_overviews(each) for each in value)
     return value
+
+
+class _Clip(np.ndarray):
+    """A pixel that passes for a video, and remembers the one that it stands for."""
+
+    source: FrameSource
+
+    def __new__(cls, source: FrameSource) -> "_Clip":
+        pixel = np.zeros((1, 1, 1, 3), np.uint8).view(cls)
+        pixel.source = source
+        return pixel
+
+    def __array_finalize__(self, other: Any) -> None:
+        self.source = getattr(other, "source", None)  # type: ignore[assignment]
+
+
+def clips_of(videos: Any) -> list[FrameSource]:
+    """The sources that videos stand for, which may come in a list for each text; empty if they are none.
+
+    Raises
+    ------
+    HighResInputError
+        If some are and some are not.
+    """
+    flat = _flat(videos)
+    sources = [video.source for video in flat if isinstance(video, _Clip)]
+    if sources and len(sources) < len(flat):
+        raise HighResInputError("some videos of a call are flexkit.FrameSource and some are not: make all of one kind.")
+    return sources
+
+
+def _flat(videos: Any) -> list[Any]:
+    if isinstance(videos, list | tuple) and any(isinstance(each, list | tuple | _Clip) for each in videos):
+        return [video for each in videos for video in (_flat(each) if isinstance(each, list | tuple) else [each])]
+    return [videos]
 
 
 def source_of(image: Any) -> TileSource | None:

@@ -1,5 +1,6 @@
 """Both views of videos, by the video processors of transformers, which need torchvision."""
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import flexkit
-from flexkit import FlexConfig, FlexProcessor, HighResInputError, TopK, UnsupportedModelError
+from flexkit import FlexConfig, FlexProcessor, FrameArray, HighResInputError, TopK, UnsupportedModelError
 from flexkit.patching import get_patch
 from flexkit.processing.views.videos import frames_between, in_both_views
 from tests.processing.pictures import picture
@@ -198,6 +199,80 @@ def test_a_conversation_about_a_video() -> None:
     )
     factors = inputs["hd_video_grid_thw"] // inputs["video_grid_thw"]
     assert factors.tolist() == [[2, 1, 2]]
+
+
+def _onevision() -> Any:
+    special = {"image": IMAGE, "video": VIDEO}
+    tokenizer = tiny_tokenizer({f"{name}_token": (f"<{name}>", index) for name, index in special.items()}, VOCABULARY)
+    square = {"size": {"height": 42, "width": 42}}
+    return tf.LlavaOnevisionProcessor(
+        tf.LlavaOnevisionImageProcessor(**square),
+        tokenizer,
+        tf.LlavaOnevisionVideoProcessor(**square),
+        num_image_tokens=9,
+        vision_feature_select_strategy="full",
+    )
+
+
+@needs_torchvision
+@pytest.mark.parametrize("zoom", [(1, 2, 2), (2, 1, 1), (3, 2, 1)])
+@pytest.mark.parametrize("tiles", ["on_demand", "all"])
+def test_frames_that_are_read_when_they_are_wanted(zoom: tuple[int, int, int], tiles: Any) -> None:
+    """The same logits as of the whole video, of which few frames are decoded."""
+    array = ramps(60, 50, 70).permute(0, 2, 3, 1).numpy()
+    array[::7] = 255 - array[::7]
+    model = ZOO["llava_onevision"].model().float()
+    config = FlexConfig(zoom=zoom, policy=TopK(1).over_frames(), tiles=tiles)
+    processor = FlexProcessor(_onevision(), flexkit.patch_model(model, config, trained=True))
+    call = {"text": "w5 <video> w6", "do_sample_frames": True, "num_frames": 4, "return_tensors": "pt"}
+    source = FrameArray(array, fps=10)
+    lazy = processor(videos=[source], **call)
+    assert source.decoded == 4 and "hd_pixel_values_videos" not in lazy
+    metadata = [{"total_num_frames": 60, "fps": 10.0, "duration": 6.0}]
+    whole = processor(videos=[torch.from_numpy(array).permute(0, 3, 1, 2)], video_metadata=metadata, **call)
+    assert torch.equal(lazy["pixel_values_videos"], whole["pixel_values_videos"])
+    with torch.no_grad(), flexkit.trace(model) as trace:
+        found = model(**lazy).logits
+        torch.testing.assert_close(found, model(**whole).logits, rtol=1e-6, atol=1e-6)
+        with flexkit.disabled(model):
+            assert not torch.allclose(model(**lazy).logits, found)
+    if tiles == "on_demand":
+        assert trace.steps[0].tiles == trace.steps[1].tiles
+        assert 4 < source.decoded <= 4 + 4 * zoom[0]  # frames that were sampled are decoded anew, larger
+    again = copy.deepcopy(lazy["hd_frames"][0])
+    assert again.source is source
+
+
+@needs_torchvision
+def test_frames_that_do_not_fit() -> None:
+    model = ZOO["llava_onevision"].model().float()
+    flexkit.patch_model(model, FlexConfig(zoom=(2, 2, 2)), trained=True)
+    source = FrameArray(ramps(60, 50, 70).permute(0, 2, 3, 1).numpy(), fps=10)
+    call = {"text": "w5 <video> w6", "do_sample_frames": True, "num_frames": 4, "return_tensors": "pt"}
+    other = FlexProcessor(_onevision(), (1, 3, 3))(videos=[source], **call)
+    with pytest.raises(HighResInputError, match=r"hd_frames holds zooms \(\(3, 3\),\); .*\(\(2, 2\),\) for each video"):
+        model(**other)
+    odd = FlexProcessor(_onevision(), (1, 2, 2))(videos=[source], **call | {"num_frames": 3})
+    with pytest.raises(HighResInputError, match="a video of 3 frames; expected a number divisible by 2"):
+        model(**odd)
+    with pytest.raises(HighResInputError, match=r"some videos of a call are flexkit\.FrameSource"):
+        FlexProcessor(_onevision(), 2)(videos=[source, CLIPS[0]], text=["<video>"] * 2)
+    qwen = ZOO["qwen2_5_vl"].model().float()
+    flexkit.patch_model(qwen, FlexConfig(zoom=2), trained=True)
+    with pytest.raises(HighResInputError, match="encodes a high-res view as a whole and takes no hd_frames"):
+        qwen(input_ids=odd["input_ids"], hd_frames=odd["hd_frames"])
+
+
+@needs_torchvision
+def test_a_chat_about_a_source() -> None:
+    source = FrameArray(ramps(40, 90, 140).permute(0, 2, 3, 1).numpy(), fps=10)
+    content = [{"type": "video", "video": source}, {"type": "text", "text": "w5 w6"}]
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = FlexProcessor(_qwen(), (2, 1, 2)).apply_chat_template(
+        [{"role": "user", "content": content}], processor_kwargs={"do_sample_frames": True, "fps": 4}, **options
+    )
+    assert inputs["video_grid_thw"].tolist()[0][0] == 8  # 16 frames, in pairs
+    assert (inputs["hd_video_grid_thw"] // inputs["video_grid_thw"]).tolist() == [[2, 1, 2]]
 
 
 @needs_torchvision

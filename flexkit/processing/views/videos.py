@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,11 +16,14 @@ from flexkit.errors import HighResInputError, UnsupportedModelError
 from flexkit.grids import Grid, Pair, split_tiles
 from flexkit.processing.outputs import like
 from flexkit.processing.resizing import tell_enlarged
+from flexkit.processing.source_overviews import clips_of
 
 __all__ = ["ClipView", "frames_between", "in_both_views"]
 
 _SIZED = ("video_grid_thw", "video_position_ids")
 """Outputs that say how large each video is."""
+_KEPT_FRAMES = 32
+"""Frames whose tiles are kept, so that a frame is decoded once where different layers read in it."""
 _PIXELS = "pixel_values_videos"
 _KEPT = (_PIXELS, "video_merge_sizes", "num_frames_per_video", *_SIZED)
 
@@ -46,20 +50,33 @@ class ClipView(TileView):
     ) -> None:
         self.source, self.zooms, self.frames = source, (zoom,), len(indices)
         self._indices, self._video_processor, self._settings = indices.tolist(), video_processor, settings
+        self._kept: dict[int, Tensor] = {}
 
     def read(self, level: int, tiles: Sequence[int]) -> tuple[Tensor, ...]:
         count = math.prod(self.zooms[0])
-        frames = sorted({tile // count for tile in tiles})
-        wanted = dict[int, list[int]]()
-        for tile in sorted(set(tiles)):
-            wanted.setdefault(tile // count, []).append(tile)
+        of_frames = dict[int, list[int]]()
+        for tile in tiles:
+            of_frames.setdefault(tile // count, []).append(tile)
+        lacking = sorted(of_frames.keys() - self._kept.keys())
+        decoded = self.source.read([self._indices[frame] for frame in lacking])
         made = dict[int, Tensor]()
-        for frame, pixels in zip(frames, self.source.read([self._indices[frame] for frame in frames]), strict=True):
-            shown = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-            view = torch.as_tensor(self._video_processor._preprocess([shown], **self._settings)[_PIXELS][0])
-            cut = split_tiles(view, self.zooms[0])[0]
-            made |= {tile: cut[tile % count] for tile in wanted[frame]}
+        for frame in (*(of_frames.keys() - {*lacking}), *lacking):  # those that are there may go when others come
+            if frame in lacking:
+                self._keep(frame, self._cut(next(decoded)))
+            made |= {tile: self._kept[frame][tile % count] for tile in of_frames[frame]}
         return (torch.stack([made[tile] for tile in tiles]),)
+
+    def _cut(self, pixels: np.ndarray) -> Tensor:
+        """The tiles of a frame."""
+        shown = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        view = torch.as_tensor(self._video_processor._preprocess([shown], **self._settings)[_PIXELS][0])
+        return split_tiles(view, self.zooms[0])[0]
+
+    def _keep(self, frame: int, tiles: Tensor) -> None:
+        """Keep the tiles of a frame for who reads others of it, in the place of those that came first."""
+        while len(self._kept) >= _KEPT_FRAMES:
+            self._kept.pop(next(iter(self._kept)))
+        self._kept[frame] = tiles
 
 
 def in_both_views(video_processor: Any, zoom: Grid, high_res: dict[str, Any]) -> Any:
@@ -78,7 +95,7 @@ def in_both_views(video_processor: Any, zoom: Grid, high_res: dict[str, Any]) ->
 
     def preprocess(videos: Any, *args: Any, **options: Any) -> Any:
         low, chosen, shown = copy.copy(video_processor), list[Tensor](), dict[Any, Any]()
-        sources = _sources(videos)
+        sources = clips_of(videos)
         told = dict[str, Any]()
 
         def sample_frames(*given: Any, **settings: Any) -> Any:
@@ -135,28 +152,12 @@ def in_both_views(video_processor: Any, zoom: Grid, high_res: dict[str, Any]) ->
     return both
 
 
-def _sources(videos: Any) -> list[FrameSource]:
-    """Those that are read frame by frame; all or none."""
-    flat = _flat(videos)
-    sources = [video for video in flat if isinstance(video, FrameSource)]
-    if sources and len(sources) < len(flat):
-        raise HighResInputError("some videos of a call are flexkit.FrameSource and some are not: make all of one kind.")
-    return sources
-
-
-def _flat(videos: Any) -> list[Any]:
-    """Videos that may come in a list for each text."""
-    if isinstance(videos, list | tuple) and any(isinstance(each, list | tuple | FrameSource) for each in videos):
-        return [video for each in videos for video in (_flat(each) if isinstance(each, list | tuple) else [each])]
-    return [videos]
-
-
 def _decoded(
     videos: Any, video_metadata: Any = None, do_sample_frames: Any = None, sample_indices_fn: Any = None
 ) -> tuple[list[Tensor], list[VideoMetadata]]:
     """The frames of sources that are chosen, all by default, and what is known of them."""
     clips, facts = [], []
-    for source in _sources(videos):
+    for source in clips_of(videos):
         height, width = source.size
         known = VideoMetadata(len(source), source.fps, width, height, source.seconds, "flexkit")
         known.frames_indices = list(range(len(source)))
