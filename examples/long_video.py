@@ -3,8 +3,8 @@
 Two files are written, of ten seconds and of ten minutes, 25 frames a second. A model of the classes of LLaVA-OneVision,
 with random weights, is shown eight frames of each, small, in its sequence. It looks closer where its attention is
 largest: at tiles of 3 x 3 times the resolution, and at four frames in the place of each one. So what it says means
-nothing; what is decoded, encoded and computed is what a trained model of its size would need. Needs PyAV and torchvision
-(``pip install 'flexkit-vlm[video]' torchvision``).
+nothing; what is decoded, encoded and computed is what a trained model of its size would need. Needs PyAV and
+torchvision (``pip install 'flexkit-vlm[video]' torchvision``).
 
     python examples/long_video.py
 """
@@ -94,9 +94,8 @@ def main() -> None:
     """Write, and ask."""
     model, processor = build()
     with tempfile.TemporaryDirectory() as folder:
-        print(
-            f"{'':>8}{'frames':>9}{'sampled':>10}{'read':>9}{'tiles encoded':>15}{'LM GFLOP':>12}{'MiB more at peak':>20}"
-        )
+        columns = ("", 8), ("frames", 9), ("sampled", 10), ("read", 9), ("tiles encoded", 15), ("LM GFLOP", 12)
+        print("".join(f"{name:>{width}}" for name, width in (*columns, ("MiB more at peak", 20))))
         for seconds in (10, 600):
             path = Path(folder) / f"{seconds}.mp4"
             write(path, seconds)

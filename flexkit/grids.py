@@ -8,7 +8,6 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from flexkit.checks import is_int
 from flexkit.errors import ConfigError
 
 __all__ = [
@@ -16,7 +15,6 @@ __all__ = [
     "Pair",
     "any_in_cells",
     "check_grid",
-    "check_pair",
     "fractional_positions",
     "frames_and_cells",
     "interpolate_table",
@@ -25,7 +23,6 @@ __all__ = [
     "split_tiles",
     "stitch_tiles",
     "zoom_along",
-    "zoom_pair",
     "zoomed",
 ]
 
@@ -39,20 +36,11 @@ _TAPS = 4
 """Of a bicubic filter along one axis."""
 
 
-def check_pair(name: str, value: object, expected: str = "two positive ints (rows, columns)") -> Pair:
-    """Return ``value`` as two positive integers, rows first, or raise :class:`ConfigError`."""
-    pair = tuple(value) if isinstance(value, tuple | list) else ()
-    fits = len(pair) == 2 and all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in pair)
-    if not fits:
-        raise ConfigError(f"{name} must be {expected}, got {value!r}")
-    return pair
-
-
-def check_grid(name: str, value: object) -> Grid:
-    """Return ``value`` as two positive integers, or as three, frames first, or raise :class:`ConfigError`."""
+def check_grid(name: str, value: object, most: int = 3) -> Grid:
+    """Return ``value`` as two positive integers, or if there may be as many as three, or raise :class:`ConfigError`."""
     grid = tuple(value) if isinstance(value, tuple | list) else ()
-    if len(grid) not in (2, 3) or not all(is_int(side, minimum=1) for side in grid):
-        expected = "two positive ints (rows, columns), or three (frames, rows, columns)"
+    if len(grid) not in (2, 3)[: most - 1] or not all(type(side) is int and side >= 1 for side in grid):
+        expected = "two positive ints (rows, columns)" + ", or three (frames, rows, columns)" * (most > 2)
         raise ConfigError(f"{name} must be {expected}, got {value!r}")
     return grid
 
@@ -61,19 +49,6 @@ def frames_and_cells(grid: Grid) -> Pair:
     """How many frames a grid has, one if it is that of a picture, and how many cells each."""
     *frames, rows, columns = grid
     return math.prod(frames), rows * columns
-
-
-def zoom_pair(zoom: int | Grid) -> Pair:
-    """How many high-res cells lie along each axis of a low-res cell, from one int for both or a pair.
-
-    Raises
-    ------
-    ConfigError
-        If the zoom is not one or two positive ints.
-    """
-    if isinstance(zoom, tuple | list):
-        return check_pair("zoom", zoom, "a positive int or a pair of them (rows, columns)")
-    return check_pair("zoom", (zoom, zoom), "a positive int or a pair of them (rows, columns)")
 
 
 def zoom_along(zoom: int | Grid, axes: int) -> Grid:
@@ -88,7 +63,7 @@ def zoom_along(zoom: int | Grid, axes: int) -> Grid:
         If the zoom is not one, two or three positive ints.
     """
     given = zoom if isinstance(zoom, tuple | list) else (zoom, zoom)
-    if len(given) not in (2, 3) or not all(is_int(side, minimum=1) for side in given):
+    if len(given) not in (2, 3) or not all(type(side) is int and side >= 1 for side in given):
         expected = "a positive int, a pair of them (rows, columns) or three (frames, rows, columns)"
         raise ConfigError(f"zoom must be {expected}, got {zoom!r}")
     return (1, *given)[-axes:]
@@ -120,7 +95,7 @@ def resample_nearest(grid: Tensor, size: Grid) -> Tensor:
     Returns
     -------
     torch.Tensor
-        Shape (..., *size), dtype of ``grid``.
+        Shape (...) + size, dtype of ``grid``.
 
     Examples
     --------
@@ -151,7 +126,7 @@ def any_in_cells(tokens: Tensor, grid: Grid, zoom: Grid) -> Tensor:
     Returns
     -------
     torch.Tensor
-        Shape (..., *grid), bool.
+        Shape (...) + grid, bool.
     """
     blocks = tokens.reshape(*tokens.shape[:-1], *chain.from_iterable(zip(grid, zoom, strict=True)))
     return blocks.any(dim=tuple(range(-1, -2 * len(grid), -2)))
@@ -177,7 +152,7 @@ def split_tiles(images: Tensor, zoom: int | Grid) -> Tensor:
     ConfigError
         If the sides of the images are no multiples of the zoom.
     """
-    rows, columns = zoom_pair(zoom)
+    rows, columns = zoom_along(zoom, 2)
     if images.ndim != 4 or images.shape[-2] % rows or images.shape[-1] % columns:
         raise ConfigError(
             f"images have shape {tuple(images.shape)}; expected (batch, channels, height, width) "
@@ -208,7 +183,7 @@ def stitch_tiles(features: Tensor, grid: Grid, zoom: int | Grid) -> Tensor:
     ConfigError
         If there are not that many tiles, or cells in a tile.
     """
-    zoom_rows, zoom_columns = zoom_pair(zoom)
+    zoom_rows, zoom_columns = zoom_along(zoom, 2)
     rows, columns = grid
     if features.ndim != 4 or features.shape[1:3] != (zoom_rows * zoom_columns, rows * columns):
         raise ConfigError(
@@ -244,8 +219,8 @@ def interpolate_table(table: Tensor, grid: Grid, zoom: int | Grid, tokens: Tenso
     if table.is_complex():
         real, imaginary = (interpolate_table(part, grid, zoom, tokens) for part in (table.real, table.imag))
         return torch.complex(real, imaginary)
-    zoom = zoom_along(zoom, len(grid))
-    size, batch = zoomed(grid, zoom), table.shape[:-2]
+    factors, batch = zoom_along(zoom, len(grid)), table.shape[:-2]
+    size = tuple(cells * factor for cells, factor in zip(grid, factors, strict=True))
     cells = table.reshape(-1, *table.shape[-2:]).to(torch.promote_types(table.dtype, torch.float32))
     if tokens is not None and len(tokens) * _TAPS ** len(grid) < math.prod(size):
         index, weight = _around(grid, size, tokens, cells)

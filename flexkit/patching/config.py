@@ -136,6 +136,8 @@ class FlexConfig:
     """The selector that these settings describe; only of a config that has a policy."""
     zoom_pair: Pair = field(init=False, repr=False)
     """Zoom of pictures, along rows and columns; only of a config that has one."""
+    video_zoom: Grid = field(init=False, repr=False)
+    """That of videos, along frames, rows and columns; only of a config that has one."""
     full_zoom: Grid = field(init=False, repr=False)
     """That along rows and columns; along frames, too, if it was given for these. Only of a config that has one."""
     zooms: tuple[Pair, ...] = field(init=False, repr=False)
@@ -188,8 +190,9 @@ class FlexConfig:
         if self.zoom is not None:
             rows, columns = zoom_along(self.zoom, 2)
             in_time = isinstance(self.zoom, tuple | list) and len(self.zoom) == 3
-            full = zoom_along(self.zoom, 3 if in_time else 2)
-            vars(self).update(full_zoom=full, zoom_pair=(rows, columns), zooms=pyramid((rows, columns), self.levels))
+            zooms = zoom_along(self.zoom, 3 if in_time else 2), (rows, columns), zoom_along(self.zoom, 3)
+            vars(self).update(zip(("full_zoom", "zoom_pair", "video_zoom"), zooms, strict=True))
+            vars(self).update(zooms=pyramid((rows, columns), self.levels))
         queries_all = isinstance(self.queries, str) and self.queries == "all"
         vars(self).update(shares_selection=queries_all if self.share_selection is None else self.share_selection)
 
@@ -243,14 +246,10 @@ class FlexConfig:
         return replace(self, **settings)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("selector", "zoom_pair", "full_zoom", "zooms"):
+        if name in ("selector", "zoom_pair", "video_zoom", "full_zoom", "zooms"):
             setting = "policy" if name == "selector" else "zoom"
             raise ConfigError(f"this config leaves the {setting} to the model; patch a model, or set {setting}.")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    def zoom_of(self, axes: int) -> Grid:
-        """Zoom along rows and columns, or of videos along frames, rows and columns."""
-        return zoom_along(self.full_zoom, axes)
 
     def limit_kept(self, tokens: int) -> int:
         """How many of so many high-res tokens may keep K' and V' in a layer."""

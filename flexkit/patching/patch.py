@@ -140,6 +140,11 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
         first = 0
     patched = {layer.index: layer for layer in layers[first:]}
     patch = Patch(model, find_geometry, route, config, decoder, patched, earlier=[], hooks=[])
+    if len(patch.views) == 1 and config.video_zoom[0] > 1:
+        raise ConfigError(
+            f"zoom is {config.zoom}, and flexkit reads no videos of {type(model).__name__}, which could be zoomed in "
+            f"time: set it to {config.zoom_pair}."
+        )
     try:
         _put_on(patch)
     except BaseException:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from flexkit.errors import ConfigError, PatchError
 from flexkit.patching.config import FlexConfig
-from flexkit.patching.geometry.base import Geometry, features_owner
+from flexkit.patching.geometry.base import PREFIX, Geometry, features_owner
 from flexkit.patching.seam.decoder import DecoderLayer
 from flexkit.patching.seam.projections import ADDED, innermost
 
@@ -72,7 +72,7 @@ class Patch:
 
     def __getstate__(self) -> dict[str, Any]:
         # Blocks that are open and calls that run are the original's. A geometry may be made of lambdas.
-        own = {name: value for name, value in vars(self).items() if name not in ("geometry", "geometries")}
+        own = {name: value for name, value in vars(self).items() if name not in ("geometry", "views")}
         return own | {"disabled": 0, "recorders": [], "overrides": 0, "running": 0}
 
     @cached_property
@@ -81,14 +81,18 @@ class Patch:
         return self.find_geometry(self.model)
 
     @cached_property
-    def geometries(self) -> tuple[Geometry, ...]:
-        """That of its image tokens, and that of its videos' tokens if it has one."""
+    def views(self) -> dict[Geometry, tuple[str, ...]]:
+        """What shows a high-res view of images, by the names of arguments, and of videos if the model takes some."""
+        found = {self.geometry: (*self.geometry.inputs, "image_sizes", "tiles")}
         video = self.geometry.video
-        if video is None:
-            return (self.geometry,)
-        has_method = hasattr(features_owner(self.model, video.features), video.features)
-        is_taken = has_method and {*video.inputs} <= {*inspect.signature(type(self.model).forward).parameters}
-        return (self.geometry, video) if is_taken else (self.geometry,)
+        taken = inspect.signature(type(self.model).forward).parameters
+        if (
+            video is not None
+            and {*video.inputs} <= {*taken}
+            and hasattr(features_owner(self.model, video.features), video.features)
+        ):
+            found[video] = (*video.inputs, "frames")
+        return {geometry: tuple(PREFIX + name for name in names) for geometry, names in found.items()}
 
     @contextmanager
     def counted(self, name: str) -> Iterator[None]:

@@ -173,7 +173,7 @@ class FlexProcessor:
             raise PatchError(
                 f"{type(model).__name__} is not patched: patch it again, or use the plain processor."
             ) from error
-        return config.zooms, config.zoom_of(3)
+        return config.zooms, config.video_zoom
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
         """Prepare text and images as the wrapped processor does, and the high-res view of the images.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from flexkit.errors import ConfigError, HighResInputError
-from flexkit.grids import Grid, check_pair
+from flexkit.grids import Grid, check_grid
 
 
 def margin_cells(image_sizes: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -38,7 +38,7 @@ def margin_cells(image_sizes: Tensor, grid: tuple[int, int]) -> Tensor:
     >>> margin_cells(torch.tensor([[480, 640], [640, 480], [100, 100]]), (24, 24)).tolist()
     [[3, 0], [0, 3], [0, 0]]
     """
-    rows, columns = check_pair("grid", grid)
+    rows, columns = check_grid("grid", grid, most=2)
     if not isinstance(image_sizes, Tensor) or image_sizes.layout is not torch.strided or image_sizes.is_meta:
         raise HighResInputError(f"image sizes must be a dense tensor of integers, got {image_sizes!r}")
     if image_sizes.ndim != 2 or image_sizes.shape[-1] != 2 or _is_not_integer(image_sizes):
@@ -82,7 +82,7 @@ def valid_cells(margins: Tensor, grid: Grid) -> Tensor:
     >>> valid_cells(torch.tensor([[1, 0]]), (3, 2)).int().tolist()
     [[[0, 0], [1, 1], [0, 0]]]
     """
-    rows, columns = check_pair("grid", grid)
+    rows, columns = check_grid("grid", grid, most=2)
     if not isinstance(margins, Tensor) or margins.layout is not torch.strided:
         raise ConfigError(f"margins must be a dense tensor, as margin_cells returns it, got {margins!r}")
     if margins.ndim != 2 or margins.shape[-1] != 2 or _is_not_integer(margins):

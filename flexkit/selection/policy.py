@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from flexkit.checks import FLOATS
-from flexkit.errors import ConfigError, FlexkitError, PolicyError
+from flexkit.errors import FlexkitError, PolicyError
 from flexkit.grids import Grid, check_grid, frames_and_cells, resample_nearest
 from flexkit.selection._checks import check_int
 
@@ -65,10 +65,8 @@ class Policy(ABC):
         """Whether the mask depends on the scores; False means that only their shape is read."""
         return True
 
-    @property
-    def sees_frames(self) -> bool:
-        """Whether it is given all frames together, scores (..., frames, rows, columns); a picture is one frame then."""
-        return False
+    sees_frames: bool = False
+    """Whether it is given all frames together, scores (..., frames, rows, columns); a picture is one frame then."""
 
     def most(self, grid: Grid) -> int:
         """How many cells of a grid it chooses at most; by default all. What is bounded can be read by static shapes.
@@ -117,7 +115,7 @@ class Policy(ABC):
         Returns
         -------
         torch.Tensor
-            The selected positions, bool, shape (..., *size).
+            The selected positions, bool, shape (...) + size.
 
         Raises
         ------
@@ -126,7 +124,7 @@ class Policy(ABC):
         PolicyError
             As for calling the policy.
         """
-        return resample_nearest(self(scores), _size_for(scores, size))
+        return resample_nearest(self(scores), check_grid("size", size, most=scores.ndim))
 
     def pooled(self, size: int) -> "Policy":
         """Keep whole blocks: :class:`Pooled` with this policy, ``size`` blocks to a side."""
@@ -252,16 +250,12 @@ class _OfTwo(Policy):
     def __post_init__(self) -> None:
         object.__setattr__(self, "left", as_policy(self.left))
         object.__setattr__(self, "right", as_policy(self.right))
+        object.__setattr__(self, "sees_frames", self.left.sees_frames or self.right.sees_frames)
 
     @property
     @override
     def uses_scores(self) -> bool:
         return self.left.uses_scores or self.right.uses_scores
-
-    @property
-    @override
-    def sees_frames(self) -> bool:
-        return self.left.sees_frames or self.right.sees_frames
 
 
 @dataclass(frozen=True)
@@ -316,16 +310,12 @@ class _OfOne(Policy):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "policy", as_policy(self.policy))
+        object.__setattr__(self, "sees_frames", self.policy.sees_frames or type(self).sees_frames)
 
     @property
     @override
     def uses_scores(self) -> bool:
         return self.policy.uses_scores
-
-    @property
-    @override
-    def sees_frames(self) -> bool:
-        return self.policy.sees_frames
 
 
 @dataclass(frozen=True)
@@ -384,7 +374,9 @@ class Pooled(_OfOne):
         kept = self.policy(scores)
         blocks = [min(self.size, side) for side in kept.shape[-2:]]
         pooled = F.adaptive_max_pool2d(rearrange(kept.float(), "... r c -> (...) 1 r c"), blocks)
-        return resample_nearest(pooled.bool().reshape(*kept.shape[:-2], *blocks), _size_for(scores, size))
+        return resample_nearest(
+            pooled.bool().reshape(*kept.shape[:-2], *blocks), check_grid("size", size, most=scores.ndim)
+        )
 
 
 @dataclass(frozen=True)
@@ -472,13 +464,6 @@ def dilate(mask: Tensor, cells: int) -> Tensor:
         rearrange(mask.float(), "... r c -> (...) 1 r c"), kernel_size=2 * reach + 1, stride=1, padding=reach
     )
     return grown.bool().reshape(mask.shape)
-
-
-def _size_for(scores: Tensor, size: Grid) -> Grid:
-    """Return ``size`` if it is one to which scores can be upsampled; else raise :class:`ConfigError`."""
-    if len(check_grid("size", size)) > scores.ndim:
-        raise ConfigError(f"size must be two positive ints for scores of shape {tuple(scores.shape)}, got {size!r}")
-    return size
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from flexkit.checks import is_count, is_int
 from flexkit.errors import ConfigError, PolicyError
-from flexkit.grids import Grid, check_grid, zoom_along, zoomed
+from flexkit.grids import Grid, check_grid, zoom_along
 from flexkit.selection.margins import valid_cells
 from flexkit.selection.policy import Policy, as_policy, check_mask, check_scores, named_failures
 from flexkit.selection.ranking import cells_of, within_budget
@@ -88,7 +88,7 @@ class AttentionMapSelector(nn.Module):
             Of the low-res grid, and high-res tokens of a cell, along [frames,] rows and columns.
         """
         most = self.policy.most(grid) * math.prod(zoom)
-        return most if self.budget is None else min(most, cells_of(self.budget, math.prod(zoomed(grid, zoom))))
+        return most if self.budget is None else min(most, cells_of(self.budget, math.prod(grid) * math.prod(zoom)))
 
     def forward(
         self,
@@ -140,7 +140,7 @@ class AttentionMapSelector(nn.Module):
         Returns
         -------
         torch.Tensor
-            Shape (batch, queries, *grid), in the dtype of ``attention`` but at least float32.
+            Shape (batch, queries) + grid, in the dtype of ``attention`` but at least float32.
 
         Raises
         ------
@@ -220,7 +220,7 @@ class AttentionMapSelector(nn.Module):
         if as_frame:
             maps, factors = maps.unsqueeze(-3), (1, *factors)
         axes = len(factors)
-        size = zoomed(maps.shape[-axes:], factors)
+        size = tuple(cells * factor for cells, factor in zip(maps.shape[-axes:], factors, strict=True))
         with named_failures(policy, maps):
             chosen: object = policy.select(maps, size)
         selected = check_mask(policy, chosen, (*maps.shape[:-axes], *size), maps.device)

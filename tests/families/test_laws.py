@@ -237,7 +237,7 @@ def test_high_res_keys_are_made_as_low_res_keys(family: Family, positions: str, 
 
     def with_features(layer: Any, hidden: Tensor) -> Tensor:
         hidden = hidden.clone()
-        features = memory.features.of(memory.all_tokens, memory.images, no_tiles)[0]
+        features = memory.features.of(memory.all_tokens, memory.images, [no_tiles])[0]
         hidden[0, image.columns] = features.to(hidden.dtype)
         return hidden
 

@@ -1,5 +1,6 @@
 """Reading own states: everything selected is what the base model computes if the tokens stand in its sequence."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -215,9 +216,8 @@ def test_everything_selected_is_in_the_sequence(family: Family, start: int, fact
         output = model(**inputs, past_key_values=cache)
     memory = cached_memory(cache)
     assert memory is not None
-    features = memory.features.of(
-        memory.all_tokens, memory.images, lambda tiles, kind: patch.geometries[kind].encode_tiles(model, tiles)
-    )
+    encode = [partial(geometry.encode_tiles, model) for geometry in patch.views]
+    features = memory.features.of(memory.all_tokens, memory.images, encode)
     attentions = {layer.attention: index for index, layer in patch.layers.items()}
     flexkit.unpatch_model(model)
     base = low_res(inputs)

@@ -44,7 +44,7 @@ def test_type(model_type: str, fact: Any) -> None:
         if len(patch.layers) == len(every)
         else "layers with attention",
         "added": ", ".join(sorted(names)),
-        "videos": _videos(model, patch.geometries),
+        "videos": _videos(model, [*patch.views]),
     }
     fact(model_type, facts)
 
@@ -65,7 +65,7 @@ def test_every_type_with_videos_is_in_the_laws() -> None:
         with torch.device("meta"):
             model = family.model_class(family.config())
         flexkit.patch_model(model, FlexConfig(start_layer=0, select_from="same"), trained=True)
-        assert (len(get_patch(model).geometries) == 2) == (name in read)
+        assert (len(get_patch(model).views) == 2) == (name in read)
 
 
 def test_the_list_of_supported_models() -> None:

@@ -231,7 +231,7 @@ def test_a_budget_is_of_the_whole_video() -> None:
 def test_settings_are_kept() -> None:
     policy = Frames(0.5) & TopK(3).over_frames()
     config = FlexConfig(zoom=(4, 1, 2), policy=policy)
-    assert config.zoom_pair == (1, 2) and config.zoom_of(3) == (4, 1, 2)
+    assert config.zoom_pair == (1, 2) and config.video_zoom == (4, 1, 2)
     again = FlexConfig.from_dict(config.to_dict())
     assert again.to_dict() == config.to_dict() and again.policy == policy and again.zoom == (4, 1, 2)
-    assert FlexConfig(zoom=2).zoom_of(3) == (1, 2, 2)
+    assert FlexConfig(zoom=2).video_zoom == (1, 2, 2)

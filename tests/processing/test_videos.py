@@ -83,7 +83,7 @@ def test_the_same_region_larger(name: str, zoom: tuple[int, int, int]) -> None:
     low, views = both_views(name, CLIPS, zoom, **sampled(name, 2) if zoom[0] > 1 else {})
     model = VIDEOS[f"{name}-video"].model()
     flexkit.patch_model(model, FlexConfig(zoom=zoom), trained=True)
-    geometry = get_patch(model).geometries[1]
+    geometry = [*get_patch(model).views][1]
     assert set(geometry.inputs) <= set(views)
     grids = geometry.grids(model, {key: low[key] for key in geometry.inputs}, (1, 1, 1))
     assert list(geometry.grids(model, views, zoom)) == list(grids)

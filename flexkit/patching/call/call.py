@@ -1,6 +1,6 @@
 """What one forward call of a patched model carries through its layers, and what a layer does with it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -47,8 +47,8 @@ class FlexCall:
     """Of which tokens K' and V' are computed, and when: ``"lazy"``, ``"full"`` or ``"recompute"``."""
     training: bool
     """Whether layers may be computed twice, by checkpointing: then K' and V' are not kept."""
-    encode: Encode = no_tiles
-    """What encodes tiles that have not been."""
+    encode: Sequence[Encode] = (no_tiles,)
+    """What encodes tiles of images, and of videos, that have not been."""
     selections: dict[int, Selection] = field(default_factory=dict)
     """What each layer selected; kept by layer, because gradient checkpointing runs layers again."""
     opened: dict[int, Selection] = field(default_factory=dict)

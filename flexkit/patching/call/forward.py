@@ -110,7 +110,7 @@ def take_high_res(patch: Patch, kwargs: dict[str, Any]) -> tuple[dict[str, Any],
     taken = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
     high_res = {name: value for name, value in taken.items() if value is not None}
     pictures = set()
-    for geometry in patch.geometries if high_res else ():
+    for geometry in patch.views if high_res else ():
         pictures |= {geometry.inputs[0], PREFIX + geometry.inputs[0], *geometry.pixels}
     for given in (kwargs, high_res):
         for name in pictures & given.keys():

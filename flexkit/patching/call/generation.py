@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from flexkit.patching.call.forward import take_high_res
-from flexkit.patching.call.inputs import asks_last, vision_tokens
+from flexkit.patching.call.inputs import asks_last
 from flexkit.patching.call.route import Prompt
 from flexkit.patching.geometry.base import PREFIX
 from flexkit.patching.seam.config_view import PROMPT
@@ -40,7 +40,8 @@ def expand_inputs(self: nn.Module, expand_size: int = 1, **kwargs: Any) -> Any:
     ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
     prompt = Prompt(repeats=expand_size)
     if ids is not None and ids.shape[1] and (cache is None or not cache.get_seq_length()):
-        image_tokens = vision_tokens(self, patch, ids, None).repeat_interleave(expand_size, dim=1)
+        image_tokens = torch.stack([geometry.image_tokens(self, ids, None) for geometry in patch.views])
+        image_tokens = image_tokens.repeat_interleave(expand_size, dim=1)
         queries = high_res.get("hd_queries")
         if queries is None and asks_last(patch.config):
             queries = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) == ids.shape[1] - 1

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from flexkit.errors import HighResInputError, UnsupportedModelError
 from flexkit.patching.call.call import FlexCall
 from flexkit.patching.call.following import Following
-from flexkit.patching.call.inputs import View, checked_views, query_rows, vision_tokens
+from flexkit.patching.call.inputs import View, checked_views, query_rows
 from flexkit.patching.call.one_selection import OneSelection
 from flexkit.patching.call.own_states import OwnStates
 from flexkit.patching.call.route import Prompt, Route
@@ -65,7 +65,7 @@ class InSequence(Route):
             memory = move_out(cache, memory)
         if high_res and prompt.image_tokens is not None:
             if memory is None:
-                found = vision_tokens(model, patch, ids, embeds)
+                found = torch.stack([each.image_tokens(model, ids, embeds) for each in patch.views])
                 front = int(past) + _in_front(prompt.image_tokens.any(0), found.any(0), ids is not None)
                 memory = read_images(model, patch, high_res, prompt.image_tokens, inputs, front, prompt.repeats)
                 memory.front = front
@@ -73,7 +73,7 @@ class InSequence(Route):
             if named is not None and isinstance(past, int):
                 named = pad(named, (memory.front, 0))[:, : past + length]  # the rest is named for later chunks
         elif high_res:
-            image_tokens = vision_tokens(model, patch, ids, embeds)
+            image_tokens = torch.stack([each.image_tokens(model, ids, embeds) for each in patch.views])
             # Generate hands the same views in at every step; once read they are in the memory. It may also decode a
             # token that happens to be the image token.
             if memory is None or (_brings_images(patch, inputs) and bool(image_tokens.any())):
@@ -106,7 +106,7 @@ class InSequence(Route):
             past,
             patch.projection(cache),
             model.training,
-            partial(_encode_tiles, model, patch),
+            [partial(_as_read, model, patch, geometry.encode_tiles) for geometry in patch.views],
             own=own,
             one=one,
         )
@@ -126,9 +126,9 @@ def route_of(geometry: Geometry) -> Route:
 
 def _brings_images(patch: Patch, inputs: Mapping[str, Any]) -> bool:
     """Whether a call has the low-res view of an image, or features of it."""
-    encoded = (inputs.get("mm_encoder_outputs") or {}).get("image")
-    pixels = (name for each in patch.geometries for name in (each.inputs[0], *each.pixels))
-    return encoded is not None or any(inputs.get(name) is not None for name in pixels)
+    encoded = [features for features in (inputs.get("mm_encoder_outputs") or {}).values() if features is not None]
+    pixels = (name for each in patch.views for name in (each.inputs[0], *each.pixels))
+    return bool(encoded) or any(inputs.get(name) is not None for name in pixels)
 
 
 def read_images(
@@ -165,7 +165,7 @@ def read_images(
         If the views do not fit the images of the prompt.
     """
     views = checked_views(model, patch, inputs, low_res)
-    of_kinds = dict(zip(patch.geometries, image_tokens[:, ::repeats], strict=True))
+    of_kinds = dict(zip(patch.views, image_tokens[:, ::repeats], strict=True))
     spans = [_spans(model, of_kinds[view.geometry], view, past) for view in views]
     batch = image_tokens.shape[1] // repeats
     if any(view.tiles is None for view in views):
@@ -179,7 +179,7 @@ def _whole(
     model: Any, patch: Patch, views: Sequence[View], spans: Sequence[Sequence[ImageSpan]], batch: int
 ) -> HighResMemory:
     """The memory of views that are encoded as a whole."""
-    found: list[tuple[Tensor, ImageSpan]] = []
+    found: list[tuple[Tensor, ImageSpan]] = []  # images and videos, as they stand in the prompt
     for view, own in zip(views, spans, strict=True):
         features = _as_read(model, patch, view.geometry.encode, view.inputs, view.grids, view.zoom)
         for feature, span in zip(features, own, strict=True):
@@ -189,7 +189,7 @@ def _whole(
                     f"{span.zoom} has {span.tokens}."
                 )
             found.append((feature, span))
-    found.sort(key=_place)
+    found.sort(key=lambda each: (each[1].row, each[1].end))
     return HighResMemory.pack([feature for feature, _ in found], [span for _, span in found], batch)
 
 
@@ -198,32 +198,22 @@ def _in_tiles(
 ) -> HighResMemory:
     """The memory of views in tiles, every level of which stands for itself."""
     unread = torch.empty(0, 1, model.get_input_embeddings().embedding_dim, dtype=model.dtype, device=model.device)
-    found: list[tuple[TiledImage, ImageSpan]] = []
+    found: list[tuple[TiledImage, ImageSpan]] = []  # images and videos, as they stand in the prompt
     for view, own in zip(views, spans, strict=True):
-        kind = patch.geometries.index(view.geometry)
+        kind = list(patch.views).index(view.geometry)
         zooms = patch.config.zooms if view.geometry.axes == 2 else [view.zoom]
         for span, readers in zip(own, view.tiles or (), strict=True):
             for level, (zoom, read) in enumerate(zip(zooms, readers, strict=True)):
                 frames = [cells * factor for cells, factor in zip(span.grid[:-2], zoom[:-2], strict=True)]
                 image = TiledImage(read, span.grid[-2:], (*frames, *zoom[-2:]), unread, kind)
                 found.append((image, replace(span, zoom=zoom, level=level)))
-    found.sort(key=_place)
+    found.sort(key=lambda each: (each[1].row, each[1].end))
     images, of_levels = zip(*found, strict=True)
     memory = HighResMemory.laid_out(Tiled(images), of_levels, batch)
     if patch.config.tiles == "on_demand":
         return memory
-    encode = partial(_encode_tiles, model, patch)
+    encode = [partial(_as_read, model, patch, geometry.encode_tiles) for geometry in patch.views]
     return replace(memory, features=Encoded(memory.features.of(memory.all_tokens, memory.images, encode)))
-
-
-def _place(found: tuple[Any, ImageSpan]) -> tuple[int, int]:
-    """Where an image or a video stands in the prompts of a batch."""
-    return found[1].row, found[1].end
-
-
-def _encode_tiles(model: Any, patch: Patch, tiles: Sequence[Tensor], kind: int) -> Any:
-    """Cells of tiles of images, or of the frames of videos."""
-    return _as_read(model, patch, patch.geometries[kind].encode_tiles, tiles)
 
 
 def _as_read(model: Any, patch: Patch, encode: Callable[..., Any], *inputs: Any) -> Any:

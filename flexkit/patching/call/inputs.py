@@ -29,7 +29,6 @@ __all__ = [
     "input_names",
     "kept_positions",
     "query_rows",
-    "vision_tokens",
 ]
 
 _TILES = ("hd_tiles", "hd_frames")
@@ -40,14 +39,8 @@ IGNORED = -100
 
 def input_names(patch: Patch) -> tuple[str, ...]:
     """The arguments that a patched model takes besides its own."""
-    names = [name for geometry in patch.geometries for name in _names_of(geometry)]
+    names = [name for own in patch.views.values() for name in own]
     return tuple(dict.fromkeys((*names, "hd_queries")))
-
-
-def _names_of(geometry: Geometry) -> tuple[str, ...]:
-    """The arguments that show a high-res view to a geometry."""
-    optional = _TILES[1:] if geometry.axes == 3 else ("hd_image_sizes", _TILES[0])
-    return *(PREFIX + name for name in geometry.inputs), *optional
 
 
 def check_inputs(model: nn.Module, patch: Patch, inputs: Mapping[str, Any]) -> None:
@@ -95,37 +88,31 @@ def checked_views(model: Any, patch: Patch, inputs: Mapping[str, Any], low_res: 
     HighResInputError
         If they are not what the model takes, or contradict the base model's inputs.
     """
-    shown = [{name: inputs[name] for name in _names_of(each) if name in inputs} for each in patch.geometries]
-    if not any(shown):
-        shown[0] = dict(inputs)
-    both = zip(patch.geometries, shown, strict=True)
-    return [_checked_view(model, patch, geometry, own, low_res) for geometry, own in both if own]
-
-
-def _checked_view(
-    model: Any, patch: Patch, geometry: Geometry, inputs: Mapping[str, Any], low_res: Mapping[str, object]
-) -> View:
     given = {name: value for name, value in inputs.items() if name not in _TILES}
     wrong = [f"{name} ({type(value).__name__})" for name, value in given.items() if not isinstance(value, Tensor)]
     if wrong:
         raise HighResInputError(f"high-res inputs must be tensors, not {', '.join(wrong)}; use return_tensors='pt'.")
     for name, value in given.items():
         check_readable(name, value)
-    if any(name in inputs for name in _TILES):
-        view = _of_tiles(model, patch, geometry, inputs)
-    else:
-        view = _of_tensors(model, patch, geometry, inputs, low_res)
-    if not view.grids:
-        raise HighResInputError("0 high-res views were given; leave hd_* out of a call without images.")
-    geometry.check_low_res(model, low_res, view.grids)
-    return view
+    views = []
+    for geometry, names in patch.views.items():
+        own = {name: inputs[name] for name in names if name in inputs}
+        if not own:
+            continue
+        in_tiles = any(name in own for name in _TILES)
+        view = (_of_tiles if in_tiles else _of_tensors)(model, patch, geometry, own, low_res)
+        if not view.grids:
+            raise HighResInputError("0 high-res views were given; leave hd_* out of a call without images.")
+        geometry.check_low_res(model, low_res, view.grids)
+        views.append(view)
+    return views
 
 
 def _of_tensors(
     model: Any, patch: Patch, geometry: Geometry, inputs: Mapping[str, Any], low_res: Mapping[str, object]
 ) -> View:
-    zoom = patch.config.zoom_of(geometry.axes)
-    if patch.config.levels > 1:
+    zoom = patch.config.zoom_pair if geometry.axes == 2 else patch.config.video_zoom
+    if patch.config.levels > 1 and geometry.axes == 2:
         raise HighResInputError(
             f"the model reads {patch.config.levels} levels of zoom, and {sorted(inputs)} hold one; give the hd_tiles "
             "that a flexkit.FlexProcessor of this model makes, or patch it with levels=1."
@@ -165,9 +152,11 @@ def _taken(tiles: Sequence[Tensor], index: Tensor) -> list[Tensor]:
     return [views[index] for views in tiles]
 
 
-def _of_tiles(model: Any, patch: Patch, geometry: Geometry, inputs: Mapping[str, Any]) -> View:
+def _of_tiles(
+    model: Any, patch: Patch, geometry: Geometry, inputs: Mapping[str, Any], low_res: Mapping[str, object]
+) -> View:
     name, what = (_TILES[1], "video") if geometry.axes == 3 else (_TILES[0], "image")
-    grid, zoom = geometry.tile_grid(model), patch.config.zoom_of(geometry.axes)
+    grid, zoom = geometry.tile_grid(model), patch.config.zoom_pair if geometry.axes == 2 else patch.config.video_zoom
     if grid is None:
         raise HighResInputError(
             f"{type(model).__name__} encodes a high-res view as a whole and takes no {name}; pass "
@@ -207,11 +196,6 @@ def _margins(image_sizes: Tensor, grids: Sequence[Any]) -> list[Tensor | None]:
         )
     margins = [margin_cells(size[None].cpu(), grid)[0] for size, grid in zip(image_sizes, grids, strict=True)]
     return [each if each.any() else None for each in margins]
-
-
-def vision_tokens(model: Any, patch: Patch, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
-    """``(kinds, batch, length)``, bool: where a prompt holds tokens of images, and of videos."""
-    return torch.stack([geometry.image_tokens(model, ids, embeds) for geometry in patch.geometries])
 
 
 def query_rows(

@@ -26,7 +26,6 @@ __all__ = [
     "check_readable",
     "features_owner",
     "image_features",
-    "positions_of",
 ]
 
 PREFIX = "hd_"
@@ -141,7 +140,7 @@ class Geometry(ABC):
     """What configs call the id of the tokens that stand for it."""
 
     axes: ClassVar[int] = 2
-    """Of a grid: rows and columns; of a video frames, rows and columns."""
+    """2 where a grid has rows and columns, 3 where it has frames, rows and columns."""
 
     video: "Geometry | None" = None
     """How the same models lay out videos; None if they take none, or flexkit reads none."""
@@ -225,26 +224,24 @@ class Geometry(ABC):
         """Raise :class:`~flexkit.errors.HighResInputError` if the base model's inputs contradict the high-res view."""
         return
 
-    def image_tokens(self, model: PreTrainedModel, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        """``(batch, length)``, bool: the positions that hold image tokens."""
-        token = getattr(model.config, self.token, None)
-        if token is None:
+    def image_tokens(
+        self, model: Any, input_ids: Tensor | None, inputs_embeds: Tensor | None, token: str | None = None
+    ) -> Tensor:
+        """``(batch, length)``, bool: the positions that hold image tokens, or another token that the config names."""
+        name = token or self.token
+        index = getattr(model.config, name, None)
+        if index is None:
             raise UnsupportedModelError(
-                f"the config of {type(model).__name__} has no {self.token}; {type(self).__name__} needs a method "
+                f"the config of {type(model).__name__} has no {name}; {type(self).__name__} needs a method "
                 "image_tokens that says where image tokens stand."
             )
-        return positions_of(model, token, input_ids, inputs_embeds)
-
-
-def positions_of(model: Any, token: int, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    """``(batch, length)``, bool: where a token stands, by its id or by its embedding."""
-    if input_ids is not None:
-        return input_ids.eq(token)
-    if inputs_embeds is None:
-        raise HighResInputError("high-res inputs came with neither input_ids nor inputs_embeds.")
-    placeholder = model.get_input_embeddings()(torch.tensor(token, device=inputs_embeds.device))
-    same: Tensor = inputs_embeds == placeholder.to(inputs_embeds.dtype)
-    return same.all(-1)
+        if input_ids is not None:
+            return input_ids.eq(index)
+        if inputs_embeds is None:
+            raise HighResInputError("high-res inputs came with neither input_ids nor inputs_embeds.")
+        placeholder = model.get_input_embeddings()(torch.tensor(index, device=inputs_embeds.device))
+        same: Tensor = inputs_embeds == placeholder.to(inputs_embeds.dtype)
+        return same.all(-1)
 
 
 def image_features(model: PreTrainedModel, by: str = Geometry.features, /, **inputs: Tensor) -> list[Tensor]:

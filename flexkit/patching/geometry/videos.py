@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
 from flexkit.grids import Grid, split_tiles, stitch_tiles
-from flexkit.patching.geometry.base import Declared, features_owner, image_features, positions_of
+from flexkit.patching.geometry.base import Declared, features_owner, image_features
 from flexkit.patching.geometry.fixed_grid import FixedGrid
 from flexkit.patching.geometry.patch_lists import DynamicGrid, MergedGrid, PositionedPatches, merge_size
 
@@ -51,27 +52,31 @@ class PatchedVideo(DynamicGrid):
         return self._frames(config), *super().cell(config)
 
 
+class UnmarkedGrid(DynamicGrid):
+    """A dynamic grid whose image tokens are those outside of the marks of videos (GLM-V)."""
+
+    def image_tokens(
+        self, model: Any, input_ids: Tensor | None, inputs_embeds: Tensor | None, token: str | None = None
+    ) -> Tensor:
+        found = partial(super().image_tokens, model, input_ids, inputs_embeds)
+        return found(token) if token else found() & ~_in_video(found)
+
+
 class MarkedVideo(PatchedVideo):
     """Videos whose tokens are those of images, between a mark of their begin and one of their end (GLM-V)."""
 
     token = "image_token_id"
 
-    def image_tokens(self, model: PreTrainedModel, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        return super().image_tokens(model, input_ids, inputs_embeds) & _in_video(model, input_ids, inputs_embeds)
+    def image_tokens(
+        self, model: Any, input_ids: Tensor | None, inputs_embeds: Tensor | None, token: str | None = None
+    ) -> Tensor:
+        found = partial(super().image_tokens, model, input_ids, inputs_embeds)
+        return found(token) if token else found() & _in_video(found)
 
 
-class UnmarkedGrid(DynamicGrid):
-    """A dynamic grid whose image tokens are those outside of the marks of videos (GLM-V)."""
-
-    def image_tokens(self, model: PreTrainedModel, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        return super().image_tokens(model, input_ids, inputs_embeds) & ~_in_video(model, input_ids, inputs_embeds)
-
-
-def _in_video(model: PreTrainedModel, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+def _in_video(found: Callable[[str], Tensor]) -> Tensor:
     """``(batch, length)``, bool: what stands behind more marks of a video's begin than of an end."""
-    marks = model.config.video_start_token_id, model.config.video_end_token_id
-    begun, ended = (positions_of(model, mark, input_ids, inputs_embeds).cumsum(-1) for mark in marks)
-    return begun > ended
+    return found("video_start_token_id").cumsum(-1) > found("video_end_token_id").cumsum(-1)
 
 
 class MergedVideo(MergedGrid):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flexkit.attention.ragged import RaggedIndex
-from flexkit.grids import Grid, zoomed
+from flexkit.grids import Grid
 
 __all__ = [
     "Encode",
@@ -31,9 +31,9 @@ _TOGETHER = 64
 
 ReadTiles = Callable[[Tensor], Sequence[Tensor]]
 """From indices of tiles to these, ``(tiles, channels, height, width)`` in every size that the model takes."""
-Encode = Callable[[Sequence[Tensor], int], Tensor]
-"""From tiles ``(tiles, channels, height, width)``, in every size that a model takes them in, and which kind of image
-they are of, to their cells ``(tiles, cells, dim)``."""
+Encode = Callable[[Sequence[Tensor]], Tensor]
+"""From tiles ``(tiles, channels, height, width)``, in every size that a model takes them in, to their cells
+``(tiles, cells, dim)``."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ImageSpan:
     @property
     def tokens(self) -> int:
         """Number of high-res tokens."""
-        return math.prod(zoomed(self.grid, self.zoom))
+        return math.prod(self.grid) * math.prod(self.zoom)
 
 
 def tokens_by_image(spans: Sequence[ImageSpan], tokens: RaggedIndex) -> list[tuple[ImageSpan, Any, Tensor | None]]:
@@ -99,7 +99,7 @@ def tokens_by_image(spans: Sequence[ImageSpan], tokens: RaggedIndex) -> list[tup
     return found
 
 
-def no_tiles(tiles: Sequence[Tensor], kind: int = 0) -> Tensor:
+def no_tiles(tiles: Sequence[Tensor]) -> Tensor:
     """Of a geometry that encodes views as a whole."""
     raise NotImplementedError("a geometry whose `cut` gives tiles needs `encode_tiles` too.")
 
@@ -126,8 +126,8 @@ class Features(ABC):
         """What they take up."""
 
     @abstractmethod
-    def of(self, wanted: RaggedIndex, spans: Sequence[ImageSpan], encode: Encode) -> Tensor:
-        """``(batch, wanted, dim)``, for images that stand where ``spans`` say."""
+    def of(self, wanted: RaggedIndex, spans: Sequence[ImageSpan], encode: Sequence[Encode]) -> Tensor:
+        """``(batch, wanted, dim)``, for images that stand where ``spans`` say, encoded by what encodes their kind."""
 
     @abstractmethod
     def rows(self, index: Tensor) -> Self:
@@ -153,7 +153,7 @@ class Encoded(Features):
     def bytes(self) -> int:
         return self.states.nbytes
 
-    def of(self, wanted: RaggedIndex, spans: Sequence[ImageSpan], encode: Encode) -> Tensor:
+    def of(self, wanted: RaggedIndex, spans: Sequence[ImageSpan], encode: Sequence[Encode]) -> Tensor:
         return wanted.gather(self.states)
 
     def rows(self, index: Tensor) -> "Encoded":
@@ -175,7 +175,7 @@ class TiledImage:
     cells: Tensor
     """``(room, cells, dim)``: of the tiles that have been encoded, and room for some more."""
     kind: int = 0
-    """What encodes them: that of images, or of videos."""
+    """Which encodes them, of what encodes images and what encodes videos."""
     opened: int = 0
     """How many have been encoded."""
     slots: Tensor = field(init=False)
@@ -225,7 +225,7 @@ class Tiled(Features):
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # which tiles are missing, no graph can tell
     @torch.inference_mode(False)  # what is kept may be added to when that mode has been left
     @torch.no_grad()
-    def of(self, wanted: RaggedIndex, spans: Sequence[ImageSpan], encode: Encode) -> Tensor:
+    def of(self, wanted: RaggedIndex, spans: Sequence[ImageSpan], encode: Sequence[Encode]) -> Tensor:
         found = []
         for span, place, tokens in tokens_by_image(spans, wanted):
             image = self.images[span.image]
@@ -244,7 +244,7 @@ class Tiled(Features):
     def joined(self, later: "Tiled") -> "Tiled":
         return Tiled(self.images + later.images)
 
-    def _open(self, looked_at: Sequence[tuple[TiledImage, Tensor]], encode: Encode) -> None:
+    def _open(self, looked_at: Sequence[tuple[TiledImage, Tensor]], encode: Sequence[Encode]) -> None:
         """Encode what is missing of tiles that are looked at."""
         wanted = {id(image): torch.zeros_like(image.slots, dtype=torch.bool) for image in self.images}
         for image, tiles in looked_at:
@@ -259,7 +259,7 @@ class Tiled(Features):
         by_kind = ([each for each in missing if each[0].kind == kind] for kind in kinds)
         for batch in (batch for own in by_kind for batch in _batches(own)):
             views = zip(*(image.read(tiles) for image, tiles in batch), strict=True)
-            cells = encode([torch.cat(view) for view in views], batch[0][0].kind)
+            cells = encode[batch[0][0].kind]([torch.cat(view) for view in views])
             parts: Sequence[Tensor] = torch.split(cells, [len(tiles) for _, tiles in batch])
             for (image, tiles), part in zip(batch, parts, strict=True):
                 image.add(tiles, part)
