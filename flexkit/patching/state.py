@@ -158,12 +158,13 @@ _OVERRIDES: ContextVar[tuple[tuple[Patch, dict[str, Any]], ...]] = ContextVar("o
 @contextmanager
 def overridden(patch: Patch, **fields: Any) -> Iterator[None]:
     """Let a patch have other fields while the block runs, for this thread and task alone; recorders are added."""
-    token = _OVERRIDES.set((*_OVERRIDES.get(), (patch, fields)))
+    block = patch, fields
+    _OVERRIDES.set((*_OVERRIDES.get(), block))
     try:
         with patch.counted("overrides"):
             yield
-    finally:
-        _OVERRIDES.reset(token)
+    finally:  # blocks that were opened later may still be
+        _OVERRIDES.set(tuple(other for other in _OVERRIDES.get() if other is not block))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph would keep the settings that it was made with

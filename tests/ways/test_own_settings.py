@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import pytest
@@ -43,6 +43,25 @@ def set_and_generate(name: str, policy: Any) -> Any:
         return generate(model, question(name).inputs, TOKENS)
     finally:
         flexkit.set_policy(model, before)
+
+
+def test_blocks_that_end_in_another_order() -> None:
+    """What was opened later stays open, and nothing is left when all have ended."""
+    name = "llava"
+    model, inputs = patched_model(name), question(name).inputs
+    base, own = question(name).base, generate(model, question(name).inputs, TOKENS)
+    disabled, tracing, policy = ExitStack(), ExitStack(), ExitStack()
+    disabled.enter_context(flexkit.disabled(model))
+    trace = tracing.enter_context(flexkit.trace(model))
+    policy.enter_context(flexkit.using_policy(model, flexkit.Nothing()))
+    disabled.close()
+    assert same(generate(model, inputs, TOKENS), base) and len(trace)
+    policy.close()
+    steps = len(trace)
+    assert same(generate(model, inputs, TOKENS), own) and len(trace) > steps
+    tracing.close()
+    steps = len(trace)
+    assert same(generate(model, inputs, TOKENS), own) and len(trace) == steps
 
 
 @six
