@@ -96,6 +96,15 @@ def shape(found: Mapping[str, Any]) -> str:
     return f"{model['layers']} layers of width {model['width']}, {heads}"
 
 
+def compiled_table(results: Results) -> list[list[str]]:
+    """Rows of language models: seconds of a compiled token by those of the base model's."""
+    ways = ("top_k", "one_selection")
+    rows = [["language model", *(LAUNCHED[way] for way in ways)]]
+    for found in results.values():
+        rows.append([shape(found), *(f"{found['ratios'][way]:.2f}" for way in ways)])
+    return rows
+
+
 def growth_table(ways: Mapping[str, Mapping[str, Any]], first: str) -> list[list[str]]:
     """Rows of sizes, or of fractions."""
     rows = [[first, "prefill", "token", "LM GFLOP", "kept MiB", "tiles encoded"]]
@@ -169,6 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if speeds:
         _write(options.folder / "speed.csv", speed_table(speeds))
         _write(options.folder / "memory.csv", memory_table(speeds))
+    compiled = {name: found for name, found in results.items() if "one_selection" in found.get("ratios", {})}
+    if compiled:
+        _write(options.folder / "compiled.csv", compiled_table(compiled))
     for name, found in results.items():
         if "by_size" in found:
             _write(options.folder / "by_size.csv", growth_table(found["by_size"], "side, pixels"))

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -235,7 +234,6 @@ class VideoFile(FrameSource):
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self._path = Path(path)
-        self._lock = Lock()
         av = _pyav()
         try:
             if not self._path.is_file():  # a pipe would be waited for
@@ -287,7 +285,7 @@ class VideoFile(FrameSource):
     def _decode(self, times: Sequence[int]) -> Iterator[np.ndarray]:
         """The frames that are shown from some times on."""
         av, last = _pyav(), None
-        with self._lock, av.open(str(self._path)) as container:
+        with av.open(str(self._path)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             place = 0

@@ -1,5 +1,6 @@
-"""A strip over the layers that goes on from word to word."""
+"""A strip over the layers that goes on from word to word, or a video that goes on from frame to frame."""
 
+import itertools
 from collections.abc import Sequence
 from io import BytesIO
 from os import PathLike
@@ -15,7 +16,7 @@ __all__ = ["animate_selection"]
 
 def animate_selection(
     trace: Trace,
-    image: Image.Image,
+    image: Image.Image | Sequence[Image.Image],
     path: str | PathLike[str],
     *,
     words: Sequence[str] | None = None,
@@ -26,7 +27,7 @@ def animate_selection(
     seconds: float = 0.8,
     dpi: int = 80,
 ) -> None:
-    """Write an animated GIF with one frame for each word.
+    """Write an animated GIF with one frame for each word; of a video, with one for each word and low-res frame.
 
     Parameters
     ----------
@@ -44,10 +45,13 @@ def animate_selection(
     ConfigError
         As for :func:`flexkit.plot_selection`.
     """
-    looks = Looks.of(trace, words, steps=steps, layers=layers, row=row, image=image_index)
+    chosen = Looks.of(trace, words, steps=steps, layers=layers, row=row, image=image_index)
+    looks, pictures = chosen.with_pictures(image)
+    strips = [looks.layers] if looks.title == chosen.title else [(frame,) for frame in looks.layers]
     frames = []
-    for step, word in zip(looks.steps, looks.words, strict=True):
+    for (step, word), strip in itertools.product(zip(looks.steps, looks.words, strict=True), strips):
         file = BytesIO()
-        figure_of(Looks((step,), looks.layers, (word,), looks.looks), image).savefig(file, dpi=dpi, format="png")
+        figure = figure_of(Looks((step,), strip, (word,), looks.looks, looks.title), pictures)
+        figure.savefig(file, dpi=dpi, format="png")
         frames.append(Image.open(file).convert("RGB").quantize(method=Image.Quantize.MEDIANCUT))
     frames[0].save(path, format="GIF", save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from flexkit.errors import ConfigError
 from flexkit.tracing import Trace
@@ -18,9 +19,10 @@ class Look:
     Attributes
     ----------
     mask : numpy.ndarray
-        ``(rows, columns)`` of the high-res grid, bool.
+        ``(rows, columns)`` of the high-res grid, bool; of a video with frames in front.
     scores : numpy.ndarray
-        ``(rows, columns)`` of the low-res grid, float: the attention that was selected by, 1 where it was largest.
+        ``(rows, columns)`` of the low-res grid, float: the attention that was selected by, 1 where it was largest; of a
+        video with frames in front.
     shut : bool
         Whether nothing was read because the gate stayed shut.
     """
@@ -34,17 +36,23 @@ class Look:
         """Share of the high-res tokens that was selected."""
         return float(self.mask.mean())
 
+    def frames(self) -> "list[Look]":
+        """What was selected of each low-res frame of a video, in it and in the frames that take its place."""
+        count = len(self.scores)
+        masks = self.mask.reshape(count, -1, *self.mask.shape[1:]).any(1)
+        return [Look(mask, scores, self.shut) for mask, scores in zip(masks, self.scores, strict=True)]
+
 
 @dataclass(frozen=True)
 class Looks:
-    """Steps and layers of a trace, for one image of one batch row.
+    """Steps and layers of a trace, for one image of one batch row; or steps and frames, for one layer and a video.
 
     Attributes
     ----------
     steps : tuple of int
         Indices of the steps.
     layers : tuple of int
-        Indices of the layers.
+        Indices of the layers, or of frames.
     words : tuple of str
         For each step the word that was chosen by what it looked at.
     looks : dict
@@ -55,6 +63,33 @@ class Looks:
     layers: tuple[int, ...]
     words: tuple[str, ...]
     looks: dict[tuple[int, int], Look]
+    title: str = "map of layer"
+    """What ``layers`` count."""
+
+    def with_pictures(self, image: Image.Image | Sequence[Image.Image]) -> "tuple[Looks, dict[int, Image.Image]]":
+        """These, and the picture for each layer; of a video those of the last layer, and the picture for each frame.
+
+        Raises
+        ------
+        ConfigError
+            If there is not one picture, or one for each low-res frame.
+        """
+        frames = {len(look.scores) for look in self.looks.values() if look.scores.ndim == 3}
+        pictures = [image] if isinstance(image, Image.Image) else list(image)
+        expected = frames.pop() if frames else 1
+        if len(pictures) != expected:
+            what = f"a video of {expected} low-res frames" if expected > 1 else "one picture"
+            raise ConfigError(f"{len(pictures)} pictures were given for {what}; give one for each.")
+        if expected == 1 and not any(look.scores.ndim == 3 for look in self.looks.values()):
+            return self, dict.fromkeys(self.layers, pictures[0])
+        last = {step: layer for step, layer in sorted(self.looks)}
+        looks = {
+            (step, frame): look
+            for step, layer in last.items()
+            for frame, look in enumerate(self.looks[step, layer].frames())
+        }
+        title = f"layer {max(last.values())}, frame"
+        return Looks(self.steps, tuple(range(expected)), self.words, looks, title), dict(enumerate(pictures))
 
     @classmethod
     def of(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from flexkit.errors import ConfigError
 from flexkit.tracing import Trace
 from flexkit.viz.looks import Looks
 
@@ -49,9 +50,11 @@ def selection_page(
     Raises
     ------
     ConfigError
-        If the trace is empty, lacks the batch row, or there are too few words.
+        If the trace is empty, lacks the batch row, or is of a video, or there are too few words.
     """
     looks = Looks.of(trace, words, row=row, image=image_index)
+    if any(look.scores.ndim == 3 for look in looks.looks.values()):
+        raise ConfigError("the page shows pictures; of a video make plot_selection or animate_selection.")
     shown = image.convert("RGB")
     shown.thumbnail((_LONGEST, _LONGEST))
     file = BytesIO()

@@ -1,6 +1,6 @@
 """Overlays of what was selected, for each layer and each word."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,7 @@ _PANEL = 2.3
 
 def plot_selection(
     trace: Trace,
-    image: Image.Image,
+    image: Image.Image | Sequence[Image.Image],
     *,
     words: Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
@@ -35,6 +35,8 @@ def plot_selection(
 ) -> "Figure":
     """Show what each layer's map selected, one row of panels for each word and one column for each layer.
 
+    Of a video one layer is shown, with a column for each of its low-res frames.
+
     Selected high-res tokens are in the picture's own colours, with a rim; elsewhere the picture is grey, and coloured
     by the attention that was selected by. With the published schedule the *next* layer reads what a map selects. Where
     the gate stayed shut, because the low-res answer was certain, nothing was read, and no map was recorded.
@@ -43,16 +45,18 @@ def plot_selection(
     ----------
     trace : Trace
         From :func:`flexkit.trace`.
-    image : PIL.Image.Image
-        What the model's views show: :meth:`flexkit.FlexProcessor.shown` of the picture.
+    image : PIL.Image.Image or sequence of PIL.Image.Image
+        What the model's views show: :meth:`flexkit.FlexProcessor.shown` of the picture; or a picture for each low-res
+        frame of a video.
     words : sequence of str, optional
         For each step the token that was chosen, to stand beside what it looked at.
     steps, layers : sequence of int, optional
-        Those to show, in this order; all by default. One step gives a strip over the layers.
+        Those to show, in this order; all by default. One step gives a strip over the layers. Of a video the last layer
+        is shown.
     row : int
         Batch row.
     image_index : int
-        Which of its images.
+        Which of its images and videos.
 
     Returns
     -------
@@ -73,14 +77,15 @@ def plot_selection(
         words = [processor.decode(token) for token in output[0, inputs["input_ids"].shape[1] :]]
         flexkit.plot_selection(trace, processor.shown(image), words=words).savefig("selection.png")
     """
-    return figure_of(Looks.of(trace, words, steps=steps, layers=layers, row=row, image=image_index), image)
+    looks = Looks.of(trace, words, steps=steps, layers=layers, row=row, image=image_index)
+    return figure_of(*looks.with_pictures(image))
 
 
-def figure_of(looks: Looks, image: Image.Image) -> "Figure":
-    """The figure of what was picked out of a trace."""
+def figure_of(looks: Looks, pictures: Mapping[int, Image.Image]) -> "Figure":
+    """The figure of what was picked out of a trace, with the picture for each column."""
     figures: Any = _matplotlib("figure")
     cells: Any = _matplotlib("cm").ScalarMappable(_matplotlib("colors").Normalize(0, 1), COLOURS)
-    pixels = np.asarray(image.convert("RGB"))
+    pixels = {column: np.asarray(picture.convert("RGB")) for column, picture in pictures.items()}
     rows, columns = len(looks.steps), len(looks.layers)
     figure: Figure = figures.Figure(figsize=(_PANEL * columns + 1.6, _PANEL * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -92,13 +97,13 @@ def figure_of(looks: Looks, image: Image.Image) -> "Figure":
             if look is None:
                 own.axis("off")
                 continue
-            _draw(own, look, pixels)
+            _draw(own, look, pixels[layer])
             selected = "nothing read: gate shut" if look.shut else f"{100 * look.fraction:.1f} % selected"
             own.set_xlabel(selected, fontsize=8)
         axes[index, 0].axis("on")
         axes[index, 0].set_ylabel(word, fontsize=11, fontweight="bold", rotation=0, ha="right", va="center")
     for place, layer in enumerate(looks.layers):
-        axes[0, place].set_title(f"map of layer {layer}", fontsize=10)
+        axes[0, place].set_title(f"{looks.title} {layer}", fontsize=10)
     bar = figure.colorbar(cells, ax=axes, shrink=0.8, aspect=30, ticks=[0, 1])
     bar.ax.set_yticklabels(["none", "most"])
     bar.set_label("attention, where not selected")

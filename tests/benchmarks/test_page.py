@@ -15,6 +15,14 @@ def table(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
+def test_compiled_steps() -> None:
+    model = {"layers": 2, "width": 128, "heads": 2, "key_heads": 1}
+    found = {"language_model": model, "ratios": {"base": 1.0, "top_k": 1.083, "one_selection": 2.4}}
+    assert page.compiled_table({"compiled-128": found})[1:] == [
+        ["2 layers of width 128, 2 heads, 1 for keys", "1.08", "2.40"]
+    ]
+
+
 def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (growth, language_model, launches, training):
         monkeypatch.setattr(module, "ZOOM", 2)

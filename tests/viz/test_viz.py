@@ -17,6 +17,7 @@ from PIL import Image
 import flexkit
 from flexkit import ConfigError
 from flexkit.visual_search import draw_scene, load_model
+from tests.zoo import VIDEOS, Row, prompt
 
 pytest.importorskip("matplotlib")
 QUESTION = "<image> Which digit is on the object that is pink?"
@@ -61,6 +62,50 @@ def test_a_strip_over_layers(traced: Any) -> None:
         scores = np.asarray(axes.images[1].get_array())
         expected = trace.scores(-1, layer)[0]
         assert np.allclose(scores, expected / expected.max())
+
+
+@pytest.fixture(scope="module")
+def filmed() -> tuple[flexkit.Trace, list[Image.Image]]:
+    """A video of two low-res frames, for each of which there are two of 4 x 6 cells, and the frames."""
+    family = VIDEOS["qwen2_vl-video"]
+    model, inputs = family.model(), prompt(family, [Row()], zoom=(2, 2, 2))
+    policy = flexkit.TopK(2).over_frames()
+    flexkit.patch_model(model, flexkit.FlexConfig(zoom=(2, 2, 2), policy=policy), trained=True)
+    with flexkit.trace(model) as trace:
+        model.generate(**inputs, max_new_tokens=2, do_sample=False)
+    return trace, [Image.new("RGB", (60, 40), (40 * index, 90, 200)) for index in range(2)]
+
+
+def test_a_video_has_a_panel_for_each_frame(filmed: Any) -> None:
+    trace, frames = filmed
+    figure = flexkit.plot_selection(trace, frames, layers=[2])
+    panels = [axes for axes in figure.axes if len(axes.images) == 3]
+    assert [axes.get_title() for axes in panels] == ["layer 2, frame 0", "layer 2, frame 1"] + [""] * 2
+    for step in range(2):
+        mask = trace.mask(step, 2)[0].unflatten(0, (2, 2)).any(1)
+        for frame in range(2):
+            shown = np.asarray(panels[2 * step + frame].images[2].get_array())
+            assert np.array_equal(shown[5::10, 5::10, 3] == 255, mask[frame].numpy())
+            assert tuple(shown[0, 0, :3]) == frames[frame].getpixel((0, 0))
+    last = flexkit.plot_selection(trace, frames)
+    assert last.axes[0].get_title() == f"layer {trace.layers[-1]}, frame 0"
+
+
+def test_a_video_goes_on_from_frame_to_frame(filmed: Any, tmp_path: Path) -> None:
+    trace, frames = filmed
+    flexkit.animate_selection(trace, frames, tmp_path / "looks.gif", steps=[0], dpi=40)
+    with Image.open(tmp_path / "looks.gif") as animation:
+        assert animation.n_frames == 2
+
+
+def test_pictures_that_do_not_fit(filmed: Any, traced: Any, tmp_path: Path) -> None:
+    trace, frames = filmed
+    with pytest.raises(ConfigError, match="1 pictures were given for a video of 2 low-res frames"):
+        flexkit.plot_selection(trace, frames[0])
+    with pytest.raises(ConfigError, match="the page shows pictures"):
+        flexkit.selection_page(trace, frames[0], tmp_path / "page.html")
+    with pytest.raises(ConfigError, match="2 pictures were given for one picture"):
+        flexkit.plot_selection(traced[0], [traced[1]] * 2)
 
 
 def test_animations_have_a_frame_for_each_word(traced: Any, tmp_path: Path) -> None:

@@ -169,6 +169,11 @@ def read_images(
     spans = [_spans(model, of_kinds[view.geometry], view, past) for view in views]
     batch = image_tokens.shape[1] // repeats
     if any(view.tiles is None for view in views):
+        if not all(view.inputs for view in views):
+            raise HighResInputError(
+                'one of the views is read in tiles when it is wanted, and the other as a whole; set tiles="on_demand", '
+                "or give both as tensors."
+            )
         memory = _whole(model, patch, views, spans, batch)
     else:
         memory = _in_tiles(model, patch, views, spans, batch)

@@ -1,6 +1,7 @@
 """Videos: the same frames at a higher resolution, and frames between them."""
 
 import copy
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,8 +23,8 @@ __all__ = ["ClipView", "frames_between", "in_both_views"]
 
 _SIZED = ("video_grid_thw", "video_position_ids")
 """Outputs that say how large each video is."""
-_KEPT_FRAMES = 32
-"""Frames whose tiles are kept, so that a frame is decoded once where different layers read in it."""
+_KEPT_BYTES = 2**27
+"""Of tiles that are kept, so that a frame is decoded once where different layers read in it."""
 _PIXELS = "pixel_values_videos"
 _KEPT = (_PIXELS, "video_merge_sizes", "num_frames_per_video", *_SIZED)
 
@@ -57,13 +58,13 @@ class ClipView(TileView):
         of_frames = dict[int, list[int]]()
         for tile in tiles:
             of_frames.setdefault(tile // count, []).append(tile)
-        lacking = sorted(of_frames.keys() - self._kept.keys())
+        there = {frame: cut for frame in of_frames if (cut := self._kept.get(frame)) is not None}
+        lacking = sorted(of_frames.keys() - there.keys())
         decoded = self.source.read([self._indices[frame] for frame in lacking])
         made = dict[int, Tensor]()
-        for frame in (*(of_frames.keys() - {*lacking}), *lacking):  # those that are there may go when others come
-            if frame in lacking:
-                self._keep(frame, self._cut(next(decoded)))
-            made |= {tile: self._kept[frame][tile % count] for tile in of_frames[frame]}
+        for frame, cut in itertools.chain(there.items(), zip(lacking, map(self._cut, decoded), strict=True)):
+            self._keep(frame, cut)
+            made |= {tile: cut[tile % count] for tile in of_frames[frame]}
         return (torch.stack([made[tile] for tile in tiles]),)
 
     def _cut(self, pixels: np.ndarray) -> Tensor:
@@ -73,9 +74,10 @@ class ClipView(TileView):
         return split_tiles(view, self.zooms[0])[0]
 
     def _keep(self, frame: int, tiles: Tensor) -> None:
-        """Keep the tiles of a frame for who reads others of it, in the place of those that came first."""
-        while len(self._kept) >= _KEPT_FRAMES:
-            self._kept.pop(next(iter(self._kept)))
+        """Keep the tiles of a frame for who reads others of it, in the place of those that were read first."""
+        self._kept.pop(frame, None)
+        for other in list(self._kept)[: max(0, len(self._kept) + 1 - _KEPT_BYTES // tiles.nbytes)]:
+            self._kept.pop(other, None)  # another thread may have been here
         self._kept[frame] = tiles
 
 
@@ -142,9 +144,10 @@ def in_both_views(video_processor: Any, zoom: Grid, high_res: dict[str, Any]) ->
             high.sample_frames = sample_more
         high._preprocess = lambda videos, **settings: _enlarged(video_processor, videos, settings, made, shown, zoom)
         views = high.preprocess(videos, *args, **options)
-        high_res.update(
-            {f"hd_{name}": like(torch.as_tensor(views[name]), made[name]) for name in _KEPT if name in views}
-        )
+        for name in (name for name in _KEPT if name in views):
+            value = views[name]
+            in_tensors = isinstance(value, Tensor) or (isinstance(value, list) and isinstance(value[0], Tensor))
+            high_res[f"hd_{name}"] = like(value if in_tensors else torch.as_tensor(value), made[name])
         return made
 
     both = copy.copy(video_processor)
