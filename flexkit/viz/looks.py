@@ -39,7 +39,7 @@ class Look:
     def frames(self) -> "list[Look]":
         """What was selected of each low-res frame of a video, in it and in the frames that take its place."""
         count = len(self.scores)
-        masks = self.mask.reshape(count, -1, *self.mask.shape[1:]).any(1)
+        masks: np.ndarray = np.logical_or.reduce(self.mask.reshape(count, -1, *self.mask.shape[1:]), axis=1)
         return [Look(mask, scores, self.shut) for mask, scores in zip(masks, self.scores, strict=True)]
 
 
