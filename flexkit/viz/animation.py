@@ -9,7 +9,7 @@ from PIL import Image
 
 from flexkit.tracing import Trace
 from flexkit.viz.looks import Looks
-from flexkit.viz.plot import figure_of
+from flexkit.viz.plot import columns_of, figure_of
 
 __all__ = ["animate_selection"]
 
@@ -46,8 +46,8 @@ def animate_selection(
         As for :func:`flexkit.plot_selection`.
     """
     chosen = Looks.of(trace, words, steps=steps, layers=layers, row=row, image=image_index)
-    looks, pictures = chosen.with_pictures(image)
-    strips = [looks.layers] if looks.title == chosen.title else [(frame,) for frame in looks.layers]
+    looks, pictures = columns_of(chosen, image)
+    strips = [looks.layers] if chosen.frames is None else [(frame,) for frame in looks.layers]
     frames = []
     for (step, word), strip in itertools.product(zip(looks.steps, looks.words, strict=True), strips):
         file = BytesIO()

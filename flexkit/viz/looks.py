@@ -66,30 +66,36 @@ class Looks:
     title: str = "map of layer"
     """What ``layers`` count."""
 
-    def with_pictures(self, image: Image.Image | Sequence[Image.Image]) -> "tuple[Looks, dict[int, Image.Image]]":
-        """These, and the picture for each layer; of a video those of the last layer, and the picture for each frame.
+    @property
+    def frames(self) -> int | None:
+        """Number of low-res frames of a video; None of a picture."""
+        return next((len(look.scores) for look in self.looks.values() if look.scores.ndim == 3), None)
 
-        Raises
-        ------
-        ConfigError
-            If there is not one picture, or one for each low-res frame.
-        """
-        frames = {len(look.scores) for look in self.looks.values() if look.scores.ndim == 3}
-        pictures = [image] if isinstance(image, Image.Image) else list(image)
-        expected = frames.pop() if frames else 1
-        if len(pictures) != expected:
-            what = f"a video of {expected} low-res frames" if expected > 1 else "one picture"
-            raise ConfigError(f"{len(pictures)} pictures were given for {what}; give one for each.")
-        if expected == 1 and not any(look.scores.ndim == 3 for look in self.looks.values()):
-            return self, dict.fromkeys(self.layers, pictures[0])
+    def by_frame(self) -> "Looks":
+        """Those of the last layer at a video, with its frames in the place of layers."""
         last = {step: layer for step, layer in sorted(self.looks)}
         looks = {
             (step, frame): look
             for step, layer in last.items()
             for frame, look in enumerate(self.looks[step, layer].frames())
         }
-        title = f"layer {max(last.values())}, frame"
-        return Looks(self.steps, tuple(range(expected)), self.words, looks, title), dict(enumerate(pictures))
+        return Looks(
+            self.steps, tuple(range(self.frames or 1)), self.words, looks, f"layer {max(last.values())}, frame"
+        )
+
+    def pictures(self, image: Image.Image | Sequence[Image.Image]) -> list[Image.Image]:
+        """The picture, or that of each low-res frame.
+
+        Raises
+        ------
+        ConfigError
+            If there are fewer or more.
+        """
+        pictures = [image] if isinstance(image, Image.Image) else list(image)
+        if len(pictures) != (self.frames or 1):
+            what = "one picture" if self.frames is None else f"a video of {self.frames} low-res frames"
+            raise ConfigError(f"{len(pictures)} pictures were given for {what}; give one for each.")
+        return pictures
 
     @classmethod
     def of(

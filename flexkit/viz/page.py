@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flexkit.errors import ConfigError
 from flexkit.tracing import Trace
-from flexkit.viz.looks import Looks
+from flexkit.viz.looks import Look, Looks
 
 __all__ = ["selection_page"]
 
@@ -26,7 +25,7 @@ _LONGEST = 1024
 
 def selection_page(
     trace: Trace,
-    image: Image.Image,
+    image: Image.Image | Sequence[Image.Image],
     path: str | PathLike[str],
     *,
     words: Sequence[str] | None = None,
@@ -34,7 +33,7 @@ def selection_page(
     row: int = 0,
     image_index: int = 0,
 ) -> None:
-    """Write a page with the picture, a slider for words and one for layers.
+    """Write a page with the picture, a slider for words and one for layers; of a video, one for its frames.
 
     It is one file, which a browser opens from disk and without a network.
 
@@ -50,35 +49,42 @@ def selection_page(
     Raises
     ------
     ConfigError
-        If the trace is empty, lacks the batch row, or is of a video, or there are too few words.
+        If the trace is empty, lacks the batch row, there are too few words, or not as many pictures as frames.
     """
     looks = Looks.of(trace, words, row=row, image=image_index)
-    if any(look.scores.ndim == 3 for look in looks.looks.values()):
-        raise ConfigError("the page shows pictures; of a video make plot_selection or animate_selection.")
-    shown = image.convert("RGB")
-    shown.thumbnail((_LONGEST, _LONGEST))
-    file = BytesIO()
-    shown.save(file, format="JPEG", quality=90)
     data = {
         "question": question,
         "words": looks.words,
         "layers": looks.layers,
-        "picture": "data:image/jpeg;base64," + _encoded(file.getvalue()),
+        "pictures": [_picture(shown) for shown in looks.pictures(image)],
         "looks": {
-            f"{looks.steps.index(step)} {looks.layers.index(layer)}": {
-                "mask": _encoded(np.packbits(look.mask).tobytes()),
-                "maskGrid": look.mask.shape,
-                "scores": _encoded((255 * look.scores).round().astype(np.uint8).tobytes()),
-                "scoreGrid": look.scores.shape,
-                "fraction": look.fraction,
-                "shut": look.shut,
-            }
+            f"{looks.steps.index(step)} {looks.layers.index(layer)} {frame}": _look(own)
             for (step, layer), look in looks.looks.items()
+            for frame, own in enumerate([look] if looks.frames is None else look.frames())
         },
     }
     before, after = _TEMPLATE.read_text(encoding="utf-8").split("@DATA@")
     # As bytes before the file is opened: what cannot be written must not leave an empty one.
     Path(path).write_bytes((before + _script(data) + after).encode())
+
+
+def _picture(image: Image.Image) -> str:
+    shown = image.convert("RGB")
+    shown.thumbnail((_LONGEST, _LONGEST))
+    file = BytesIO()
+    shown.save(file, format="JPEG", quality=90)
+    return "data:image/jpeg;base64," + _encoded(file.getvalue())
+
+
+def _look(look: Look) -> dict[str, Any]:
+    return {
+        "mask": _encoded(np.packbits(look.mask).tobytes()),
+        "maskGrid": look.mask.shape,
+        "scores": _encoded((255 * look.scores).round().astype(np.uint8).tobytes()),
+        "scoreGrid": look.scores.shape,
+        "fraction": look.fraction,
+        "shut": look.shut,
+    }
 
 
 def _script(data: Any) -> str:

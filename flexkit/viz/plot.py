@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "RIM", "figure_of", "plot_selection"]
+__all__ = ["COLOURS", "RIM", "columns_of", "figure_of", "plot_selection"]
 
 COLOURS = "cividis"
 """Tells more from less attention to people with any colour vision."""
@@ -78,7 +78,15 @@ def plot_selection(
         flexkit.plot_selection(trace, processor.shown(image), words=words).savefig("selection.png")
     """
     looks = Looks.of(trace, words, steps=steps, layers=layers, row=row, image=image_index)
-    return figure_of(*looks.with_pictures(image))
+    return figure_of(*columns_of(looks, image))
+
+
+def columns_of(looks: Looks, image: Image.Image | Sequence[Image.Image]) -> tuple[Looks, Mapping[int, Image.Image]]:
+    """What a figure has columns of, layers or the frames of a video, and the picture for each."""
+    pictures = looks.pictures(image)
+    if looks.frames is None:
+        return looks, dict.fromkeys(looks.layers, pictures[0])
+    return looks.by_frame(), dict(enumerate(pictures))
 
 
 def figure_of(looks: Looks, pictures: Mapping[int, Image.Image]) -> "Figure":

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import flexkit
 from flexkit.__main__ import main
 from flexkit.visual_search import draw_scene, load_model
 from tests.browser.conftest import WIDTHS, Open
+from tests.zoo import VIDEOS, Row, prompt
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,27 @@ def test_sliders_change_the_overlay(page_file: Path, visit: Open) -> None:
     page.locator(".words button").first.click()
     page.locator("#heat").click()
     assert shown(page) == seen[0, layers - 1]
+
+
+def test_a_video_has_a_slider_over_time(page_file: Path, visit: Open, tmp_path: Path) -> None:
+    family = VIDEOS["qwen2_vl-video"]
+    model, inputs = family.model(), prompt(family, [Row()])
+    flexkit.patch_model(model, flexkit.FlexConfig(zoom=2, policy=flexkit.TopK(1)), trained=True)
+    with flexkit.trace(model) as trace, torch.no_grad():
+        model(**inputs)
+    frames = [Image.new("RGB", (60, 40), (90, 200 * index, 40)) for index in range(2)]
+    flexkit.selection_page(trace, frames, tmp_path / "page.html", words=["word"], question="When?")
+    page = visit((tmp_path / "page.html").as_uri())
+    page.wait_for_selector("body[data-ready]")
+    seen = set()
+    for frame in range(2):
+        slide(page, "frame", frame)
+        assert page.locator("#frame-name").inner_text() == str(frame)
+        seen.add(shown(page))
+    assert len(seen) == 2
+    picture = visit(page_file.as_uri())
+    picture.wait_for_selector("body[data-ready]")
+    assert not picture.locator("#frame").is_visible()
 
 
 HOSTILE = (

@@ -98,11 +98,22 @@ def test_a_video_goes_on_from_frame_to_frame(filmed: Any, tmp_path: Path) -> Non
         assert animation.n_frames == 2
 
 
+def test_a_page_of_a_video_has_its_frames(filmed: Any, tmp_path: Path) -> None:
+    trace, frames = filmed
+    flexkit.selection_page(trace, frames, tmp_path / "page.html")
+    data = json.loads(_Markup((tmp_path / "page.html").read_text(encoding="utf-8")).data)
+    assert len(data["pictures"]) == 2 and len(data["looks"]) == 2 * len(trace.layers) * 2
+    mask = trace.mask(1, trace.layers[0])[0].unflatten(0, (2, 2)).any(1)
+    look = data["looks"]["1 0 1"]
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(look["mask"]), np.uint8))[: mask[1].numel()]
+    assert np.array_equal(bits.reshape(look["maskGrid"]).astype(bool), mask[1].numpy())
+
+
 def test_pictures_that_do_not_fit(filmed: Any, traced: Any, tmp_path: Path) -> None:
     trace, frames = filmed
     with pytest.raises(ConfigError, match="1 pictures were given for a video of 2 low-res frames"):
         flexkit.plot_selection(trace, frames[0])
-    with pytest.raises(ConfigError, match="the page shows pictures"):
+    with pytest.raises(ConfigError, match="1 pictures were given for a video of 2 low-res frames"):
         flexkit.selection_page(trace, frames[0], tmp_path / "page.html")
     with pytest.raises(ConfigError, match="2 pictures were given for one picture"):
         flexkit.plot_selection(traced[0], [traced[1]] * 2)
@@ -125,7 +136,7 @@ def test_pages_hold_what_they_show(traced: Any, tmp_path: Path) -> None:
     assert data["words"][0] == "</script>" and data["layers"] == trace.layers and data["question"] == "Is 1 < 2?"
     for step in range(len(trace)):
         for place, layer in enumerate(trace.layers):
-            look = data["looks"][f"{step} {place}"]
+            look = data["looks"][f"{step} {place} 0"]
             bits = np.unpackbits(np.frombuffer(base64.b64decode(look["mask"]), dtype=np.uint8))
             mask = trace.mask(step, layer)[0].numpy()
             assert np.array_equal(bits[: mask.size].reshape(look["maskGrid"]).astype(bool), mask)

@@ -106,8 +106,9 @@ class FlexCall:
                 of_rows[span.row] += config.selector.most(span.grid, span.zoom)
             self.most = max([0, *of_rows.values()])
         plain = config.logit_bias == 0.0 and config.alpha == 1.0
-        # While a row looks, it looks at base keys alone.
-        self.reads_by_kernel = plain and self.one is not None and self.one.reads and self.one.is_decided
+        # While a row looks, it looks at base keys alone. Keys of a cache that cannot grow are not copied for a kernel.
+        decided = self.one is not None and self.one.reads and self.one.is_decided
+        self.reads_by_kernel = plain and decided and not torch.compiler.is_compiling()
 
     @property
     def hides(self) -> int | None:
