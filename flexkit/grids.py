@@ -51,8 +51,8 @@ def frames_and_cells(grid: Grid) -> Pair:
     return math.prod(frames), rows * columns
 
 
-def zoom_along(zoom: int | Grid, axes: int) -> Grid:
-    """How many high-res cells lie along each of two or three axes of a low-res cell.
+def zoom_along(zoom: int | Grid, axes: int | None = None) -> Grid:
+    """How many high-res cells lie along each of two or three axes of a low-res cell; by default along those given.
 
     One int is for rows and columns, as a pair is: frames are then those of the low-res view. Of three, frames first, a
     picture, which has two axes, takes the last two.
@@ -66,7 +66,7 @@ def zoom_along(zoom: int | Grid, axes: int) -> Grid:
     if len(given) not in (2, 3) or not all(type(side) is int and side >= 1 for side in given):
         expected = "a positive int, a pair of them (rows, columns) or three (frames, rows, columns)"
         raise ConfigError(f"zoom must be {expected}, got {zoom!r}")
-    return (1, *given)[-axes:]
+    return tuple(given) if axes is None else (1, *given)[-axes:]
 
 
 def zoomed(grid: Grid, zoom: Grid) -> Grid:

@@ -295,10 +295,9 @@ class VideoFile(FrameSource):
                     container.seek(self._key(times[place]), stream=stream)
                     for frame in container.decode(stream):
                         self.decoded += 1
-                        if frame.pts is None or frame.pts < times[place]:
-                            last = frame
-                            continue
                         last = frame
+                        if frame.pts is None or frame.pts < times[place]:
+                            continue
                         while place < len(times) and times[place] <= frame.pts:
                             yield _upright(frame)
                             place += 1

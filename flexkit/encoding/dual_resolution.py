@@ -94,7 +94,7 @@ class DualResolutionEncoder(nn.Module):
             raise ConfigError(f"grid must be two positive ints (rows, columns), got {grid!r}.")
         self.tower = tower
         self.projector = nn.Identity() if projector is None else projector
-        self.zoom = zoom_along(zoom, 3 if isinstance(zoom, tuple | list) and len(zoom) == 3 else 2)
+        self.zoom = zoom_along(zoom)
         self.tile_batch = tile_batch
         self.grid = grid
 

@@ -189,10 +189,8 @@ class FlexConfig:
             vars(self).update(policy=policy, selector=selector)
         if self.zoom is not None:
             rows, columns = zoom_along(self.zoom, 2)
-            in_time = isinstance(self.zoom, tuple | list) and len(self.zoom) == 3
-            zooms = zoom_along(self.zoom, 3 if in_time else 2), (rows, columns), zoom_along(self.zoom, 3)
-            vars(self).update(zip(("full_zoom", "zoom_pair", "video_zoom"), zooms, strict=True))
-            vars(self).update(zooms=pyramid((rows, columns), self.levels))
+            vars(self).update(full_zoom=zoom_along(self.zoom), video_zoom=zoom_along(self.zoom, 3))
+            vars(self).update(zoom_pair=(rows, columns), zooms=pyramid((rows, columns), self.levels))
         queries_all = isinstance(self.queries, str) and self.queries == "all"
         vars(self).update(shares_selection=queries_all if self.share_selection is None else self.share_selection)
 
