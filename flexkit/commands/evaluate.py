@@ -7,7 +7,7 @@ from pathlib import Path
 from flexkit.commands.options import BENCHMARKS, Subparsers, add_debug, needs, whole
 from flexkit.visual_search.questions import TRACKS
 from flexkit.visual_search.scene import SIZE
-from flexkit.visual_search.weights import WEIGHTS
+from flexkit.visual_search.weights import READERS, WEIGHTS
 
 __all__ = ["add_eval"]
 
@@ -27,7 +27,12 @@ def add_eval(commands: Subparsers) -> None:
     parser.add_argument(
         "--questions", type=whole(1, 10**6), default=500, metavar="N", help="of each track; default: %(default)s"
     )
-    parser.add_argument("--track", action="append", choices=TRACKS, help="only this one; may be given several times")
+    parser.add_argument(
+        "--track",
+        action="append",
+        choices=READERS,
+        help="only this one; may be given several times; default: all but choices, which asks for letters of options",
+    )
     parser.add_argument("--weights", type=Path, default=WEIGHTS, metavar="FOLDER", help="default: those of flexkit")
     parser.add_argument(
         "--size", type=whole(168, 4032), default=SIZE, metavar="PX", help="side of the pictures; default: %(default)s"

@@ -10,19 +10,24 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from flexkit.visual_search.choices import Told, instruct, pose, tell
 from flexkit.visual_search.model import ZOOM
 from flexkit.visual_search.questions import CLOSE_UP, Question, questions
 from flexkit.visual_search.scene import SIZE, Scene, draw_close_up, draw_distinct_scene, draw_scene
 
-__all__ = ["Chat", "Chats", "Collator", "as_prompt", "overview_and_tiles", "prompts"]
+__all__ = ["Chat", "Chats", "Collator", "Lookups", "as_prompt", "overview_and_tiles", "prompts"]
+
+
+_WITHOUT_PICTURE, _TOLD = 0.75, 4
+"""How many batches are lists of options, and how many letters are asked for of each list."""
 
 
 @dataclass(frozen=True)
 class Chat:
-    """Several questions about one scene."""
+    """Several questions about one scene, or about none."""
 
-    scene: Scene
-    turns: tuple[Question, ...]
+    scene: Scene | None
+    turns: tuple[Question | Told, ...]
 
 
 class Chats(Dataset[Chat]):
@@ -40,13 +45,22 @@ class Chats(Dataset[Chat]):
         How many questions are asked about a scene, as far as there are as many.
     distinct : float
         How often no two items of a scene are of one colour.
+    letters : float
+        How often a question has options, and their letter is asked for. If ever, words stand behind questions.
     """
 
     def __init__(
-        self, seed: int, count: int, tracks: Mapping[str, float], turns: int = 8, *, distinct: float = 0.0
+        self,
+        seed: int,
+        count: int,
+        tracks: Mapping[str, float],
+        turns: int = 8,
+        *,
+        distinct: float = 0.0,
+        letters: float = 0.0,
     ) -> None:
         self.seed, self.count, self.tracks, self.turns = seed, count, dict(tracks), turns
-        self.distinct = distinct
+        self.distinct, self.letters = distinct, letters
 
     def __len__(self) -> int:
         return self.count
@@ -69,7 +83,40 @@ class Chats(Dataset[Chat]):
             track = str(random.choice(list(left), p=shares / shares.sum()))
             turns.append(left[track].pop(int(random.integers(len(left[track])))))
             left = {track: asked for track, asked in left.items() if asked}
-        return Chat(scene, tuple(turns))
+        if not self.letters:
+            return Chat(scene, tuple(turns))
+        return Chat(
+            scene, tuple((pose if random.random() < self.letters else instruct)(random, turn) for turn in turns)
+        )
+
+
+class Lookups(Dataset[tuple[Chat, ...]]):
+    """Batches of chats, of two kinds: lists of options without a picture, in three of four batches, and scenes.
+
+    What stands under a letter can be looked up in a text as well as behind a picture, and a text is much shorter: so
+    a model comes by it in minutes. The scenes keep what it knows.
+
+    Parameters
+    ----------
+    scenes : Chats
+        For each batch as many as it shows, one batch behind the other.
+    batch : int
+        How many scenes a batch shows.
+    lists : int
+        How many lists of options a batch has that shows none.
+    """
+
+    def __init__(self, scenes: Chats, batch: int, lists: int) -> None:
+        self.scenes, self.batch, self.lists = scenes, batch, lists
+
+    def __len__(self) -> int:
+        return len(self.scenes) // self.batch
+
+    def __getitem__(self, index: int) -> tuple[Chat, ...]:
+        random = np.random.default_rng([self.scenes.seed, index, 2])
+        if random.random() < _WITHOUT_PICTURE:
+            return tuple(Chat(None, tell(random, _TOLD)) for _ in range(self.lists))
+        return tuple(self.scenes[self.batch * index + each] for each in range(self.batch))
 
 
 class Collator:
@@ -88,7 +135,8 @@ class Collator:
 
     def __call__(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
         texts = [" ".join(f"{turn.text} {turn.answer}</s>" for turn in chat.turns) for chat in chats]
-        inputs = prompts(self.processor, [chat.scene.image for chat in chats], texts, in_sequence=self.in_sequence)
+        images = [chat.scene and chat.scene.image for chat in chats]
+        inputs = prompts(self.processor, images, texts, in_sequence=self.in_sequence)
         ids = inputs["input_ids"]
         end = ids == self.processor.tokenizer.eos_token_id
         answer = end.roll(-1, dims=1)
@@ -96,7 +144,12 @@ class Collator:
 
 
 def prompts(
-    processor: Any, images: Sequence[Image], texts: Sequence[str], *, in_sequence: bool = False, bare: bool = False
+    processor: Any,
+    images: Sequence[Image | None],
+    texts: Sequence[str],
+    *,
+    in_sequence: bool = False,
+    bare: bool = False,
 ) -> Any:
     """What a model is given of pictures and texts.
 
@@ -104,8 +157,8 @@ def prompts(
     ----------
     processor : FlexProcessor or transformers.ProcessorMixin
         Of the model.
-    images : sequence of PIL.Image.Image
-        As many as texts.
+    images : sequence of PIL.Image.Image or None
+        As many as texts; none where there is nothing to see.
     texts : sequence of str
         What stands behind the image.
     in_sequence : bool
@@ -113,9 +166,15 @@ def prompts(
     bare : bool
         As for :func:`as_prompt`.
     """
-    shown = [overview_and_tiles(image) if in_sequence else [image] for image in images]
+    shown = [_views(image, in_sequence) for image in images]
     marked = [as_prompt(processor, text, len(views), bare=bare) for views, text in zip(shown, texts, strict=True)]
-    return processor(images=shown, text=marked, padding=True, return_tensors="pt")
+    return processor(images=shown if any(shown) else None, text=marked, padding=True, return_tensors="pt")
+
+
+def _views(image: Image | None, in_sequence: bool) -> list[Image]:
+    if image is None:
+        return []
+    return overview_and_tiles(image) if in_sequence else [image]
 
 
 def as_prompt(processor: Any, text: str, images: int = 1, *, bare: bool = False) -> str:

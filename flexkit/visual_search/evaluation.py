@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate.utils import gather_object
 from PIL.Image import Image
 from tqdm import tqdm
@@ -14,9 +15,10 @@ from tqdm import tqdm
 import flexkit
 from flexkit.measuring import count_flops, time_in_turns
 from flexkit.training.processes import processes
+from flexkit.visual_search.choices import CHOICES, pose
 from flexkit.visual_search.data import prompts
 from flexkit.visual_search.model import ZOOM
-from flexkit.visual_search.questions import CLOSE_UP, TRACKS, Question, questions
+from flexkit.visual_search.questions import CLOSE_UP, TRACKS, Question, heard, questions
 from flexkit.visual_search.scene import SIZE, draw_close_up, draw_scene
 from flexkit.visual_search.ways import Place, Way, load_ways, read_fraction
 from flexkit.visual_search.weights import READERS, WEIGHTS
@@ -80,7 +82,7 @@ def evaluate(
     weights : pathlib.Path
         A folder that training wrote; by default what flexkit is shipped with.
     tracks : iterable of str
-        Some of ``"attribute"``, ``"conjunction"`` and ``"low-res"``.
+        Some of ``"attribute"``, ``"conjunction"``, ``"low-res"`` and ``"choices"``.
     size : int
         Side of the pictures in pixels.
     quiet : bool
@@ -137,7 +139,8 @@ class Batch:
         Parameters
         ----------
         track : str
-            Of the questions; or ``"close-up"``, where a tile stands for the scene.
+            Of the questions; or ``"close-up"``, where a tile stands for the scene; or ``"choices"``, where those of the
+            track ``"attribute"`` have options, drawn by chance.
         seed : int
             Of the scenes.
         indices : sequence of int
@@ -151,8 +154,13 @@ class Batch:
             scenes = [draw_close_up([seed, index], ZOOM) for index in indices]
         else:
             scenes = [draw_scene([seed, index], size) for index in indices]
-        known = [questions(scene, track) for scene in scenes]
-        asked = [of_scene[index % len(of_scene)] for of_scene, index in zip(known, indices, strict=True)]
+        known = [questions(scene, "attribute" if track == CHOICES else track) for scene in scenes]
+        asked: list[Question] = [
+            of_scene[index % len(of_scene)] for of_scene, index in zip(known, indices, strict=True)
+        ]
+        if track == CHOICES:
+            randoms = [np.random.default_rng([seed, index, 1]) for index in indices]
+            asked = [pose(random, question) for random, question in zip(randoms, asked, strict=True)]
         return cls([scene.image for scene in scenes], asked, short)
 
     @property
@@ -190,7 +198,7 @@ def score(way: Way, batch: Batch) -> Score:
         selected = read_fraction(way.model, trace)
     else:
         words, selected = batch.answers(way), float(way.in_sequence)
-    right = [word == question.answer for word, question in zip(words, batch.asked, strict=True)]
+    right = [word == heard(question.answer) for word, question in zip(words, batch.asked, strict=True)]
     return Score(sum(right) / len(right), len(right), selected)
 
 

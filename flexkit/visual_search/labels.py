@@ -2,18 +2,12 @@
 
 import numpy as np
 
-from flexkit.visual_search.items import COLOURS, DIGITS, GRID, SHAPES, Item
-from flexkit.visual_search.questions import COLUMNS, ROWS
+from flexkit.visual_search.items import COLOURS, GRID, SHAPES, Item
+from flexkit.visual_search.questions import VALUES
 
 __all__ = ["CLASSES", "CLASS_WORDS", "SHOWN", "UNKNOWN", "covered_tokens", "token_labels"]
 
-CLASS_WORDS = {
-    "colour": tuple(COLOURS),
-    "shape": SHAPES,
-    "digit": tuple(str(digit) for digit in range(DIGITS)),
-    "row": ROWS,
-    "column": COLUMNS,
-}
+CLASS_WORDS = {"colour": tuple(COLOURS), **VALUES}
 """What a token tells of the item that it shows, by the words of the answers."""
 CLASSES = {name: len(words) + (name == "colour") for name, words in CLASS_WORDS.items()}
 """How many there are of each; the last colour is that of the ground."""

@@ -1,9 +1,10 @@
 """The small model that searches scenes: a LLaVA of stock classes, with a tokenizer and a processor of its own."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import (
@@ -16,9 +17,20 @@ from transformers import (
     SegformerConfig,
 )
 
+from flexkit.visual_search.choices import LETTERS
 from flexkit.visual_search.questions import WORDS
 
-__all__ = ["CELLS", "IMAGE_TOKEN", "LOW_RES", "ZOOM", "build_model", "build_processor", "token_ids"]
+__all__ = [
+    "CELLS",
+    "IMAGE_TOKEN",
+    "LOW_RES",
+    "ZOOM",
+    "add_layer",
+    "add_letters",
+    "build_model",
+    "build_processor",
+    "token_ids",
+]
 
 IMAGE_TOKEN = "<image>"
 """Stands for the image in a prompt."""
@@ -143,6 +155,41 @@ def build_processor() -> LlavaProcessor:
         num_additional_image_tokens=0,
         chat_template=_CHAT_TEMPLATE,
     )
+
+
+def add_layer(model: LlavaForConditionalGeneration) -> None:
+    """Put one more layer behind those of the language model; before it is trained it changes nothing.
+
+    Parameters
+    ----------
+    model : transformers.LlavaForConditionalGeneration
+        Changed in place; the global random state draws the layer's weights.
+    """
+    language: Any = model.model.language_model
+    layer = type(language.layers[0])(language.config, len(language.layers))
+    for module in layer.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=language.config.initializer_range)
+    for last in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        nn.init.zeros_(last.weight)
+    language.layers.append(layer)
+    language.config.num_hidden_layers += 1
+
+
+def add_letters(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+    """Give a model and its tokenizer tokens for the letters of options, which are capitals.
+
+    Parameters
+    ----------
+    model : transformers.LlavaForConditionalGeneration
+        Changed in place; the global random state draws the embeddings, as those of all other tokens were drawn.
+    processor : transformers.LlavaProcessor
+        Changed in place.
+    """
+    # All other words lose their capitals, and small letters are columns.
+    letters = [AddedToken(letter, single_word=True, normalized=False) for letter in LETTERS]
+    processor.tokenizer.add_tokens(letters)
+    model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
 
 
 def token_ids(words: Iterable[str]) -> list[int]:

@@ -12,6 +12,7 @@ __all__ = [
     "PRACTICE",
     "ROWS",
     "TRACKS",
+    "VALUES",
     "WORDS",
     "Question",
     "heard",
@@ -29,7 +30,13 @@ ABOUT = {
 ROWS = ("first", "second", "third", "fourth", "fifth", "sixth")
 COLUMNS = ("a", "b", "c", "d", "e", "f")
 """What rows and columns are called: by words that mean nothing else, so that image tokens can name their own."""
-_NAMES = {"row": ROWS, "column": COLUMNS}
+VALUES = {
+    "shape": SHAPES,
+    "digit": tuple(str(digit) for digit in range(DIGITS)),
+    "row": ROWS,
+    "column": COLUMNS,
+}
+"""The words of the answers, by what is asked for."""
 TRACKS = {
     "attribute": (("digit",), False),
     "conjunction": (("digit",), True),
@@ -40,7 +47,7 @@ CLOSE_UP = "close-up"
 PRACTICE = {CLOSE_UP: (("digit", "shape"), False)}
 """The same of what is asked in training only: here, about a scene's tile as if it were the whole."""
 WORDS = (
-    *(str(digit) for digit in range(DIGITS)),
+    *VALUES["digit"],
     *SHAPES,
     *COLOURS,
     *ROWS,
@@ -86,7 +93,7 @@ class Question:
     def answer(self) -> str:
         """One word."""
         value = getattr(self.item, self.about)
-        return _NAMES[self.about][value] if self.about in _NAMES else str(value)
+        return str(value) if isinstance(value, str) else VALUES[self.about][value]
 
 
 def questions(scene: Scene, track: str) -> tuple[Question, ...]:

@@ -35,6 +35,10 @@ class Stage:
         For each step, one is drawn of these: how many cells a layer reads. With none, the policy stays what it is.
     save_steps : int
         After how many steps a stage is saved, to be gone on with.
+    letters : float
+        How often a question has options, whose letter is the answer.
+    lists : int
+        How many lists of options a step has that shows no scene; with none, all steps show scenes.
     """
 
     steps: int
@@ -44,6 +48,8 @@ class Stage:
     grounded: int | None = None
     budgets: tuple[int, ...] = ()
     save_steps: int = 200
+    letters: float = 0.0
+    lists: int = 0
 
 
 STAGES = {
@@ -54,6 +60,9 @@ STAGES = {
     "in_sequence": Stage(800, 4, 2e-3),
     "grounded": Stage(900, 8, 2e-3, {"conjunction": 4.0, "low-res": 1.0, "close-up": 0.5}, grounded=_GROUNDED),
     "conjunction": Stage(900, 8, 2e-3, {"conjunction": 4.0, "low-res": 1.0}, grounded=_GROUNDED),
+    "lookup": Stage(1600, 8, 4e-3, {"low-res": 1.0, "close-up": 1.0}, lists=64),
+    "letters": Stage(900, 8, 2e-3, {"attribute": 2.0, "low-res": 1.0, "close-up": 1.0}, letters=0.5),
+    "letters_in_sequence": Stage(800, 4, 2e-3, letters=0.5),
 }
 """In their order; each is a folder of what :func:`flexkit.visual_search.training.train` writes.
 
@@ -62,6 +71,10 @@ STAGES = {
 ``in_sequence``: everything but the tower of the base, with all high-res tokens in the sequence.
 ``grounded``: the same of the base, but one layer is told where the objects are that it takes colour and shape to name.
 ``conjunction``: everything but the tower, from there on, patched; the layer behind the one that is told reads.
+``lookup``: everything but the tower of the base, with one more layer and tokens for letters: in most steps, on lists of
+options without a picture.
+``letters``: everything but the tower, from there on, patched; asked for words, and for letters of options.
+``letters_in_sequence``: the same of ``lookup``, with all high-res tokens in the sequence.
 """
 
 PRETRAINED_STAGES = {

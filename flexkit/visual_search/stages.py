@@ -22,23 +22,20 @@ ADAPTER = "adapter_config.json"
 """Of a stage, in the place of config.json where a base is an adapter of a pretrained language model."""
 
 
-def load_whole(whole: Path, base: Path) -> tuple[Any, Any]:
-    """Load a model that is in no need of another, and the processor of its base.
+def load_whole(whole: Path) -> tuple[Any, Any]:
+    """Load a model that is in no need of another, and its processor.
 
     Parameters
     ----------
     whole : pathlib.Path
         The folder of its stage.
-    base : pathlib.Path
-        That of the base.
 
     Raises
     ------
     CheckpointError
         If a file there is missing or damaged.
     """
-    for folder in {whole, base}:
-        checked_folder(folder)
+    checked_folder(whole)
     try:
         with torch.device("meta"):
             described = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(whole)).num_parameters()
@@ -48,7 +45,7 @@ def load_whole(whole: Path, base: Path) -> tuple[Any, Any]:
             model, report = LlavaForConditionalGeneration.from_pretrained(
                 whole, dtype=torch.float32, output_loading_info=True
             )
-        processor = LlavaProcessor.from_pretrained(base)
+        processor = LlavaProcessor.from_pretrained(whole)
     except Exception as error:  # each library behind transformers has errors of its own for files that are damaged
         raise CheckpointError(f"{whole} cannot be loaded ({first_line(error)}); train it or copy it again.") from error
     odd = sorted(str(name) for names in report.values() for name in names)

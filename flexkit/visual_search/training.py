@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import flexkit
 from flexkit.patching import get_patch
 from flexkit.training import AlphaRamp
 from flexkit.training.processes import alone
-from flexkit.visual_search.data import Chats, Collator
+from flexkit.visual_search.data import Chats, Collator, Lookups
 from flexkit.visual_search.dense import DenseReader, DenseScenes
 from flexkit.visual_search.grounding import GroundedCollator, GroundedTrainer
-from flexkit.visual_search.model import build_model, build_processor
+from flexkit.visual_search.model import add_layer, add_letters, build_model, build_processor
 from flexkit.visual_search.recipe import CONFIG, STAGES, Stage
 from flexkit.visual_search.running import Run
 from flexkit.visual_search.weights import load_model, trained
@@ -96,7 +97,8 @@ class _Run(Run):
     config: flexkit.FlexConfig
 
     def chats(self) -> Chats:
-        return Chats(self.seed, self.stage.steps * self.stage.batch, self.stage.tracks)
+        stage = self.stage
+        return Chats(self.seed, stage.steps * stage.batch, stage.tracks, letters=stage.letters)
 
     def save(self, model: Any, processor: Any, history: list[dict[str, float]]) -> None:
         def write(folder: Path) -> None:
@@ -158,6 +160,29 @@ def _conjunction(run: _Run) -> None:
     run.save(model, processor, run.fit(model, run.chats(), collator, AlphaRamp(), trainer=_telling(run)))
 
 
+def _lookup(run: _Run) -> None:
+    model, processor = _load(run, "base")
+    set_seed(run.seed)  # for what the base lacks
+    add_layer(model)
+    add_letters(model, processor)
+    lessons = Lookups(run.chats(), run.stage.batch, run.stage.lists)
+    collator = Collator(processor)
+    history = run.fit(model, lessons, lambda given: collator([*chain(*given)]), per_device_train_batch_size=1)
+    run.save(model, processor, history)
+
+
+def _letters(run: _Run) -> None:
+    model, processor = _load(run, "lookup")
+    flexkit.patch_model(model, run.config, trained=True)
+    collator = Collator(flexkit.FlexProcessor(processor, model))
+    run.save(model, processor, run.fit(model, run.chats(), collator, AlphaRamp()))
+
+
+def _letters_in_sequence(run: _Run) -> None:
+    model, processor = _load(run, "lookup")
+    run.save(model, processor, run.fit(model, run.chats(), Collator(processor, in_sequence=True)))
+
+
 def _telling(run: _Run) -> Any:
     layer = run.stage.grounded
     return Trainer if layer is None else partial(GroundedTrainer, layer=layer)
@@ -183,4 +208,7 @@ _TRAINERS = {
     "in_sequence": _in_sequence,
     "grounded": _grounded,
     "conjunction": _conjunction,
+    "lookup": _lookup,
+    "letters": _letters,
+    "letters_in_sequence": _letters_in_sequence,
 }

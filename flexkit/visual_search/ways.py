@@ -11,8 +11,9 @@ from torch import Tensor
 import flexkit
 from flexkit.patching import get_patch
 from flexkit.selection.threshold import PUBLISHED_THRESHOLD
+from flexkit.visual_search.choices import CHOICES
 from flexkit.visual_search.questions import heard
-from flexkit.visual_search.weights import load_model
+from flexkit.visual_search.weights import READERS, load_model
 
 __all__ = ["BUDGET", "Oracle", "Place", "Way", "likeliest", "load_ways", "read_fraction"]
 
@@ -135,11 +136,15 @@ def load_ways(folder: Path, reader: str, device: str = "cpu") -> dict[str, Way]:
 
     def way(stage: str, oracle: Oracle | None = None, policy: Any = None) -> Way:
         model, processor = load_model(stage, weights=folder, policy=oracle or policy)
-        return Way(model.to(device), processor, stage == "in_sequence", oracle)
+        return Way(model.to(device), processor, stage.endswith("in_sequence"), oracle)
 
-    ways = {"low_res": way("base"), "flexkit": way(reader)}
+    letters = reader == READERS[CHOICES]
+    # The base of all others knows no letters.
+    low_res = way(reader, policy=flexkit.Nothing()) if letters else way("base")
+    ways = {"low_res": low_res, "flexkit": way(reader)}
     ways |= {name: way(reader, policy=policy) for name, policy in POLICIES.items()}
     ways["oracle"] = way(reader, Oracle())
-    if (folder / "in_sequence").exists():
-        ways["all_in_sequence"] = way("in_sequence")
+    everything = "letters_in_sequence" if letters else "in_sequence"
+    if (folder / everything).exists():
+        ways["all_in_sequence"] = way(everything)
     return ways

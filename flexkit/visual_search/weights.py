@@ -6,11 +6,12 @@ from typing import Any
 from transformers import LlavaForConditionalGeneration
 
 import flexkit
+from flexkit.visual_search.choices import CHOICES
 from flexkit.visual_search.stages import ADAPTER, WEIGHTS, load_whole, trained
 
 __all__ = ["ADAPTER", "READERS", "WEIGHTS", "load_model", "trained"]
 
-READERS = {"attribute": "tuned", "conjunction": "conjunction", "low-res": "tuned"}
+READERS = {"attribute": "tuned", "conjunction": "conjunction", "low-res": "tuned", CHOICES: "letters"}
 """For each track the stage whose model reads."""
 
 
@@ -24,7 +25,8 @@ def load_model(
     stage : str
         ``"base"`` sees the low-res view only, ``"in_sequence"`` all high-res tokens in its sequence: they are not
         patched. ``"added"`` is the base with trained projections, ``"tuned"`` has its language model trained along, and
-        ``"conjunction"`` has seen questions that take both colour and shape.
+        ``"conjunction"`` has seen questions that take both colour and shape. ``"letters"`` and
+        ``"letters_in_sequence"`` also answer by the letter of an option.
     weights : pathlib.Path
         A folder that training wrote, from nothing or on a pretrained language model; by default what flexkit is shipped
         with.
@@ -59,7 +61,7 @@ def load_model(
 
         model, processor = load_base(weights)
     else:
-        model, processor = load_whole(whole, base)
+        model, processor = load_whole(whole)
     if not (own / "flexkit.json").exists():
         return model, processor
     model = flexkit.load_flex(model, own, policy=policy)

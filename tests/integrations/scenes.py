@@ -3,9 +3,6 @@
     python -m tests.integrations.scenes FOLDER
 
 writes models into ``FOLDER/models`` and tasks into ``FOLDER/tasks``, for ``--include_path``.
-
-The small models say digits, and benchmarks want letters. So a digit always stands under the same letter, whatever the
-question, and the tokenizer of a model that is to answer letters writes that letter for it.
 """
 
 import base64
@@ -20,32 +17,20 @@ import lmms_eval.tasks
 import numpy as np
 import yaml
 from PIL.Image import Image
-from tokenizers import Regex, decoders
 
 from flexkit.visual_search import Question, draw_scene, load_model, questions
+from flexkit.visual_search.choices import LETTERS, pose
 
-UNDER = {"A": "048", "B": "159", "C": "26", "D": "37"}
-"""The digits that a letter may stand for."""
-# The small models have learned questions alone: what benchmarks put behind them is left out.
-_CHAT_TEMPLATE = """
-{%- for message in messages -%}
-{%- for part in message.content %}{% if part.type == 'image' %}<image>{% else %} {{ part.text.split('?')[0] }}?
-{%- endif %}{% endfor %} {% endfor %}"""
 _SEED = 4000
 """Of scenes that no model was trained on."""
 
 
 def write_models(folder: Path) -> None:
-    """``digits`` and ``letters`` know all tokens of a scene in the sequence; ``patched`` has trained projections."""
-    for name, stage in {"digits": "in_sequence", "letters": "in_sequence", "patched": "tuned"}.items():
+    """``letters`` knows all tokens of a scene in the sequence; ``patched`` has trained projections."""
+    for name, stage in {"letters": "letters_in_sequence", "patched": "letters"}.items():
         model, processor = load_model(stage)
-        processor = getattr(processor, "processor", processor)
-        processor.chat_template = _CHAT_TEMPLATE
-        if name != "digits":
-            said = (decoders.Replace(Regex(f"^[{digits}]$"), letter) for letter, digits in UNDER.items())
-            processor.tokenizer.backend_tokenizer.decoder = decoders.Sequence([*said])
         model.half().save_pretrained(folder / name)
-        processor.save_pretrained(folder / name)
+        getattr(processor, "processor", processor).save_pretrained(folder / name)
 
 
 def write_tasks(folder: Path, count: int) -> list[str]:
@@ -71,13 +56,12 @@ def write_tasks(folder: Path, count: int) -> list[str]:
 
 
 def asked_about(index: int) -> tuple[Image, Question, dict[str, str], str]:
-    """A scene, a question, a digit under each letter, and the right letter."""
+    """A scene, a question, an option under each letter, and the right letter."""
     scene = draw_scene([_SEED, index])
     known = questions(scene, "attribute")
-    question, random = known[index % len(known)], np.random.default_rng([_SEED, index, 1])
-    options = {letter: str(random.choice(list(digits))) for letter, digits in UNDER.items()}
-    (right,) = [letter for letter, digits in UNDER.items() if question.answer in digits]
-    return scene.image, question, options | {right: question.answer}, right
+    question = known[index % len(known)]
+    choice = pose(np.random.default_rng([_SEED, index, 1]), question)
+    return scene.image, question, dict(zip(LETTERS, choice.options, strict=True)), choice.answer
 
 
 def _vstar(index: int, image: Image, question: Question, options: dict[str, str], right: str) -> dict[str, Any]:

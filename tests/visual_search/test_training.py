@@ -19,10 +19,12 @@ import flexkit
 from flexkit.__main__ import main
 from flexkit.checkpoints.files import held
 from flexkit.errors import ConfigError
-from flexkit.visual_search import TRACKS, draw_scene, evaluation, load_model, questions
+from flexkit.visual_search import draw_scene, evaluation, load_model, questions
+from flexkit.visual_search.choices import LETTERS
 from flexkit.visual_search.recipe import CONFIG, STAGES
 from flexkit.visual_search.training import train
 from flexkit.visual_search.ways import BUDGET
+from flexkit.visual_search.weights import READERS
 from tests.visual_search import processes
 from tests.visual_search.stopping import StoppedError, stop_once
 
@@ -72,8 +74,9 @@ def command(trained: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def scores(_quick: None, command: list[str]) -> Any:
     """What the command prints for all tracks."""
+    tracks = [f"--track={track}" for track in READERS]
     with redirect_stdout(io.StringIO()) as printed:
-        assert main([*command, "--json"]) == 0
+        assert main([*command, *tracks, "--json"]) == 0
     return json.loads(printed.getvalue())
 
 
@@ -103,11 +106,15 @@ def test_every_stage_leaves_a_folder_and_a_log(trained: Path) -> None:
     assert all(value.dtype == torch.float16 for value in weights(trained).values())
 
 
-@pytest.mark.parametrize("stage", ["base", "added", "tuned", "in_sequence", "grounded", "conjunction"])
+STARTS = {"base": "tower", "letters": "lookup", "letters_in_sequence": "lookup"}
+"""The model that a stage starts from, if it is not the base."""
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("tower", "lookup")])
 def test_stages_train_what_they_say(trained: Path, stage: str) -> None:
-    before = load_model("tower" if stage == "base" else "base", weights=trained)[0]
+    before = load_model(STARTS.get(stage, "base"), weights=trained)[0]
     after = load_model(stage, weights=trained)[0]
-    assert flexkit.is_patched(after) == (stage in ("added", "tuned", "conjunction"))
+    assert flexkit.is_patched(after) == (stage in ("added", "tuned", "conjunction", "letters"))
     if flexkit.is_patched(after):
         added = list(flexkit.flex_parameters(after))
         start = 3 if stage == "conjunction" else CONFIG.start_layer
@@ -118,6 +125,18 @@ def test_stages_train_what_they_say(trained: Path, stage: str) -> None:
     changed = {name for (name, old), new in pairs if not torch.equal(old, new)}
     assert not any("vision_tower" in name for name in changed)
     assert bool(changed) == (stage != "added")
+
+
+def test_letters_come_with_a_layer_and_tokens_of_their_own(trained: Path) -> None:
+    (base, known), (lookup, processor) = (load_model(stage, weights=trained) for stage in ("base", "lookup"))
+    assert set(LETTERS) == {*processor.tokenizer.get_vocab()} - {*known.tokenizer.get_vocab()}
+    before, after = (dict(model.named_parameters()) for model in (base, lookup))
+    new = {name.split(".layers.")[1].split(".")[0] for name in after.keys() - before.keys()}
+    assert new == {str(len(base.model.language_model.layers))}
+    changed = {
+        name for name, old in before.items() if old.shape != after[name].shape or not torch.equal(old, after[name])
+    }
+    assert changed and not any("vision_tower" in name for name in changed)
 
 
 def test_what_is_done_is_not_done_again(trained: Path) -> None:
@@ -136,7 +155,7 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path, capsys: pytest.Capt
     train(tmp_path, stages={}, workers=0, quiet=True)
 
 
-@pytest.mark.parametrize("name", ["tower", "added", "tuned"])
+@pytest.mark.parametrize("name", ["tower", "added", "tuned", "lookup"])
 def test_a_stage_that_was_cut_off_goes_on(
     name: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,7 +175,7 @@ def test_a_stage_that_was_cut_off_goes_on(
 def test_the_table_has_every_track_and_way(
     scores: Any, command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert list(scores) == list(TRACKS)
+    assert list(scores) == list(READERS)
     for track in scores.values():
         assert list(track) == WAYS
         for name, score in track.items():

@@ -72,7 +72,7 @@ def build_base(language_model: Any, processor: LlavaProcessor, seed: int = 0) ->
         language_model.resize_token_embeddings(image_token + 1, mean_resizing=False)
         for words in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
             words.weight.data[known:] = words.weight.data[:known].mean(0)  # drawn by chance, it would differ each time
-    tower = load_whole(WEIGHTS / "base", WEIGHTS / "base")[0].model.vision_tower
+    tower = load_whole(WEIGHTS / "base")[0].model.vision_tower
     config = LlavaConfig(
         vision_config=tower.config,
         text_config=language_model.config,
