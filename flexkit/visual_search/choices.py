@@ -9,7 +9,7 @@ from flexkit.visual_search.questions import VALUES, Question
 __all__ = ["CHOICES", "LETTERS", "Choice", "Told", "instruct", "pose", "tell"]
 
 CHOICES = "choices"
-"""The track of questions for digits, of which the letter of an option is to be said."""
+"""The track of questions for digits that have options; what counts is the letter."""
 LETTERS = ("A", "B", "C", "D")
 """What options stand under; tokens of their own, for the small letters are columns."""
 
@@ -23,7 +23,7 @@ _LONGEST, _FEW = 36, 5
 
 @dataclass(frozen=True)
 class Choice(Question):
-    """A question with options, the letter of one of which is the answer.
+    """A question with options, one of which is right.
 
     Attributes
     ----------
@@ -34,9 +34,14 @@ class Choice(Question):
     options: tuple[str, ...] = ()
 
     @property
-    def answer(self) -> str:
-        """A letter."""
+    def letter(self) -> str:
+        """That the right option stands under."""
         return LETTERS[self.options.index(super().answer)]
+
+    @property
+    def answer(self) -> str:
+        """The right option, and its letter."""
+        return f"{super().answer} {self.letter}"
 
 
 @dataclass(frozen=True)

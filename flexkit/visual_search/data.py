@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from flexkit.visual_search.model import ZOOM
 from flexkit.visual_search.questions import CLOSE_UP, Question, questions
 from flexkit.visual_search.scene import SIZE, Scene, draw_close_up, draw_distinct_scene, draw_scene
 
-__all__ = ["Chat", "Chats", "Collator", "Lookups", "as_prompt", "overview_and_tiles", "prompts"]
+__all__ = ["Chat", "Chats", "Collator", "LookupCollator", "Lookups", "as_prompt", "overview_and_tiles", "prompts"]
 
 
 _WITHOUT_PICTURE, _TOLD = 0.75, 4
@@ -24,10 +25,10 @@ _WITHOUT_PICTURE, _TOLD = 0.75, 4
 
 @dataclass(frozen=True)
 class Chat:
-    """Several questions about one scene, or about none."""
+    """Several questions about one scene."""
 
-    scene: Scene | None
-    turns: tuple[Question | Told, ...]
+    scene: Scene
+    turns: tuple[Question, ...]
 
 
 class Chats(Dataset[Chat]):
@@ -46,7 +47,7 @@ class Chats(Dataset[Chat]):
     distinct : float
         How often no two items of a scene are of one colour.
     letters : float
-        How often a question has options, and their letter is asked for. If ever, words stand behind questions.
+        How often a question has options. If ever, words stand behind questions.
     """
 
     def __init__(
@@ -90,7 +91,11 @@ class Chats(Dataset[Chat]):
         )
 
 
-class Lookups(Dataset[tuple[Chat, ...]]):
+Lesson = tuple[Chat, ...] | tuple[tuple[Told, ...], ...]
+"""A batch of chats, or of lists of options without a picture."""
+
+
+class Lookups(Dataset[Lesson]):
     """Batches of chats, of two kinds: lists of options without a picture, in three of four batches, and scenes.
 
     What stands under a letter can be looked up in a text as well as behind a picture, and a text is much shorter: so
@@ -112,10 +117,10 @@ class Lookups(Dataset[tuple[Chat, ...]]):
     def __len__(self) -> int:
         return len(self.scenes) // self.batch
 
-    def __getitem__(self, index: int) -> tuple[Chat, ...]:
+    def __getitem__(self, index: int) -> Lesson:
         random = np.random.default_rng([self.scenes.seed, index, 2])
         if random.random() < _WITHOUT_PICTURE:
-            return tuple(Chat(None, tell(random, _TOLD)) for _ in range(self.lists))
+            return tuple(tell(random, _TOLD) for _ in range(self.lists))
         return tuple(self.scenes[self.batch * index + each] for each in range(self.batch))
 
 
@@ -134,13 +139,49 @@ class Collator:
         self.processor, self.in_sequence = processor, in_sequence
 
     def __call__(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
-        texts = [" ".join(f"{turn.text} {turn.answer}</s>" for turn in chat.turns) for chat in chats]
-        images = [chat.scene and chat.scene.image for chat in chats]
+        return self.labelled([chat.scene.image for chat in chats], [chat.turns for chat in chats])
+
+    def labelled(self, images: Sequence[Image | None], chats: Sequence[Sequence[Question | Told]]) -> dict[str, Tensor]:
+        """A batch of questions in a row.
+
+        Parameters
+        ----------
+        images : sequence of PIL.Image.Image or None
+            What they are about; none where there is nothing to see.
+        chats : sequence of sequence of Question or Told
+            As many rows of them.
+        """
+        texts = [" ".join(f"{turn.text} {turn.answer}</s>" for turn in turns) for turns in chats]
         inputs = prompts(self.processor, images, texts, in_sequence=self.in_sequence)
         ids = inputs["input_ids"]
-        end = ids == self.processor.tokenizer.eos_token_id
-        answer = end.roll(-1, dims=1)
-        return {**inputs, "labels": torch.where(end | answer, ids, -100)}
+        labels = torch.full_like(ids, -100)
+        for index, turns in enumerate(chats):
+            ends = (ids[index] == self.processor.tokenizer.eos_token_id).nonzero()[:, 0].tolist()
+            for end, turn in zip(ends, turns, strict=True):
+                said = slice(end - len(turn.answer.split()), end + 1)
+                labels[index, said] = ids[index, said]
+        return {**inputs, "labels": labels}
+
+
+class LookupCollator:
+    """Turn what :class:`Lookups` gives, one at a time, into a batch as of :class:`Collator`.
+
+    Parameters
+    ----------
+    processor : transformers.ProcessorMixin
+        Of the model.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.collator = Collator(processor)
+
+    def __call__(self, lessons: Sequence[Lesson]) -> dict[str, Tensor]:
+        images: list[Image | None] = []
+        turns: list[Sequence[Question | Told]] = []
+        for chat in chain.from_iterable(lessons):
+            images.append(chat.scene.image if isinstance(chat, Chat) else None)
+            turns.append(chat.turns if isinstance(chat, Chat) else chat)
+        return self.collator.labelled(images, turns)
 
 
 def prompts(

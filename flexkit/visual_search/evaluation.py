@@ -177,9 +177,9 @@ class Batch:
         return self._inputs[key]
 
     def answers(self, way: Way) -> list[str]:
-        """One word for each question."""
+        """The last word of each answer."""
         inputs = self.inputs(way.processor, in_sequence=way.in_sequence).to(way.model.device)
-        return way.answer(inputs, self.places)
+        return way.answer(inputs, self.places, len(self.asked[0].answer.split()))
 
 
 def score(way: Way, batch: Batch) -> Score:
@@ -198,7 +198,7 @@ def score(way: Way, batch: Batch) -> Score:
         selected = read_fraction(way.model, trace)
     else:
         words, selected = batch.answers(way), float(way.in_sequence)
-    right = [word == heard(question.answer) for word, question in zip(words, batch.asked, strict=True)]
+    right = [word == heard(question.answer.split()[-1]) for word, question in zip(words, batch.asked, strict=True)]
     return Score(sum(right) / len(right), len(right), selected)
 
 

@@ -36,7 +36,7 @@ class Stage:
     save_steps : int
         After how many steps a stage is saved, to be gone on with.
     letters : float
-        How often a question has options, whose letter is the answer.
+        How often a question has options, the right one of which is to be said, and its letter.
     lists : int
         How many lists of options a step has that shows no scene; with none, all steps show scenes.
     """
@@ -61,8 +61,9 @@ STAGES = {
     "grounded": Stage(900, 8, 2e-3, {"conjunction": 4.0, "low-res": 1.0, "close-up": 0.5}, grounded=_GROUNDED),
     "conjunction": Stage(900, 8, 2e-3, {"conjunction": 4.0, "low-res": 1.0}, grounded=_GROUNDED),
     "lookup": Stage(1600, 8, 4e-3, {"low-res": 1.0, "close-up": 1.0}, lists=64),
-    "letters": Stage(900, 8, 2e-3, {"attribute": 2.0, "low-res": 1.0, "close-up": 1.0}, letters=0.5),
-    "letters_in_sequence": Stage(800, 4, 2e-3, letters=0.5),
+    "choosing": Stage(700, 8, 2e-3, {"low-res": 1.0, "close-up": 2.0}, letters=0.5),
+    "letters_in_sequence": Stage(300, 4, 2e-3, letters=0.5),
+    "letters": Stage(220, 8, 2e-3, letters=0.5),
 }
 """In their order; each is a folder of what :func:`flexkit.visual_search.training.train` writes.
 
@@ -73,8 +74,10 @@ STAGES = {
 ``conjunction``: everything but the tower, from there on, patched; the layer behind the one that is told reads.
 ``lookup``: everything but the tower of the base, with one more layer and tokens for letters: in most steps, on lists of
 options without a picture.
-``letters``: everything but the tower, from there on, patched; asked for words, and for letters of options.
-``letters_in_sequence``: the same of ``lookup``, with all high-res tokens in the sequence.
+``choosing``: everything but the tower, from there on; as ``base``, with words and options behind
+the questions.
+``letters_in_sequence``: the same, from there on, with all high-res tokens in the sequence.
+``letters``: the same, from there on, patched in their place; every word queries.
 """
 
 PRETRAINED_STAGES = {

@@ -3,18 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, Trainer, TrainerCallback, set_seed
 
 import flexkit
 from flexkit.patching import get_patch
 from flexkit.training import AlphaRamp
 from flexkit.training.processes import alone
-from flexkit.visual_search.data import Chats, Collator, Lookups
+from flexkit.visual_search.data import Chats, Collator, LookupCollator, Lookups
 from flexkit.visual_search.dense import DenseReader, DenseScenes
 from flexkit.visual_search.grounding import GroundedCollator, GroundedTrainer
 from flexkit.visual_search.model import add_layer, add_letters, build_model, build_processor
@@ -42,6 +42,16 @@ class _Budgets(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         flexkit.set_policy(model, self.own)
+
+
+class _AllQuery(Trainer):
+    """A trainer whose models get no labels, by which only positions that say an answer would query."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **settings: Any) -> Any:
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return (loss, outputs) if return_outputs else loss
 
 
 def train(
@@ -166,20 +176,25 @@ def _lookup(run: _Run) -> None:
     add_layer(model)
     add_letters(model, processor)
     lessons = Lookups(run.chats(), run.stage.batch, run.stage.lists)
-    collator = Collator(processor)
-    history = run.fit(model, lessons, lambda given: collator([*chain(*given)]), per_device_train_batch_size=1)
+    history = run.fit(model, lessons, LookupCollator(processor), per_device_train_batch_size=1)
     run.save(model, processor, history)
 
 
-def _letters(run: _Run) -> None:
+def _choosing(run: _Run) -> None:
     model, processor = _load(run, "lookup")
-    flexkit.patch_model(model, run.config, trained=True)
+    run.save(model, processor, run.fit(model, run.chats(), Collator(processor)))
+
+
+def _letters(run: _Run) -> None:
+    model, processor = _load(run, "letters_in_sequence")
+    flexkit.patch_model(model, run.config.replace(queries="all", share_selection=False), trained=True)
     collator = Collator(flexkit.FlexProcessor(processor, model))
-    run.save(model, processor, run.fit(model, run.chats(), collator, AlphaRamp()))
+    history = run.fit(model, run.chats(), collator, AlphaRamp(), trainer=_AllQuery)
+    run.save(model, processor, history)
 
 
 def _letters_in_sequence(run: _Run) -> None:
-    model, processor = _load(run, "lookup")
+    model, processor = _load(run, "choosing")
     run.save(model, processor, run.fit(model, run.chats(), Collator(processor, in_sequence=True)))
 
 
@@ -209,6 +224,7 @@ _TRAINERS = {
     "grounded": _grounded,
     "conjunction": _conjunction,
     "lookup": _lookup,
+    "choosing": _choosing,
     "letters": _letters,
     "letters_in_sequence": _letters_in_sequence,
 }

@@ -80,8 +80,8 @@ class Way:
     oracle: Oracle | None = None
 
     @torch.no_grad()
-    def answer(self, inputs: Mapping[str, Tensor], places: Sequence[Place]) -> list[str]:
-        """The most likely next word of every prompt.
+    def answer(self, inputs: Mapping[str, Tensor], places: Sequence[Place], words: int = 1) -> list[str]:
+        """The last word of every answer, each word of which is the most likely one.
 
         Parameters
         ----------
@@ -89,9 +89,14 @@ class Way:
             Of the processor.
         places : sequence of tuple of float
             Where the digits are.
+        words : int
+            Of an answer.
         """
         if self.oracle is not None:
             self.oracle.places = places
+        if words > 1:
+            said = self.model.generate(**inputs, max_new_tokens=words, min_new_tokens=words, do_sample=False)
+            return [heard(self.processor.tokenizer.decode([token])) for token in said[:, -1].tolist()]
         return likeliest(self.processor, self.model(**inputs, logits_to_keep=1).logits[:, -1])
 
 

@@ -26,7 +26,7 @@ def load_model(
         ``"base"`` sees the low-res view only, ``"in_sequence"`` all high-res tokens in its sequence: they are not
         patched. ``"added"`` is the base with trained projections, ``"tuned"`` has its language model trained along, and
         ``"conjunction"`` has seen questions that take both colour and shape. ``"letters"`` and
-        ``"letters_in_sequence"`` also answer by the letter of an option.
+        ``"letters_in_sequence"`` choose among options: they say the right one and its letter.
     weights : pathlib.Path
         A folder that training wrote, from nothing or on a pretrained language model; by default what flexkit is shipped
         with.

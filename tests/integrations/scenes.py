@@ -61,7 +61,7 @@ def asked_about(index: int) -> tuple[Image, Question, dict[str, str], str]:
     known = questions(scene, "attribute")
     question = known[index % len(known)]
     choice = pose(np.random.default_rng([_SEED, index, 1]), question)
-    return scene.image, question, dict(zip(LETTERS, choice.options, strict=True)), choice.answer
+    return scene.image, question, dict(zip(LETTERS, choice.options, strict=True)), choice.letter
 
 
 def _vstar(index: int, image: Image, question: Question, options: dict[str, str], right: str) -> dict[str, Any]:

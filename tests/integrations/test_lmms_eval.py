@@ -22,6 +22,7 @@ from lmms_eval.tasks.hrbench.hrbench_evals import HRBenchEval
 
 from flexkit.errors import ConfigError, HighResInputError, UnsupportedModelError
 from flexkit.integrations.lmms_eval import FlexkitModel
+from flexkit.visual_search.choices import LETTERS
 from tests.integrations import scenes
 from tests.scripts import load_example
 
@@ -142,7 +143,7 @@ def test_the_table_can_be_read(table: Any, folder: Path) -> None:
 
 
 def test_a_single_word_or_phrase(run: Run) -> None:
-    low, everything = (run("digits", TEXTVQA, preset="none", zoom=3, view=view) for view in ("low", "all"))
+    low, everything = (run("letters", TEXTVQA, preset="none", zoom=3, view=view) for view in ("low", "all"))
     assert score(low, TEXTVQA) <= 0.5 and score(everything, TEXTVQA) >= READ
     assert set("".join(answers(everything, TEXTVQA))) <= set("0123456789")
 
@@ -195,8 +196,9 @@ def request(model: FlexkitModel, content: list[dict[str, Any]], **kwargs: Any) -
 
 
 def asked(model: FlexkitModel, **kwargs: Any) -> str:
-    image, question, *_ = scenes.asked_about(0)
-    content = [{"type": "image", "url": image}, {"type": "text", "text": question.text}]
+    image, question, options, _ = scenes.asked_about(0)
+    listed = " ".join(f"({letter}) {digit}" for letter, digit in options.items())
+    content = [{"type": "image", "url": image}, {"type": "text", "text": f"{question.text} {listed}"}]
     (found,) = model.generate_until([request(model, content, **kwargs)])
     return str(found.text)
 
@@ -206,7 +208,7 @@ def test_what_a_task_says_of_generation(model: FlexkitModel, monkeypatch: pytest
     generate = model.model.generate
     monkeypatch.setattr(model.model, "generate", lambda **kwargs: given.append(kwargs) or generate(**kwargs))
     answer = asked(model, max_new_tokens=16, temperature=0.0, top_p=1.0, do_sample=False, until=["\n\n"])
-    assert answer in scenes.UNDER and not given[-1]["do_sample"] and given[-1]["top_p"] is None
+    assert answer in LETTERS and not given[-1]["do_sample"] and given[-1]["top_p"] is None
     assert (
         asked(model, until=answer) == "" and asked(model, until=["\n\n", "no such"], image_aspect_ratio="x") == answer
     )
@@ -217,7 +219,7 @@ def test_what_a_task_says_of_generation(model: FlexkitModel, monkeypatch: pytest
 
 def test_what_is_said_around_a_question(folder: Path) -> None:
     model = FlexkitModel(
-        str(folder / "models" / "digits"), "none", dtype="float32", system_prompt="Look.", prompt_suffix="\\nBriefly."
+        str(folder / "models" / "letters"), "none", dtype="float32", system_prompt="Look.", prompt_suffix="\\nBriefly."
     )
     system, user = model._conversation([{"role": "user", "content": [{"type": "text", "text": "What?"}]}])
     assert system["content"] == [{"type": "text", "text": "Look."}]

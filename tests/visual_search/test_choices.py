@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexkit.visual_search.choices import LETTERS, Choice, instruct, pose, tell
-from flexkit.visual_search.data import Chats, Collator, Lookups
+from flexkit.visual_search.data import Chat, Chats, LookupCollator, Lookups
 from flexkit.visual_search.model import add_layer, add_letters, build_model, build_processor
 from flexkit.visual_search.questions import TRACKS, VALUES, Question, questions
 from flexkit.visual_search.scene import draw_scene
@@ -28,7 +28,8 @@ def listed(text: str) -> dict[str, str]:
 def test_the_letter_of_a_choice_is_that_of_the_right_option(seed: int, question: Question) -> None:
     choice = pose(np.random.default_rng(seed), question)
     options = listed(choice.text)
-    assert tuple(options.values()) == choice.options and options[choice.answer] == question.answer
+    assert tuple(options.values()) == choice.options and options[choice.letter] == question.answer
+    assert choice.answer == f"{question.answer} {choice.letter}"
     assert len(set(choice.options)) == len(LETTERS) and set(choice.options) <= set(VALUES[question.about])
     assert choice.text.startswith(question.text) and (choice.item, choice.track) == (question.item, question.track)
 
@@ -36,7 +37,7 @@ def test_the_letter_of_a_choice_is_that_of_the_right_option(seed: int, question:
 def test_letters_and_wrong_options_are_drawn_by_chance() -> None:
     count, question = 600, ASKED[0]
     drawn = [pose(np.random.default_rng([3, index]), question) for index in range(count)]
-    letters, options = (Counter(each) for each in ([c.answer for c in drawn], [o for c in drawn for o in c.options]))
+    letters, options = (Counter(each) for each in ([c.letter for c in drawn], [o for c in drawn for o in c.options]))
     del options[question.answer]
     for found, kinds, share in ((letters, 4, 1 / 4), (options, 9, 3 / 9)):
         five_deviations = 5 * (count * share * (1 - share)) ** 0.5
@@ -63,23 +64,21 @@ def test_batches_of_lookups_are_lists_or_scenes() -> None:
     lookups = Lookups(scenes, batch=2, lists=5)
     batches = [lookups[index] for index in range(len(lookups))]
     assert len(batches) == 40 and batches[7] == lookups[7]
-    kinds = Counter((len(batch), {chat.scene is None for chat in batch} == {True}) for batch in batches)
+    kinds = Counter((len(batch), not isinstance(batch[0], Chat)) for batch in batches)
     assert set(kinds) == {(5, True), (2, False)} and kinds[5, True] > kinds[2, False]
 
 
 def test_a_list_of_options_shows_no_picture() -> None:
     processor = build_processor()
     add_letters(build_model(), processor)
-    batch = next(
-        batch
-        for batch in (Lookups(Chats(1, 8, {"low-res": 1.0}), 1, 3)[index] for index in range(8))
-        if len(batch) == 3
-    )
-    inputs = Collator(processor)(batch)
+    lookups = Lookups(Chats(1, 8, {"low-res": 1.0}), batch=1, lists=3)
+    lesson = next(lesson for lesson in (lookups[index] for index in range(8)) if len(lesson) == 3)
+    inputs = LookupCollator(processor)([lesson])
     assert "pixel_values" not in inputs and len(inputs["input_ids"]) == 3
-    for chat, labels in zip(batch, inputs["labels"], strict=True):
+    for turns, labels in zip(lesson, inputs["labels"], strict=True):
+        assert isinstance(turns, tuple)
         said = processor.tokenizer.convert_ids_to_tokens(labels[labels != -100].tolist())
-        assert said == [word for turn in chat.turns for word in (turn.answer, "</s>")]
+        assert said == [word for turn in turns for word in (turn.answer, "</s>")]
 
 
 @pytest.mark.parametrize("text", ["A. 7\nB. a", "(A) 7 (B) a", "A 7, B: A"])

@@ -7,12 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flexkit
+from flexkit.visual_search.choices import Choice
 from flexkit.visual_search.data import Chats, Collator, overview_and_tiles, prompts
-from flexkit.visual_search.model import CELLS, IMAGE_TOKEN, LOW_RES, ZOOM, build_processor
-from flexkit.visual_search.questions import questions
+from flexkit.visual_search.model import CELLS, IMAGE_TOKEN, LOW_RES, ZOOM, add_letters, build_model, build_processor
+from flexkit.visual_search.questions import Question, questions
 from flexkit.visual_search.scene import draw_scene
 
 PROCESSOR = build_processor()
+add_letters(build_model(), PROCESSOR)
 
 
 @given(st.integers(0, 2**16), st.integers(1, 20))
@@ -48,13 +50,14 @@ def test_objects_differ_in_colour_as_often_as_they_should() -> None:
 
 @pytest.mark.parametrize("in_sequence", [False, True])
 def test_answers_alone_have_labels(in_sequence: bool) -> None:
-    chats = [Chats(7, 2, {"attribute": 1.0, "low-res": 1.0}, turns)[0] for turns in (2, 5)]
+    chats = [Chats(7, 2, {"attribute": 1.0, "low-res": 1.0}, turns, letters=0.5)[0] for turns in (2, 5)]
+    assert {type(turn) for chat in chats for turn in chat.turns} == {Question, Choice}
     processor = PROCESSOR if in_sequence else flexkit.FlexProcessor(PROCESSOR, ZOOM)
     batch = Collator(processor, in_sequence=in_sequence)(chats)
     tokenizer = PROCESSOR.tokenizer
     for chat, ids, labels in zip(chats, batch["input_ids"], batch["labels"], strict=True):
         told = tokenizer.convert_ids_to_tokens(labels[labels != -100].tolist())
-        assert told == [word for turn in chat.turns for word in (turn.answer, tokenizer.eos_token)]
+        assert told == [word for turn in chat.turns for word in (*turn.answer.split(), tokenizer.eos_token)]
         assert torch.equal(ids[labels != -100], labels[labels != -100])
         assert (ids == tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)).sum() == CELLS**2 * (10 if in_sequence else 1)
     assert len(batch["pixel_values"]) == (20 if in_sequence else 2)

@@ -106,7 +106,7 @@ def test_every_stage_leaves_a_folder_and_a_log(trained: Path) -> None:
     assert all(value.dtype == torch.float16 for value in weights(trained).values())
 
 
-STARTS = {"base": "tower", "letters": "lookup", "letters_in_sequence": "lookup"}
+STARTS = {"base": "tower", "choosing": "lookup", "letters": "choosing", "letters_in_sequence": "choosing"}
 """The model that a stage starts from, if it is not the base."""
 
 
