@@ -6,10 +6,15 @@ from dataclasses import dataclass, field
 import flexkit
 from flexkit.visual_search.model import ZOOM
 
-__all__ = ["CONFIG", "PRETRAINED_STAGES", "STAGES", "Stage"]
+__all__ = ["CONFIG", "PRETRAINED_STAGES", "READS_CHOICES", "STAGES", "Stage"]
 
 CONFIG = flexkit.FlexConfig(start_layer=1, zoom=ZOOM, policy=flexkit.TopK(6))
 """How the patched models select and read. The first layer's map finds an object by its colour, so the second reads."""
+READS_CHOICES = flexkit.FlexConfig.training_free(
+    zoom=ZOOM, high_res_states="features", gate=None, surer=None, queries="all", share_selection=False
+)
+"""How ``letters_in_sequence`` reads a high-res view in place of its sequence: behind a question stand options, so that
+the words that name an object are not the last, and every word reads."""
 _GROUNDED = 2
 """The layer that is told where the objects are that it takes colour and shape to name."""
 _UNIQUE_COLOURS = {"attribute": 1.0, "low-res": 1.0}
@@ -63,7 +68,6 @@ STAGES = {
     "lookup": Stage(1600, 8, 4e-3, {"low-res": 1.0, "close-up": 1.0}, lists=64),
     "choosing": Stage(700, 8, 2e-3, {"low-res": 1.0, "close-up": 2.0}, letters=0.5),
     "letters_in_sequence": Stage(300, 4, 2e-3, letters=0.5),
-    "letters": Stage(220, 8, 2e-3, letters=0.5),
 }
 """In their order; each is a folder of what :func:`flexkit.visual_search.training.train` writes.
 
@@ -77,7 +81,6 @@ options without a picture.
 ``choosing``: everything but the tower, from there on; as ``base``, with words and options behind
 the questions.
 ``letters_in_sequence``: the same, from there on, with all high-res tokens in the sequence.
-``letters``: the same, from there on, patched in their place; every word queries.
 """
 
 PRETRAINED_STAGES = {

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, Trainer, TrainerCallback, set_seed
 
 import flexkit
@@ -42,16 +41,6 @@ class _Budgets(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         flexkit.set_policy(model, self.own)
-
-
-class _AllQuery(Trainer):
-    """A trainer whose models get no labels, by which only positions that say an answer would query."""
-
-    def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **settings: Any) -> Any:
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        loss = nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return (loss, outputs) if return_outputs else loss
 
 
 def train(
@@ -185,14 +174,6 @@ def _choosing(run: _Run) -> None:
     run.save(model, processor, run.fit(model, run.chats(), Collator(processor)))
 
 
-def _letters(run: _Run) -> None:
-    model, processor = _load(run, "letters_in_sequence")
-    flexkit.patch_model(model, run.config.replace(queries="all", share_selection=False), trained=True)
-    collator = Collator(flexkit.FlexProcessor(processor, model))
-    history = run.fit(model, run.chats(), collator, AlphaRamp(), trainer=_AllQuery)
-    run.save(model, processor, history)
-
-
 def _letters_in_sequence(run: _Run) -> None:
     model, processor = _load(run, "choosing")
     run.save(model, processor, run.fit(model, run.chats(), Collator(processor, in_sequence=True)))
@@ -225,6 +206,5 @@ _TRAINERS = {
     "conjunction": _conjunction,
     "lookup": _lookup,
     "choosing": _choosing,
-    "letters": _letters,
     "letters_in_sequence": _letters_in_sequence,
 }

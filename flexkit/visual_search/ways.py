@@ -13,6 +13,7 @@ from flexkit.patching import get_patch
 from flexkit.selection.threshold import PUBLISHED_THRESHOLD
 from flexkit.visual_search.choices import CHOICES
 from flexkit.visual_search.questions import heard
+from flexkit.visual_search.recipe import READS_CHOICES
 from flexkit.visual_search.weights import READERS, load_model
 
 __all__ = ["BUDGET", "Oracle", "Place", "Way", "likeliest", "load_ways", "read_fraction"]
@@ -143,13 +144,19 @@ def load_ways(folder: Path, reader: str, device: str = "cpu") -> dict[str, Way]:
         model, processor = load_model(stage, weights=folder, policy=oracle or policy)
         return Way(model.to(device), processor, stage.endswith("in_sequence"), oracle)
 
-    letters = reader == READERS[CHOICES]
-    # The base of all others knows no letters.
-    low_res = way(reader, policy=flexkit.Nothing()) if letters else way("base")
-    ways = {"low_res": low_res, "flexkit": way(reader)}
+    def frozen(oracle: Oracle | None = None, policy: Any = None) -> Way:
+        model, processor = load_model(reader, weights=folder)
+        config = READS_CHOICES.replace(policy=oracle or policy or READS_CHOICES.policy)
+        flexkit.patch_model(model.to(device), config)
+        return Way(model, flexkit.FlexProcessor(processor, model), oracle=oracle)
+
+    if reader == READERS[CHOICES]:
+        ways = {"low_res": frozen(policy=flexkit.Nothing()), "flexkit": frozen()}
+        ways |= {name: frozen(policy=policy) for name, policy in POLICIES.items()}
+        return {**ways, "oracle": frozen(Oracle()), "all_in_sequence": way(reader)}
+    ways = {"low_res": way("base"), "flexkit": way(reader)}
     ways |= {name: way(reader, policy=policy) for name, policy in POLICIES.items()}
     ways["oracle"] = way(reader, Oracle())
-    everything = "letters_in_sequence" if letters else "in_sequence"
-    if (folder / everything).exists():
-        ways["all_in_sequence"] = way(everything)
+    if (folder / "in_sequence").exists():
+        ways["all_in_sequence"] = way("in_sequence")
     return ways

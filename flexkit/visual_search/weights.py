@@ -11,7 +11,7 @@ from flexkit.visual_search.stages import ADAPTER, WEIGHTS, load_whole, trained
 
 __all__ = ["ADAPTER", "READERS", "WEIGHTS", "load_model", "trained"]
 
-READERS = {"attribute": "tuned", "conjunction": "conjunction", "low-res": "tuned", CHOICES: "letters"}
+READERS = {"attribute": "tuned", "conjunction": "conjunction", "low-res": "tuned", CHOICES: "letters_in_sequence"}
 """For each track the stage whose model reads."""
 
 
@@ -25,8 +25,8 @@ def load_model(
     stage : str
         ``"base"`` sees the low-res view only, ``"in_sequence"`` all high-res tokens in its sequence: they are not
         patched. ``"added"`` is the base with trained projections, ``"tuned"`` has its language model trained along, and
-        ``"conjunction"`` has seen questions that take both colour and shape. ``"letters"`` and
-        ``"letters_in_sequence"`` choose among options: they say the right one and its letter.
+        ``"conjunction"`` has seen questions that take both colour and shape. ``"letters_in_sequence"``, with all tokens
+        in its sequence, chooses among options: it says the right one and its letter.
     weights : pathlib.Path
         A folder that training wrote, from nothing or on a pretrained language model; by default what flexkit is shipped
         with.

@@ -18,19 +18,23 @@ import numpy as np
 import yaml
 from PIL.Image import Image
 
+import flexkit
 from flexkit.visual_search import Question, draw_scene, load_model, questions
 from flexkit.visual_search.choices import LETTERS, pose
+from flexkit.visual_search.recipe import READS_CHOICES
 
 _SEED = 4000
 """Of scenes that no model was trained on."""
 
 
 def write_models(folder: Path) -> None:
-    """``letters`` knows all tokens of a scene in the sequence; ``patched`` has trained projections."""
-    for name, stage in {"letters": "letters_in_sequence", "patched": "letters"}.items():
-        model, processor = load_model(stage)
+    """``letters`` knows all tokens of a scene in the sequence; ``patched`` is the same model with a high-res view."""
+    model, processor = load_model("letters_in_sequence")
+    for name in ("letters", "patched"):
+        if name == "patched":
+            flexkit.patch_model(model, READS_CHOICES)
         model.half().save_pretrained(folder / name)
-        getattr(processor, "processor", processor).save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
 
 
 def write_tasks(folder: Path, count: int) -> list[str]:
