@@ -93,7 +93,9 @@ def run(folder: Path, manager: TaskManager) -> Run:
 
 
 def answers(results: dict[str, Any], task: str = VSTAR) -> list[str]:
-    return [sample["filtered_resps"][0] for sample in sorted(results["samples"][task], key=lambda each: each["doc_id"])]
+    """In the order of the questions; lmms-eval's own log has the text in place of a list of one."""
+    samples = sorted(results["samples"][task], key=lambda each: each["doc_id"])
+    return ["".join(sample["filtered_resps"]) for sample in samples]
 
 
 def score(results: dict[str, Any], task: str = VSTAR) -> float:
