@@ -270,8 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="with the studies' JSON; gets tables and figures")
     folder = parser.parse_args(arguments).folder
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    for name in found.keys() & {"scores", "choices"}:
-        _write(folder / f"{name}.csv", scores_table(found[name]))
+    if "scores" in found:
+        _write(folder / "scores.csv", scores_table(found["scores"]))
     if "scores_again" in found:
         _write(folder / "scores_again.csv", again_table(found["scores"], found["scores_again"]))
     if "without_training" in found:
