@@ -155,7 +155,7 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path, capsys: pytest.Capt
     train(tmp_path, stages={}, workers=0, quiet=True)
 
 
-@pytest.mark.parametrize("name", ["tower", "added", "tuned", "lookup"])
+@pytest.mark.parametrize("name", ["tower", "added", "tuned"])
 def test_a_stage_that_was_cut_off_goes_on(
     name: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
