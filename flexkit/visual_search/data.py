@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -178,7 +177,7 @@ class LookupCollator:
     def __call__(self, lessons: Sequence[Lesson]) -> dict[str, Tensor]:
         images: list[Image | None] = []
         turns: list[Sequence[Question | Told]] = []
-        for chat in chain.from_iterable(lessons):
+        for chat in (chat for lesson in lessons for chat in lesson):
             images.append(chat.scene.image if isinstance(chat, Chat) else None)
             turns.append(chat.turns if isinstance(chat, Chat) else chat)
         return self.collator.labelled(images, turns)
