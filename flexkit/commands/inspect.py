@@ -34,6 +34,10 @@ def _run(options: argparse.Namespace) -> None:
     first, last = found.reading_layers[0], found.reading_layers[-1]
     tokens = "as many as its size asks for" if found.image_tokens is None else str(found.image_tokens)
     view = "tiles, encoded when they are read" if found.view == "tiles" else "one larger image"
+    videos = found.videos
+    if found.video_view is not None:
+        frames = "tiles of frames, encoded when they are read" if found.video_view == "tiles" else "all frames at once"
+        videos = f"in high resolution, {frames} ({videos})"
     share = 100 * found.added_parameters / found.parameters
     print(f"{found.model} ({found.model_type}) can be patched.\n")
     if found.default_shapes:
@@ -44,6 +48,7 @@ def _run(options: argparse.Namespace) -> None:
     unit, one = unit_for(found.added_parameters, COUNTS)
     print(f"  low-res tokens of an image   {tokens}")
     print(f"  high-res view                zoom {found.zoom[0]} x {found.zoom[1]}, {view}")
+    print(f"  videos                       {videos}")
     print(f"  reading layers               {first} to {last}, {len(found.reading_layers)} of {found.layers}")
     print(f"  added parameters             {found.added_parameters / one:.1f} {unit}, {share:.1f} % of the model's")
     unit, one = unit_for(found.training_free_bytes, BYTES)

@@ -155,8 +155,8 @@ class FixedFrames(FixedGrid):
         # Earlier versions of transformers call them pixel_values here, and put what is behind all frames there later.
         name, *_ = inspect.signature(getattr(features_owner(model, self.features), self.features)).parameters
         tokens = torch.cat(image_features(model, self.features, **{name: frames[None]}))
-        cells = self.layout(model, (len(frames), *self.grid(model)))
-        return tokens[cells[: len(tokens)].to(tokens.device)].view(len(frames), -1, tokens.shape[-1])
+        cells = self.layout(model, (len(frames), *self.grid(model))).nonzero().flatten()
+        return tokens[cells.to(tokens.device)].view(len(frames), -1, tokens.shape[-1])
 
 
 class PositionedVideo(PositionedPatches):
