@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
 from flexkit.grids import Grid, split_tiles, stitch_tiles
-from flexkit.patching.geometry.base import Declared, features_owner, image_features
+from flexkit.patching.geometry.base import Declared, Geometry, features_owner, image_features
 from flexkit.patching.geometry.fixed_grid import FixedGrid
 from flexkit.patching.geometry.patch_lists import DynamicGrid, MergedGrid, PositionedPatches, merge_size
 
@@ -27,7 +27,13 @@ __all__ = [
 ]
 
 
-class PatchedVideo(DynamicGrid):
+class Video(Geometry):
+    """What all videos have in common: the model's method for them, the id of their tokens, and time."""
+
+    features, token, axes = "get_video_features", "video_token_id", 3
+
+
+class PatchedVideo(Video, DynamicGrid):
     """Patches of all videos in one list, frame by frame.
 
     Parameters
@@ -40,7 +46,6 @@ class PatchedVideo(DynamicGrid):
 
     inputs = ("pixel_values_videos", "video_grid_thw")
     size_input = "video_grid_thw"
-    features, token, axes = "get_video_features", "video_token_id", 3
 
     def __init__(
         self, cell: Callable[[Any], int] = merge_size, frames: Callable[[Any], int] = lambda config: 1
@@ -79,12 +84,11 @@ def _in_video(found: Callable[[str], Tensor]) -> Tensor:
     return found("video_start_token_id").cumsum(-1) > found("video_end_token_id").cumsum(-1)
 
 
-class MergedVideo(MergedGrid):
+class MergedVideo(Video, MergedGrid):
     """Videos that say how many patches a side become one cell (VideoLLaMA 3)."""
 
     inputs = (*PatchedVideo.inputs, "video_merge_sizes")
     size_input = PatchedVideo.size_input
-    features, token, axes = PatchedVideo.features, PatchedVideo.token, PatchedVideo.axes
 
     def cell(self, config: Any) -> Grid:
         return 1, 1, 1
@@ -99,7 +103,7 @@ class MergedVideo(MergedGrid):
         super().check_low_res(model, inputs, grids)
 
 
-class FixedFrames(FixedGrid):
+class FixedFrames(Video, FixedGrid):
     """Videos ``(videos, frames, channels, height, width)`` whose frames have the size that a tower takes.
 
     Every frame of the high-res view is cut into tiles, and each is encoded as a frame.
@@ -115,7 +119,6 @@ class FixedFrames(FixedGrid):
     """
 
     inputs = ("pixel_values_videos",)
-    features, token, axes = "get_video_features", "video_token_id", 3
 
     def __init__(self, tokens: Callable[[Any], int], *, before: int = 0, behind: int = 0) -> None:
         super().__init__(tokens)
@@ -123,8 +126,7 @@ class FixedFrames(FixedGrid):
 
     def declared(self, model: PreTrainedModel, zoom: Grid) -> Mapping[str, Declared]:
         view = super().declared(model, zoom[-2:])["pixel_values"]
-        videos, *rest = view.axes
-        return {self.inputs[0]: Declared((videos, "frames", *rest), meaning=view.meaning)}
+        return {self.inputs[0]: Declared(("videos", "frames", *view.axes[1:]), meaning=view.meaning)}
 
     def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Grid) -> list[Grid]:
         pixels = inputs[self.inputs[0]]
@@ -159,12 +161,11 @@ class FixedFrames(FixedGrid):
         return tokens[cells.to(tokens.device)].view(len(frames), -1, tokens.shape[-1])
 
 
-class PositionedVideo(PositionedPatches):
+class PositionedVideo(Video, PositionedPatches):
     """Frames ``(frames, patches, width)`` of all videos, with the place of each patch (Gemma 4)."""
 
     inputs = ("pixel_values_videos", "video_position_ids", "num_frames_per_video")
     size_input = "video_position_ids"
-    features, token, axes = "get_video_features", "video_token_id", 3
 
     def cell(self, config: Any) -> Grid:
         return 1, *super().cell(config)
