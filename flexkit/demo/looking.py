@@ -76,7 +76,9 @@ def look(
     asked = _opened(path, frame_rate, as_video=(num_frames, fps) != (None, None))
     is_video = isinstance(asked, FrameSource)
     if is_video and name is None:
-        raise ConfigError(f"{str(path)!r} is a video, and the small model reads pictures alone; say which by model=.")
+        raise ConfigError(
+            f"{str(path)!r} is a video, and the small model reads pictures alone; say which model by model=."
+        )
     model, processor = load_model() if name is None else _loaded(name, added)
     options = _sampling(model, processor, asked, num_frames, fps) if isinstance(asked, FrameSource) else {}
     inputs = _inputs(processor, "video" if is_video else "image", asked, question, options)
@@ -97,9 +99,7 @@ def _opened(path: Path, frame_rate: float | None, as_video: bool) -> Image.Image
     """A picture; or a video, which is a folder, or a file that is no picture."""
     if path.is_dir():
         if frame_rate is None:
-            raise ConfigError(
-                f"{str(path)!r} is a folder, whose pictures do not say how fast they follow; frame_rate=."
-            )
+            raise ConfigError(f"the pictures of {str(path)!r} do not say how fast they follow; give frame_rate.")
         return open_video(path, frame_rate)
     if as_video:
         return open_video(path)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import flexkit
 from flexkit import FlexConfig, FlexProcessor, FrameArray, HighResInputError, UnsupportedModelError
-from tests.processing.test_videos import _qwen
+from tests.processing.test_videos import qwen
 from tests.processors import TORCHVISION
 from tests.tiny_processors import tiny_llava_processor, tiny_onevision_processor
 from tests.zoo import IMAGE, VIDEO, VOCABULARY, ZOO
@@ -25,7 +25,7 @@ BUILT: dict[str, tuple[str, Callable[[], Any]]] = {
         "llava_onevision",
         lambda: tiny_onevision_processor(tf.LlavaOnevisionVideoProcessor(size={"height": 42, "width": 42}), **TOKENS),
     ),
-    "qwen2_5_vl": ("qwen2_5_vl", _qwen),
+    "qwen2_5_vl": ("qwen2_5_vl", qwen),
 }
 SAMPLING: dict[str, dict[str, Any]] = {
     "all": {"do_sample_frames": False},
