@@ -97,8 +97,8 @@ def cost(
     policy : Policy or callable, optional
         Says how many are read, in the place of ``selected``; one that selects the same number by any map.
     tiles : int, optional
-        How many high-res tiles the selected tokens lie in. By default as many as a square of that area may touch, in
-        every frame of a video.
+        How many high-res tiles the selected tokens lie in; of videos that are encoded frame by frame, how many frames.
+        By default as many as a square of that area may touch, in every frame.
     low_res_size : int, optional
         Side of the low-res view in pixels; by default what the tower was made for, or, for towers that take any size,
         the high-res view's divided by the zoom.
@@ -172,13 +172,11 @@ def cost(
         asked = text_cost(model, patch.decoder, own + prompt, 0)
         once, full = reading.projection(read), reading.projection(tokens)
         overview = low_res.vision_flops
-        if tower.cuts_tiles:
-            tile, frame = tower.flops(low_side), math.prod(zoom[-2:])
-            everything = math.prod(high_front) * frame * tile
-            touched = math.prod(high_front) * _touched(share, zoom[-1]) if tiles is None else tiles
-            looked_at = min(everything, touched * tile)
-        else:
-            everything = looked_at = math.prod(high_front) * tower.flops(low_side * zoom[-1])
+        cut, views = zoom[-1] if tower.cuts_frames else 1, math.prod(high_front)
+        tile = tower.flops(low_side * zoom[-1] // cut)
+        everything = views * cut * cut * tile
+        touched = views * _touched(share, cut) if tiles is None else tiles
+        looked_at = min(everything, touched * tile) if tower.encodes_tiles else everything
         own_states = {}
         if passes_tokens:
             added = own_states_cost(model, patch.decoder, own, own + prompt, new_tokens, read)

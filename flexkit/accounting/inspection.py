@@ -39,7 +39,8 @@ class Inspection:
         How they are read: the kind of their layout, as in the table of supported models, where they have a high-res
         view; ``"in low resolution"``; or ``"takes none"``.
     video_view : str, optional
-        How their high-res view is encoded: ``"tiles"`` of frames, or ``"whole"``; None where they have none.
+        How their high-res view is encoded: ``"tiles"`` of frames, ``"frames"``, or ``"whole"``; None where they have
+        none.
     image_tokens : int, optional
         Low-res tokens of one image; None where that depends on its size.
     layers : int
@@ -121,7 +122,9 @@ def inspect_model(given: PreTrainedModel | PretrainedConfig | str, config: FlexC
 
 
 def _view(geometry: Geometry, model: PreTrainedModel) -> str:
-    return "whole" if geometry.tile_grid(model) is None else "tiles"
+    if geometry.tile_grid(model) is not None:
+        return "tiles"
+    return "frames" if geometry.whole_frames else "whole"
 
 
 def _videos(geometry: Geometry, model: PreTrainedModel) -> str:

@@ -48,9 +48,14 @@ class Tower:
             )
 
     @property
-    def cuts_tiles(self) -> bool:
-        """Whether a high-res view is cut into tiles that are encoded one by one."""
+    def cuts_frames(self) -> bool:
+        """Whether a high-res view is cut into tiles as large as the low-res one."""
         return isinstance(self.geometry, FixedGrid)
+
+    @property
+    def encodes_tiles(self) -> bool:
+        """Whether tiles, or the frames of a video, are encoded one by one."""
+        return self.cuts_frames or self.geometry.whole_frames
 
     @property
     def side(self) -> int | None:

@@ -8,6 +8,12 @@ from flexkit.commands.waiting import waiting
 
 __all__ = ["add_inspect"]
 
+_VIDEO_VIEWS = {
+    "tiles": "tiles of frames, encoded when they are read",
+    "frames": "frames, encoded when they are read",
+    "whole": "all frames at once",
+}
+
 
 def add_inspect(commands: Subparsers) -> None:
     """Add the command to the parser."""
@@ -36,8 +42,7 @@ def _run(options: argparse.Namespace) -> None:
     view = "tiles, encoded when they are read" if found.view == "tiles" else "one larger image"
     videos = found.videos
     if found.video_view is not None:
-        frames = "tiles of frames, encoded when they are read" if found.video_view == "tiles" else "all frames at once"
-        videos = f"in high resolution, {frames} ({videos})"
+        videos = f"in high resolution, {_VIDEO_VIEWS[found.video_view]} ({videos})"
     share = 100 * found.added_parameters / found.parameters
     print(f"{found.model} ({found.model_type}) can be patched.\n")
     if found.default_shapes:

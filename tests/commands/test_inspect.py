@@ -51,7 +51,7 @@ def test_it_says_how_videos_are_read(capsys: pytest.CaptureFixture[str]) -> None
     """As the table of supported models does."""
     with MATRIX.open(encoding="utf-8") as file:
         table = {row["model type"]: row["videos"] for row in csv.DictReader(file)}
-    kinds = {"qwen2_vl": "whole", "llava_onevision": "tiles", "video_llama_3": "whole", "molmo2": None, "gemma3": None}
+    kinds = {"qwen2_vl": "frames", "llava_onevision": "tiles", "video_llama_3": "whole", "molmo2": None, "gemma3": None}
     for name, view in kinds.items():
         if name in CONFIG_MAPPING:
             found = inspect_model(name)

@@ -62,6 +62,27 @@ def test_frames_that_are_not_selected_have_no_influence(family: Family) -> None:
             assert torch.equal(found, expected) == (frame > 0)
 
 
+@pytest.mark.parametrize("name", ["qwen2_5_vl-video", "qwen3_vl-video", "glm4v-video", "lfm3_vl-video"])
+def test_frames_that_nobody_looks_at_are_not_encoded(name: str) -> None:
+    """Of videos of several sizes in a batch; what is read is what all frames at once were encoded to."""
+    if name not in VIDEOS:
+        pytest.skip("this transformers does not have it")
+    family = VIDEOS[name]
+    rows = [Row(((2, 2, 2), CLIP), 3), Row(((3, 2, 2),), 5)]
+    model, inputs = family.model(), prompt(family, rows, zoom=(2, 2, 2))
+    settings = {"zoom": (2, 2, 2), "policy": Frames(1), "select_from": "same", "start_layer": 0}
+    with patched(model, **settings, tiles="all"):
+        expected = logits(model, inputs)
+    with patched(model, **settings), flexkit.trace(model) as trace:
+        torch.testing.assert_close(logits(model, inputs), expected, rtol=1e-6, atol=1e-6)
+    (step,) = trace.steps
+    looked_at = [
+        torch.stack([trace.mask(0, layer, image=image) for layer in trace.layers]).any(0).flatten(2).any(-1).sum(-1)
+        for image in range(2)
+    ]
+    assert step.tiles == int(sum(looked_at).sum()) and 6 <= step.tiles < 2 * (2 + 3 + 3)
+
+
 @every_video
 def test_a_video_without_a_high_res_view_is_the_base_model(family: Family) -> None:
     model, inputs = family.model(), low_res(prompt(family, [Row()]))

@@ -40,21 +40,44 @@ class PatchedVideo(Video, DynamicGrid):
     ----------
     cell : callable
         From the model's config to the side of one cell in patches.
-    frames : callable
-        From the model's config to how many frames of patches become one of cells.
+    frames : callable, optional
+        From the model's config to how many frames of patches become one of cells; by default each does.
+    apart : bool
+        Whether the tower sees every frame by itself, so that one can be encoded without the others.
     """
 
     inputs = ("pixel_values_videos", "video_grid_thw")
     size_input = "video_grid_thw"
 
     def __init__(
-        self, cell: Callable[[Any], int] = merge_size, frames: Callable[[Any], int] = lambda config: 1
+        self,
+        cell: Callable[[Any], int] = merge_size,
+        frames: Callable[[Any], int] = lambda config: 1,
+        apart: bool = True,
     ) -> None:
         super().__init__(cell)
-        self._frames = frames
+        self._frames, self.whole_frames = frames, apart
 
     def cell(self, config: Any) -> Grid:
         return self._frames(config), *super().cell(config)
+
+    def cut(self, inputs: Mapping[str, Tensor], zoom: Grid) -> list[tuple[Tensor, ...]] | None:
+        if not self.whole_frames:
+            return None
+        patches, sizes = (inputs[name] for name in self.inputs)
+        videos = torch.split(patches, sizes.prod(-1).tolist())
+        of_frames = sizes.clone()
+        of_frames[:, 0] = 1
+        return [
+            (video.reshape(frames, -1, *video.shape[1:]), size.expand(frames, -1))
+            for video, size, frames in zip(videos, of_frames, sizes[:, 0].tolist(), strict=True)
+        ]
+
+    def encode_tiles(self, model: PreTrainedModel, tiles: Sequence[Tensor]) -> Tensor:
+        patches, sizes = tiles
+        inputs = dict(zip(self.inputs, (patches.flatten(0, 1), sizes), strict=True))
+        tokens = torch.cat(image_features(model, self.features, **inputs))
+        return tokens.view(len(patches), -1, tokens.shape[-1])
 
 
 class UnmarkedGrid(DynamicGrid):

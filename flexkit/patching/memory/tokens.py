@@ -255,9 +255,9 @@ class Tiled(Features):
             lacking = [tile for tile in range(len(image.slots)) if next(lacks)]
             if lacking:
                 missing.append((image, torch.tensor(lacking, device=image.slots.device)))
-        kinds = sorted({image.kind for image, _ in missing})
-        by_kind = ([each for each in missing if each[0].kind == kind] for kind in kinds)
-        for batch in (batch for own in by_kind for batch in _batches(own)):
+        kinds = sorted({(image.kind, image.grid) for image, _ in missing})
+        alike = ([each for each in missing if (each[0].kind, each[0].grid) == kind] for kind in kinds)
+        for batch in (batch for own in alike for batch in _batches(own)):
             views = zip(*(image.read(tiles) for image, tiles in batch), strict=True)
             cells = encode[batch[0][0].kind]([torch.cat(view) for view in views])
             parts: Sequence[Tensor] = torch.split(cells, [len(tiles) for _, tiles in batch])
