@@ -44,7 +44,7 @@ def add_cost(commands: Subparsers) -> None:
     parser.add_argument(
         "--selected", type=share, default=0.1, metavar="SHARE", help="of the high-res tokens; default: %(default)s"
     )
-    parser.add_argument("--tiles", type=_TOKENS, metavar="N", help="how many of them the selected tokens lie in")
+    parser.add_argument("--tiles", type=_TOKENS, metavar="N", help="tiles, or frames, that they lie in")
     parser.add_argument("--start-layer", type=_TOKENS, metavar="L", help="the first that reads; default: the patch's")
     parser.add_argument("--json", action="store_true", help="print nothing but an object by way of reading")
     add_debug(parser)
