@@ -100,6 +100,19 @@ def test_a_folder_of_frames(tmp_path: Path, load: Any, capsys: pytest.CaptureFix
     assert "do not say how fast they follow; give --frame-rate" in told(given, capsys)
 
 
+@pytest.mark.filterwarnings("ignore::flexkit.SmallImageWarning")
+def test_a_file_that_breaks_off(tmp_path: Path, load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """As far as it goes; the last frame stands for those behind."""
+    load()
+    clip, page = written(tmp_path / "clip.mkv"), tmp_path / "page.html"
+    content = clip.read_bytes()
+    clip.write_bytes(content[: len(content) * 2 // 3])
+    given = [str(clip), QUESTION, "--model", "any", "--new-tokens", "1", "--output", str(page)]
+    assert main(["trace", *given, "--num-frames", "4"]) == 0
+    found = levels_of(page)
+    assert len(found) == 4 and found == sorted(found) and found[-1] < 200
+
+
 def test_what_cannot_be_traced(
     tmp_path: Path, load: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,24 @@ def test_what_is_cropped_is_not_shown(kind: str) -> None:
     assert [int(np.asarray(picture).min()) for picture in shown] == [50, 100]
 
 
+def test_more_tokens_than_positions() -> None:
+    """Rotary positions go on behind those that a model was trained for: it answers as the base model does there."""
+    model = ZOO["llava_onevision"].model().float()
+    model.config.text_config.max_position_embeddings = 32
+    flexkit.patch_model(model, FlexConfig(zoom=2, policy=flexkit.Everything()), trained=True)
+    processor = FlexProcessor(tiny_onevision_processor(**TOKENS), model)
+    clip = FrameArray(np.random.default_rng(0).integers(0, 256, (20, 90, 90, 3), dtype=np.uint8), 5)
+    inputs = processor(text="w5 <video> w6", videos=[clip], do_sample_frames=False, return_tensors="pt")
+    assert inputs["input_ids"].shape[1] > 80
+    with torch.no_grad():
+        found = model(**inputs).logits
+        with flexkit.using_policy(model, flexkit.Nothing()):
+            nothing = model(**inputs).logits
+        with flexkit.disabled(model):
+            base = model(**inputs).logits
+    assert torch.equal(nothing, base) and bool(found.isfinite().all()) and not torch.allclose(found, base)
+
+
 def test_no_video_processor() -> None:
     processor = FlexProcessor(tiny_llava_processor(), 2)
     with pytest.raises(UnsupportedModelError, match=r"LlavaProcessor has no video processor; .* need torchvision"):
