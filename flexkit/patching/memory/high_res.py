@@ -227,6 +227,8 @@ class HighResMemory:
 
     def joined(self, later: "HighResMemory") -> "HighResMemory":
         """This memory followed by that of later images in the same rows."""
+        if type(self.features) is not type(later.features):  # pictures as a whole, and frames of videos
+            return self._in_tiles().joined(later._in_tiles())
         known = len(self.features.images)
         shifted = tuple(
             replace(span, start=span.start + self.tokens, image=span.image + known) for span in later.images
@@ -239,6 +241,12 @@ class HighResMemory:
             projected={},
             answer=None,
         )
+
+    def _in_tiles(self) -> "HighResMemory":
+        if self.features.images:
+            return self
+        images = tuple(replace(span, image=index) for index, span in enumerate(self.images))
+        return replace(self, features=self.features.tiled(images), images=images)
 
     def select(self, index: Tensor) -> "HighResMemory":
         """The memory of a batch made of the rows ``index``; itself if these continue the same samples."""

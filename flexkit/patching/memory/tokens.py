@@ -137,6 +137,10 @@ class Features(ABC):
     def joined(self, later: Self) -> Self:
         """These, followed by those of later images in the same rows."""
 
+    @abstractmethod
+    def tiled(self, spans: Sequence[ImageSpan]) -> "Tiled":
+        """The same in tiles; of images that were encoded as a whole, one for each of the ``spans`` where they stand."""
+
 
 @dataclass(frozen=True)
 class Encoded(Features):
@@ -161,6 +165,19 @@ class Encoded(Features):
 
     def joined(self, later: "Encoded") -> "Encoded":
         return Encoded(torch.cat([self.states, later.states], dim=1))
+
+    def tiled(self, spans: Sequence[ImageSpan]) -> "Tiled":
+        images = []
+        for span in spans:
+            cells = self.states[None, span.row, span.start : span.start + span.tokens]
+            images.append(TiledImage(_nothing, (span.tokens, 1), (1, 1), cells[:0]))
+            images[-1].add(torch.zeros(1, dtype=torch.int64, device=cells.device), cells)
+        return Tiled(tuple(images))
+
+
+def _nothing(tiles: Tensor) -> Sequence[Tensor]:
+    """What is left to be read of an image that has been encoded."""
+    return ()
 
 
 @dataclass
@@ -243,6 +260,9 @@ class Tiled(Features):
 
     def joined(self, later: "Tiled") -> "Tiled":
         return Tiled(self.images + later.images)
+
+    def tiled(self, spans: Sequence[ImageSpan]) -> "Tiled":
+        return self
 
     def _open(self, looked_at: Sequence[tuple[TiledImage, Tensor]], encode: Sequence[Encode]) -> None:
         """Encode what is missing of tiles that are looked at."""
