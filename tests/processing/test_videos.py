@@ -281,6 +281,10 @@ def test_what_cannot_be_shown() -> None:
         both_views("qwen2_vl", CLIPS, (2, 1, 1))
     with pytest.raises(UnsupportedModelError, match="by their shorter side"):
         both_views("video_llava", CLIPS, (1, 1, 2))
+    with pytest.raises(UnsupportedModelError, match="cuts 1 videos into 5 parts"):
+        both_views("minimax_m3_vl", [ramps(40, 90, 140)], (1, 2, 2))
+    with pytest.raises(HighResInputError, match=r"makes nothing of these videos: .*'fps'"):
+        both_views("minimax_m3_vl", CLIPS, (1, 2, 2), fps="fast")
     with pytest.raises(UnsupportedModelError, match=r"no view \(1, 3, 3\) times as large"):
         both_views("gemma4", CLIPS, (1, 3, 3))
 

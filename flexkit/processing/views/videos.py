@@ -176,10 +176,11 @@ class _LowRes:
             return self._processor.preprocess(self._videos, *args, **options)
         except (FlexkitError, torch.OutOfMemoryError):
             raise
-        except (ValueError, IndexError, RuntimeError, ImportError, OSError) as error:  # whatever it meets in a video
+        except Exception as error:  # whatever the code of any family meets in a video
             raise HighResInputError(
-                f"{type(self._original).__name__} cannot read these videos: {first_line(error).rstrip('.')}. Expected "
-                "arrays of uint8, (frames, height, width, 3), or files opened by flexkit.open_video."
+                f"{type(self._original).__name__} makes nothing of these videos: {first_line(error).rstrip('.')}. "
+                "Expected arrays of uint8, (frames, height, width, 3), or files opened by flexkit.open_video, and "
+                "settings that it takes."
             ) from error
 
     @property
@@ -317,6 +318,11 @@ def _enlarged(
     expected = [
         (frames * zoom[0], rows * zoom[1], columns * zoom[2]) for frames, rows, columns in _grids(name, low_res)
     ]
+    if len(expected) > len(videos):
+        raise UnsupportedModelError(
+            f"{type(video_processor).__name__} cuts {len(videos)} videos into {len(expected)} parts, and flexkit makes "
+            "no high-res view of a part; have fewer frames sampled."
+        )
     side = settings["patch_size"]
     enlarged = []
     for video, (_, rows, columns) in zip(videos, expected, strict=True):
