@@ -1,4 +1,4 @@
-"""What a frozen base reads through projections that nobody trained, and what else could be done with it.
+"""What a frozen base reads that nobody trained for a second view: by own states, by copied projections, or otherwise.
 
 flexkit train visual-search --stage tower --stage base --layers 12 --seed 1 --output bases/12-layers-1
 python -m studies.without_training bases/* --output docs/evidence/without_training.json
@@ -39,10 +39,10 @@ Answer = Callable[[Mapping[str, Tensor]], Tensor]
 
 def ways(model: Any, layer: int, oracle: Oracle) -> dict[str, Answer]:
     """All ways of answering; ``layer`` is the one whose map localises."""
-    free = partial(
-        flexkit.FlexConfig.training_free, high_res_states="features", zoom=ZOOM, policy=flexkit.Threshold(48 / 255)
-    )
-    probed = partial(free, start_layer=layer)
+    own = partial(flexkit.FlexConfig.training_free, zoom=ZOOM)
+    always = partial(own, gate=None, surer=None)
+    features = partial(own, high_res_states="features", policy=flexkit.Threshold(48 / 255))
+    probed = partial(features, start_layer=layer)
     same = partial(probed, low_res_keys="keep", key_norm=False, gate=None)
     replace = partial(same, low_res_keys="replace", replace_dilation=0)
     published = partial(flexkit.FlexConfig.published, start_layer=layer + 1, zoom=ZOOM)
@@ -56,12 +56,17 @@ def ways(model: Any, layer: int, oracle: Oracle) -> dict[str, Answer]:
         "same layer, input norm, bias of 2": same(key_norm=True, logit_bias=2.0),
         "same layer, replace": replace(),
         "same layer, replace, nothing added": replace(logit_bias=-1e4),
-        "training_free": free(),
-        "training_free, no gate": free(gate=None),
-        "training_free, probed layer": probed(),
-        "training_free, probed layer, no gate": probed(gate=None),
-        "training_free, probed layer, no gate, top 6": probed(gate=None, policy=flexkit.TopK(BUDGET)),
-        "training_free, probed layer, no gate, oracle": probed(gate=None, policy=oracle),
+        "features": features(),
+        "features, no gate": features(gate=None),
+        "features, probed layer": probed(),
+        "features, probed layer, no gate": probed(gate=None),
+        "features, probed layer, no gate, top 6": probed(gate=None, policy=flexkit.TopK(BUDGET)),
+        "features, probed layer, no gate, oracle": probed(gate=None, policy=oracle),
+        "training_free": own(),
+        "training_free, gate of 0.5": own(gate=0.5),
+        "training_free, always": always(),
+        "training_free, always, oracle": always(policy=oracle),
+        "training_free, always, beside": always(low_res_keys="keep"),
     }
     return {
         "low-res only": partial(_base, model),

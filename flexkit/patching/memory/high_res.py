@@ -66,6 +66,8 @@ class Resident:
     """Whether some batch rows have fewer than others."""
     goes_on: bool = True
     """Whether the answers of all batch rows have read up to the end, so that the next position goes on with them."""
+    room: int | None = None
+    """How many positions there may be before one slides out of a layer's window; None without windows."""
 
     def of_rows(self, rows: Tensor) -> "Resident":
         """Those of other batch rows."""
@@ -416,13 +418,13 @@ def cached_length(cache: Any) -> int | Tensor:
     return int(length)
 
 
-def growing_layers(cache: object) -> list[Any] | None:
-    """The layers of a cache each of which appends to all that it holds, and nothing else; None of any other cache."""
+def growing_layers(cache: object, kinds: Sequence[type] = (DynamicLayer,)) -> list[Any] | None:
+    """The layers of a cache that grows, if all are of some kinds; None of any other cache."""
     if not isinstance(cache, DynamicCache) or getattr(cache, "offloading", False):
         return None
     layers: list[Any] = cache.layers
-    plain = all(getattr(type(layer), "own", type(layer)) is DynamicLayer for layer in layers)
-    return layers if plain and all(layer.keys is not None for layer in layers) else None
+    of_kinds = all(getattr(type(layer), "own", type(layer)) in kinds for layer in layers)
+    return layers if of_kinds and all(layer.keys is not None for layer in layers) else None
 
 
 def attach_memory(cache: object, memory: HighResMemory) -> None:
