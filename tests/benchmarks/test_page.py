@@ -69,4 +69,5 @@ def test_families(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert {*ways} >= {"base", "steady", "top_k", "threshold"}
     for way in {*ways} - {"base"}:
         assert ways[way]["token"]["bytes"] > ways["base"]["token"]["bytes"]
-    assert ways["top_k"]["token"]["waits"] == 0
+    # A mask beside the sequence is looked at once.
+    assert ways["top_k"]["token"]["waits"] <= (family == "mllama")
