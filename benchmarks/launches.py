@@ -1,6 +1,6 @@
 """What a prompt and a token ask of a GPU, by what they ask without a high-res view: kernels, bytes, waits of the host.
 
-python -m benchmarks.launches --width 1024 --layers 6 --dtype bfloat16 --output benchmarks/results/launches-1024.json
+python -m benchmarks.launches --width 1024 --layers 6 --dtype bfloat16 --family llava --output launches-llava.json
 
 They are counted, not timed, so that the numbers are the same on every machine.
 """
