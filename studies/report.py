@@ -279,6 +279,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for depth, rows in without_training_tables(bases).items():
             _write(folder / f"without_training_{depth}.csv", rows)
         _write(folder / "probe.csv", probe_table(bases))
+    if "own_states" in found:
+        for depth, rows in without_training_tables(found["own_states"]["bases"]).items():
+            _write(folder / f"own_states_{depth}.csv", rows)
     if "in_depth" in found:
         bases = found["in_depth"]["bases"]
         for kind in next(iter(bases.values()))["accuracy"]:

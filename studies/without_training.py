@@ -3,8 +3,8 @@
 flexkit train visual-search --stage tower --stage base --layers 12 --seed 1 --output bases/12-layers-1
 python -m studies.without_training bases/* --output docs/evidence/without_training.json
 
-A base on a pretrained language model (flexkit train visual-search --language-model) is asked in the same ways, and with
---short in few words, which moves what its maps point at to other layers.
+--way asks in some ways alone. A base on a pretrained language model (flexkit train visual-search --language-model) is
+asked in the same ways, and with --short in few words, which moves what its maps point at to other layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -89,8 +89,8 @@ def _patched(model: Any, config: flexkit.FlexConfig, inputs: Mapping[str, Tensor
     return logits
 
 
-def study(folder: Path, seed: int, count: int, *, short: bool = False) -> dict[str, Any]:
-    """Score one base: by way, then by what is asked, the share of right answers."""
+def study(folder: Path, seed: int, count: int, *, short: bool = False, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Score one base: by way, or by some of them, then by what is asked, the share of right answers."""
     model, plain = load_model("base", weights=folder)
     processor = flexkit.FlexProcessor(plain, ZOOM)
     chats = Chats(seed + 1, PROBED, {"attribute": 1.0}, turns=3)
@@ -103,7 +103,8 @@ def study(folder: Path, seed: int, count: int, *, short: bool = False) -> dict[s
     for track, part in tqdm([*product(TRACKS, parts)], desc=folder.name, unit="batch"):
         batch = Batch.draw(track, seed, part, short=short)
         inputs, oracle.places = batch.inputs(processor), batch.places
-        for name, answer in ways(model, found.layer, oracle).items():
+        every = ways(model, found.layer, oracle)
+        for name, answer in {name: every[name] for name in only or every}.items():
             words = likeliest(processor, answer(inputs))
             for word, question in zip(words, batch.asked, strict=True):
                 kind = question.about if track == "low-res" else track
@@ -122,9 +123,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the study of some bases."""
     parser = study_parser(__doc__)
     parser.add_argument("--short", action="store_true", help="ask in few words, the last of which names the object")
+    parser.add_argument("--way", action="append", default=[], help="of answering, as a table names it; default: all")
     options = parser.parse_args(arguments)
     found = {
-        folder.name: study(folder, options.seed, options.questions, short=options.short) for folder in options.folders
+        folder.name: study(folder, options.seed, options.questions, short=options.short, only=options.way)
+        for folder in options.folders
     }
     write(options.output, {"questions": options.questions, "bases": found})
 

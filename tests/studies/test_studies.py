@@ -99,6 +99,8 @@ def test_a_model_that_reads_any_size_is_trained_and_studied(tmp_path: Path, monk
 def test_studies_and_their_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = ["--questions", "4"]
     without_training.main([str(WEIGHTS), *few, "--output", str(tmp_path / "without_training.json")])
+    own = ["--way", "low-res only", "--way", "training_free"]
+    without_training.main([str(WEIGHTS), *few, *own, "--output", str(tmp_path / "own_states.json")])
     monkeypatch.setattr(selection, "CELLS", (1, 64))
     monkeypatch.setattr(selection, "THRESHOLDS", (48,))
     selection.main([str(WEIGHTS), str(WEIGHTS), *few, "--output", str(tmp_path / "selection.json")])
@@ -116,7 +118,9 @@ def test_studies_and_their_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "scores_again.json").write_text(json.dumps({"seed 1": scores, "seed 2": scores}))
     report.main([str(tmp_path)])
     table = (tmp_path / "without_training_4.csv").read_text().splitlines()
-    assert table[0] == ",attribute,conjunction,row,column,shape" and len(table) == 18
+    assert table[0] == ",attribute,conjunction,row,column,shape" and len(table) == 23
+    rows = (tmp_path / "own_states_4.csv").read_text().splitlines()
+    assert rows == [row for row in table if row.startswith((",", "low-res only,", "training_free,"))]
     probe = (tmp_path / "probe.csv").read_text().splitlines()
     assert probe[1].startswith("weights,4,") and probe[1].split(",")[3] == "0"
     trained = (tmp_path / "settings.csv").read_text().splitlines()
