@@ -77,6 +77,12 @@ def _pooled(config: Any) -> int:
     return int(config.vision_config.pooling_kernel_size)
 
 
+def _pooled_frames(config: Any) -> int:
+    """Tokens of a frame (LLaVA-NeXT-Video)."""
+    side = math.isqrt(merged_patches(config, merged_by_stages(config.vision_config)))
+    return int(side // config.spatial_pool_stride) ** 2
+
+
 def _newline_after_all(grid: Grid) -> Tensor:
     """The cells and one newline (LLaVA-NeXT)."""
     cells = grid[0] * grid[1]
@@ -100,7 +106,7 @@ _anyres = AnyRes(
     encode=encode_overviews,
     layout=_newline_after_all,
     overview_only=_UNTILED,
-    video=FixedFrames(lambda config: (math.isqrt(merged_patches(config)) // config.spatial_pool_stride) ** 2),
+    video=FixedFrames(_pooled_frames),
 )
 _cohere = FixedGrid(lambda config: merged_patches(config, config.downsample_factor), overview_only=_UNCUT)
 _dynamic = DynamicGrid(video=PatchedVideo())

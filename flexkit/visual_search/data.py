@@ -10,11 +10,22 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from flexkit.visual_search.clip import Clip
 from flexkit.visual_search.model import ZOOM
 from flexkit.visual_search.questions import CLOSE_UP, Question, questions
 from flexkit.visual_search.scene import SIZE, Scene, draw_close_up, draw_distinct_scene, draw_scene
 
-__all__ = ["Chat", "Chats", "Collator", "as_prompt", "overview_and_tiles", "prompts"]
+__all__ = [
+    "Chat",
+    "Chats",
+    "Collator",
+    "answer_labels",
+    "as_prompt",
+    "draw_turns",
+    "overview_and_tiles",
+    "prompts",
+    "transcript",
+]
 
 
 @dataclass(frozen=True)
@@ -61,15 +72,33 @@ class Chats(Dataset[Chat]):
         else:
             scene = (draw_distinct_scene if distinct else draw_scene)([self.seed, index])
             tracks.pop(CLOSE_UP, None)
-        left = {track: list(questions(scene, track)) for track in tracks}
-        turns: list[Question] = []
-        # No question twice: its answer could be copied.
-        while left and len(turns) < self.turns:
-            shares = np.array([tracks[track] for track in left])
-            track = str(random.choice(list(left), p=shares / shares.sum()))
-            turns.append(left[track].pop(int(random.integers(len(left[track])))))
-            left = {track: asked for track, asked in left.items() if asked}
-        return Chat(scene, tuple(turns))
+        return Chat(scene, draw_turns(random, scene, tracks, self.turns))
+
+
+def draw_turns(
+    random: np.random.Generator, scene: Scene | Clip, tracks: Mapping[str, float], most: int
+) -> tuple[Question, ...]:
+    """Draw questions about a scene or a clip, none of them twice: its answer could be copied.
+
+    Parameters
+    ----------
+    random : numpy.random.Generator
+        Source of chance.
+    scene : Scene or Clip
+        What is asked about.
+    tracks : mapping of str to float
+        How often a question is of each track.
+    most : int
+        How many are asked, as far as there are as many.
+    """
+    left = {track: list(questions(scene, track)) for track in tracks}
+    turns: list[Question] = []
+    while left and len(turns) < most:
+        shares = np.array([tracks[track] for track in left])
+        track = str(random.choice(list(left), p=shares / shares.sum()))
+        turns.append(left[track].pop(int(random.integers(len(left[track])))))
+        left = {track: asked for track, asked in left.items() if asked}
+    return tuple(turns)
 
 
 class Collator:
@@ -87,12 +116,33 @@ class Collator:
         self.processor, self.in_sequence = processor, in_sequence
 
     def __call__(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
-        texts = [" ".join(f"{turn.text} {turn.answer}</s>" for turn in chat.turns) for chat in chats]
+        texts = [transcript(chat.turns) for chat in chats]
         inputs = prompts(self.processor, [chat.scene.image for chat in chats], texts, in_sequence=self.in_sequence)
-        ids = inputs["input_ids"]
-        end = ids == self.processor.tokenizer.eos_token_id
-        answer = end.roll(-1, dims=1)
-        return {**inputs, "labels": torch.where(end | answer, ids, -100)}
+        return {**inputs, "labels": answer_labels(self.processor.tokenizer, inputs["input_ids"])}
+
+
+def transcript(turns: Sequence[Question]) -> str:
+    """Questions with their answers, one behind the other, as :func:`answer_labels` reads them."""
+    return " ".join(f"{turn.text} {turn.answer}</s>" for turn in turns)
+
+
+def answer_labels(tokenizer: Any, input_ids: Tensor) -> Tensor:
+    """Labels for the answers of transcripts alone, and for the tokens that end them.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Of the transcripts.
+    input_ids : torch.Tensor
+        ``(batch, length)``, int64.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(batch, length)``, int64; -100 elsewhere.
+    """
+    end = input_ids == tokenizer.eos_token_id
+    return torch.where(end | end.roll(-1, dims=1), input_ids, -100)
 
 
 def prompts(
