@@ -45,7 +45,12 @@ class Clip(FrameSource):
     fps = _FPS
 
     def __init__(
-        self, items: tuple[Item, ...], later: tuple[Item, ...], shown: tuple[range, ...], looks: Sequence[int], side: int
+        self,
+        items: tuple[Item, ...],
+        later: tuple[Item, ...],
+        shown: tuple[range, ...],
+        looks: Sequence[int],
+        side: int,
     ) -> None:
         self.items, self.later, self.shown = items, later, shown
         self.looks, self._side = looks, side
@@ -66,9 +71,10 @@ class Clip(FrameSource):
             Index of the frame.
         """
         gone = frame / (FRAMES - 1)
+        each = zip(self.items, self.later, strict=True)
         return tuple(
-            replace(item, box=tuple(begin + gone * (end - begin) for begin, end in zip(item.box, later.box, strict=True)))
-            for item, later in zip(self.items, self.later, strict=True)
+            item.shifted(gone * (later.box[0] - item.box[0]), gone * (later.box[1] - item.box[1]))
+            for item, later in each
         )
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
@@ -86,8 +92,8 @@ def draw_clip(seed: int | Sequence[int] = 0, size: int = SIZE) -> Clip:
     """Draw a clip of 32 frames, 8 a second; at any size it is the same clip, in finer or coarser pixels.
 
     Its digits are those of :func:`draw_scene`: too small for a view of a third of the size. Each is seen in three
-    frames, one behind the other, none of which is one of the four that a model samples (4, 12, 20 and 28): these are the
-    same to the bit whatever the digits are.
+    frames, one behind the other, none of which is one of the four that a model samples (4, 12, 20 and 28): these are
+    the same to the bit whatever the digits are.
 
     Parameters
     ----------
@@ -111,7 +117,10 @@ def draw_clip(seed: int | Sequence[int] = 0, size: int = SIZE) -> Clip:
     random = np.random.default_rng(seed)
     paths = _paths(random)[: int(random.integers(_FEWEST, len(COLOURS) + 1))]
     items = draw_distinct(random, [begin for begin, _ in paths])
-    later = tuple(_moved(item, *end) for item, (_, end) in zip(items, paths, strict=True))
+    later = tuple(
+        replace(item.shifted((column - item.column) / GRID, (row - item.row) / GRID), row=row, column=column)
+        for item, (_, (row, column)) in zip(items, paths, strict=True)
+    )
     moments = [range(begin, begin + _SHOWN) for begin in range(FRAMES - _SHOWN + 1)]
     unseen = [moment for moment in moments if not set(moment) & set(SAMPLED)]
     shown = tuple(unseen[int(random.integers(len(unseen)))] for _ in items)
@@ -127,10 +136,3 @@ def _paths(random: np.random.Generator) -> list[tuple[Pair, Pair]]:
         paths += [(near, right), (below, far)] if random.random() < 0.5 else [(near, below), (right, far)]
     turned = [path if random.random() < 0.5 else path[::-1] for path in paths]
     return [turned[index] for index in random.permutation(len(turned))]
-
-
-def _moved(item: Item, row: int, column: int) -> Item:
-    """The item in another cell, at the same place in it."""
-    left, top, right, bottom = item.box
-    across, down = (column - item.column) / GRID, (row - item.row) / GRID
-    return replace(item, row=row, column=column, box=(left + across, top + down, right + across, bottom + down))

@@ -83,9 +83,7 @@ class Way:
     oracle: Oracle | None = None
 
     @torch.no_grad()
-    def answer(
-        self, inputs: Mapping[str, Tensor], places: Sequence[Place] | Sequence[Sequence[Place]]
-    ) -> list[str]:
+    def answer(self, inputs: Mapping[str, Tensor], places: Sequence[Place] | Sequence[Sequence[Place]]) -> list[str]:
         """The most likely next word of every prompt.
 
         Parameters

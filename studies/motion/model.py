@@ -1,10 +1,8 @@
 """The small model as one that takes videos: LLaVA-NeXT-Video's classes around the parts that ship."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -83,7 +81,7 @@ class ClipProcessor:
         self.zoom, self.tokenizer, self._frames = zoom, processor.tokenizer, _Frames(processor.image_processor)
 
     def __call__(self, clips: Sequence[Clip], texts: Sequence[str], *, in_sequence: bool = False) -> dict[str, Any]:
-        """Prompts, the frames that are sampled, and the tiles of the high-res view, which are painted when they are read.
+        """Prompts, the frames that are sampled, and the tiles of the high-res view, painted when they are read.
 
         Parameters
         ----------

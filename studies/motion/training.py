@@ -5,21 +5,20 @@ python -m studies.motion.training --seed 0 --output motion/0
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
 import numpy as np
+from torch.utils.data import Dataset
 
 from flexkit.training.processes import alone
 from flexkit.visual_search import Clip, Question, draw_clip
 from flexkit.visual_search.data import answer_labels, draw_turns, transcript
 from flexkit.visual_search.recipe import Stage
-from flexkit.visual_search.running import Run
+from flexkit.visual_search.running import Budgets, Run
 from studies.motion.model import ClipProcessor, build_model
 
-STAGE = Stage(400, 4, 2e-3, {"attribute": 2.0, "low-res": 1.0}, save_steps=50)
+STAGE = Stage(400, 4, 2e-3, {"attribute": 1.0, "low-res": 1.0}, budgets=(2, 2, 2, 4, 8), save_steps=50)
 TURNS = 8
 """How many questions are asked about a clip."""
 
@@ -62,7 +61,7 @@ def train(folder: Path, seed: int = 0) -> None:
         if not run.log.exists():
             model = build_model()
             model.model.vision_tower.requires_grad_(False)
-            history = run.fit(model, Chats(seed, STAGE), Collator())
+            history = run.fit(model, Chats(seed, STAGE), Collator(), Budgets(STAGE.budgets, seed))
             run.finish(model.save_pretrained, history)
 
 
