@@ -67,6 +67,11 @@ class _Frames:
         return pixels
 
 
+def high_res_frames(zoom: Grid) -> Tensor:
+    """``(frames,)``, int64: indices of the frames of a clip that its high-res view has."""
+    return frames_between(torch.tensor(SAMPLED), zoom[0], 1)
+
+
 class ClipProcessor:
     """Inputs of both views, of clips and texts.
 
@@ -105,7 +110,6 @@ class ClipProcessor:
         return inputs if in_sequence else {**inputs, "hd_frames": views}
 
     def _view(self, clip: Clip) -> ClipView:
-        indices = frames_between(torch.tensor(SAMPLED), self.zoom[0], 1)
         height, width = (LOW_RES * factor for factor in self.zoom[1:])
         settings = {"size": {"height": height, "width": width}}
-        return ClipView(clip, indices, self._frames, settings, self.zoom[1:])
+        return ClipView(clip, high_res_frames(self.zoom), self._frames, settings, self.zoom[1:])

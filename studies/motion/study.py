@@ -26,12 +26,14 @@ from studies.motion.model import CELLS_READ, CONFIG, ZOOM, ClipProcessor, build_
 BATCH = 8
 TRACKS = ("attribute", "low-res")
 ALL = "all frames and tokens in the sequence"
+SHIPPED = "flexkit in space and time, trained on pictures alone"
 VIEWS: dict[str, Grid] = {
     "flexkit in space: the frames that are sampled, larger": (1, *ZOOM[1:]),
     "flexkit in time: frames between them, no larger": (ZOOM[0], 1, 1),
     "flexkit in space and time": ZOOM,
 }
 POLICIES: dict[str, Any] = {
+    f"... ``Frames(1) & TopK({CELLS_READ})``: of the best frame": flexkit.Frames(1) & flexkit.TopK(CELLS_READ),
     f"{CELLS_READ} cells of each frame at random": flexkit.Random(CELLS_READ),
     f"{CELLS_READ} cells of each frame around the object (oracle)": Oracle(CELLS_READ),
     "every high-res token": flexkit.Everything(),
@@ -53,6 +55,7 @@ def ways(folder: Path) -> dict[str, Way]:
     found |= {name: way(ZOOM, policy) for name, policy in POLICIES.items()}
     whole = way(ZOOM)
     flexkit.unpatch_model(whole.model)
+    found[SHIPPED] = Way(build_model(), ClipProcessor())
     return found | {ALL: Way(whole.model, whole.processor, in_sequence=True)}
 
 
@@ -128,7 +131,7 @@ def study(folder: Path, seed: int, count: int, in_sequence: int) -> dict[str, di
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the study of some models."""
     parser = study_parser(__doc__)
-    parser.add_argument("--in-sequence", type=int, default=40, help="questions with all tokens in the sequence")
+    parser.add_argument("--in-sequence", type=int, default=20, help="questions with all tokens in the sequence")
     options = parser.parse_args(arguments)
     found = {
         folder.name: study(folder, options.seed, options.questions, options.in_sequence) for folder in options.folders
