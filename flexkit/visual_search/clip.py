@@ -30,7 +30,7 @@ class Clip(FrameSource):
 
     :func:`draw_clip` draws them.
 
-    Attributes
+    Parameters
     ----------
     items : tuple of Item
         As they are in the first frame, 6 to 8, no two of one colour.
@@ -40,6 +40,8 @@ class Clip(FrameSource):
         For each item the frames that show its digit. In all others it has none.
     looks : sequence of int
         Seeds of how the ground, and each item, is painted.
+    side : int
+        Of the frames, in pixels.
     """
 
     fps = _FPS
@@ -112,7 +114,7 @@ def draw_clip(seed: int | Sequence[int] = 0, size: int = SIZE) -> Clip:
     >>> from flexkit.visual_search import draw_clip, questions
     >>> clip = draw_clip(seed=7)
     >>> len(clip), clip.size, questions(clip, "attribute")[0].text
-    (32, (192, 192), 'Which digit is on the object that is blue?')
+    (32, (192, 192), 'Which digit is on the object that is orange?')
     """
     random = np.random.default_rng(seed)
     paths = _paths(random)[: int(random.integers(_FEWEST, len(COLOURS) + 1))]

@@ -19,6 +19,7 @@ from flexkit.visual_search.weights import WEIGHTS
 from studies import report, selection, settings, without_training
 from studies.baselines import Looker, insert_selected, zoom_in
 from studies.motion import model as motion_model
+from studies.motion import picture as motion_picture
 from studies.motion import study as motion_study
 from studies.motion import training as motion_training
 from studies.native import model as native_model
@@ -125,6 +126,8 @@ def test_a_model_of_clips_is_trained_and_studied(tmp_path: Path, monkeypatch: py
     assert json.loads((tmp_path / "model" / "motion" / "log.json").read_text())["steps"] == 2
     few = ["--questions", "2", "--in-sequence", "1", "--output", str(tmp_path / "motion.json")]
     motion_study.main([str(tmp_path / "model"), *few])
+    motion_picture.main([str(tmp_path / "model"), "--output", str(tmp_path / "motion.webp")])
+    assert PIL.Image.open(tmp_path / "motion.webp").size == (1000, 860)
     report.main([str(tmp_path)])
     lines = [line.rsplit(",", 5) for line in (tmp_path / "motion.csv").read_text().splitlines()]
     assert [*lines[0][1:]] == ["digits", "places and shapes", "read", "LM GFLOP", "LM FLOP"]
