@@ -106,6 +106,8 @@ def test_the_model_of_clips_sees_of_each_frame_what_the_small_one_does() -> None
     """Its parts are those that ship; of a frame's tiles, read when they are wanted, as well as of what is sampled."""
     base, plain = load_model()
     clip, model = draw_clip(3), motion_model.build_model()
+    assert set(model.state_dict()) - set(base.state_dict()) == {"model.image_newline"}
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in base.state_dict().items())
     inputs = motion_model.ClipProcessor()([clip], ["which shape"])
     frames = [PIL.Image.fromarray(frame) for frame in clip.read(SAMPLED)]
     low_res = plain.processor.image_processor(frames, return_tensors="pt")["pixel_values"]
