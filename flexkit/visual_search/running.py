@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 import flexkit
@@ -116,6 +116,9 @@ class Run:
             callbacks=list(callbacks),
         )
         last = get_last_checkpoint(str(states)) if states.exists() else None
+        if last is not None and isinstance(model, PreTrainedModel) and not flexkit.is_patched(model):
+            # A Trainer takes tensors by their names in the file, which are those of older versions for many models.
+            model.load_state_dict(type(model).from_pretrained(last).state_dict())
         training.train(resume_from_checkpoint=last)
         model.eval().cpu()
         return [entry for entry in training.state.log_history if "loss" in entry]
