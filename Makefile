@@ -72,7 +72,7 @@ test-engines: $(ENGINES)/.stamp $(TORCHAO)/.stamp
 # Video processors, and image processors that are not there without torchvision.
 test-torchvision: PY := $(TORCHVISION)/bin/python
 test-torchvision: $(TORCHVISION)/.stamp
-	$(RUN) tests/processing tests/families/test_processors.py tests/examples/test_long_video.py $(ARGS)
+	$(RUN) tests/processing tests/families/test_processors.py tests/commands/test_trace_videos.py tests/examples/test_long_video.py $(ARGS)
 
 $(TORCHVISION)/.stamp: pyproject.toml constraints.txt constraints-torchvision.txt
 	@rm -rf $(TORCHVISION)

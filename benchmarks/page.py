@@ -71,20 +71,33 @@ def memory_table(results: Results) -> list[list[str]]:
     return rows
 
 
-def launches_table(found: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of cases and ways: kernels and bytes by the base model's, and waits of the host."""
+def launches_table(results: Results) -> list[list[str]]:
+    """Rows of models, cases and ways: kernels and bytes by the base model's, and waits of the host."""
     parts = ("prefill", "token")
-    rows = [["prompt", "", *(f"{part}: {what}" for part in parts for what in ("kernels", "bytes", "waits"))]]
-    for case, ways in found["launches"].items():
-        base = ways["base"]
-        for way, counted in ways.items():
-            cells = []
-            for part in parts:
-                cells += [f"{counted[part][what] / base[part][what]:.2f}" for what in ("kernels", "bytes")]
-                cells.append(str(counted[part]["waits"]))
-            if way != "base":
-                rows.append([case, LAUNCHED[way], *cells])
+    rows = [["model", "prompt", "", *(f"{part}: {what}" for part in parts for what in ("kernels", "bytes", "waits"))]]
+    for found in results.values():
+        for case, ways in found["launches"].items():
+            base = ways["base"]
+            for way, counted in ways.items():
+                cells = [cell for part in parts for cell in _by_base(counted[part], base[part])]
+                if way != "base":
+                    rows.append([found["family"], case, LAUNCHED[way], *cells])
     return rows
+
+
+def answers_table(results: Results) -> list[list[str]]:
+    """Rows of models and ways: the same for all tokens of a long answer."""
+    rows = [["model", "", "kernels", "bytes", "waits"]]
+    for found in results.values():
+        ways = next(iter(found["launches"].values()))
+        for way, counted in ways.items():
+            if way != "base":
+                rows.append([found["family"], LAUNCHED[way], *_by_base(counted["answer"], ways["base"]["answer"])])
+    return rows
+
+
+def _by_base(counted: Mapping[str, int], base: Mapping[str, int]) -> list[str]:
+    return [*(f"{counted[what] / base[what]:.2f}" for what in ("kernels", "bytes")), str(counted["waits"])]
 
 
 def shape(found: Mapping[str, Any]) -> str:
@@ -181,14 +194,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     compiled = {name: found for name, found in results.items() if "one_selection" in found.get("ratios", {})}
     if compiled:
         _write(options.folder / "compiled.csv", compiled_table(compiled))
+    launches = {name: found for name, found in results.items() if "launches" in found}
+    if launches:
+        _write(options.folder / "launches.csv", launches_table(launches))
+        _write(options.folder / "answers.csv", answers_table(launches))
     for name, found in results.items():
         if "by_size" in found:
             _write(options.folder / "by_size.csv", growth_table(found["by_size"], "side, pixels"))
             _write(options.folder / "by_fraction.csv", growth_table(found["by_fraction"], "fraction read"))
             with rc_context({"svg.fonttype": "none", "svg.hashsalt": "flexkit"}):
                 growth_figure(found).savefig(options.folder / "growth.svg", metadata={"Date": None})
-        if "launches" in found:
-            _write(options.folder / "launches.csv", launches_table(found))
         if "kept_mib" in found:
             _write(options.folder / f"{name.split('-')[0]}.csv", training_table(found))
 

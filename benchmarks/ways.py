@@ -24,7 +24,7 @@ class Way:
     def prefill(self) -> None:
         """Run the prompt, and keep what the next tokens need."""
         settle(self.model, self.settings)
-        self.cache = DynamicCache(config=self.model.config.text_config)
+        self.cache = DynamicCache(config=self.model.config.get_text_config())
         self.model(**self.inputs, past_key_values=self.cache, logits_to_keep=1)
         wait(self.model)
 

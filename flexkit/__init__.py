@@ -38,6 +38,7 @@ from flexkit.errors import (
     UnsupportedModelError,
 )
 from flexkit.patching import (
+    FeatureDriftWarning,
     FlexConfig,
     Geometry,
     UntrainedProjectionsWarning,
@@ -72,6 +73,7 @@ __all__ += (
     "DataError",
     "DualResolutionEncoder",
     "DualResolutionOutput",
+    "FeatureDriftWarning",
     "FlexConfig",
     "FlexProcessor",
     "FlexkitError",

@@ -14,6 +14,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from studies.motion.study import ALL as IN_SEQUENCE
 from studies.native.study import ALL
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
@@ -132,6 +133,18 @@ def native_table(models: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         share = statistics.mean(of["lm_gflops"][way] / of["lm_gflops"][ALL] for of in found)
         rows.append([way, *accuracies, _share(share)])
     return [["", *(f"{about}s" for about in abouts), "LM FLOP"], *rows]
+
+
+def motion_table(models: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of means over the models, with the standard error of the mean, and operations by those of all tokens."""
+    ways, rows = list(models.values()), []
+    for name in ways[0]:
+        found = [of[name] for of in ways]
+        accuracies = [_interval([of[track] for of in found]) for track in ("attribute", "low-res")]
+        read, flops = (statistics.mean(of[key] for of in found) for key in ("read", "lm_gflops"))
+        share = flops / statistics.mean(of[IN_SEQUENCE]["lm_gflops"] for of in ways)
+        rows.append([name, *accuracies, _share(read), f"{flops:.3f}", _share(share)])
+    return [["", "digits", "places and shapes", "read", "LM GFLOP", "LM FLOP"], *rows]
 
 
 def pointing_table(bases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -279,12 +292,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for depth, rows in without_training_tables(bases).items():
             _write(folder / f"without_training_{depth}.csv", rows)
         _write(folder / "probe.csv", probe_table(bases))
+    if "own_states" in found:
+        for depth, rows in without_training_tables(found["own_states"]["bases"]).items():
+            _write(folder / f"own_states_{depth}.csv", rows)
     if "in_depth" in found:
         bases = found["in_depth"]["bases"]
         for kind in next(iter(bases.values()))["accuracy"]:
             _write(folder / f"in_depth_{kind}.csv", in_depth_table(bases, kind))
         _write(folder / "pointing.csv", pointing_table(bases))
         _save(trade_figure(bases), folder / "in_depth.svg")
+    if "motion" in found:
+        _write(folder / "motion.csv", motion_table(found["motion"]["models"]))
     if "native" in found:
         _write(folder / "native.csv", native_table(found["native"]["models"]))
     if "settings" in found:

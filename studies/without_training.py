@@ -1,10 +1,10 @@
-"""What a frozen base reads through projections that nobody trained, and what else could be done with it.
+"""What a frozen base reads that nobody trained for a second view: by own states, by copied projections, or otherwise.
 
 flexkit train visual-search --stage tower --stage base --layers 12 --seed 1 --output bases/12-layers-1
 python -m studies.without_training bases/* --output docs/evidence/without_training.json
 
-A base on a pretrained language model (flexkit train visual-search --language-model) is asked in the same ways, and with
---short in few words, which moves what its maps point at to other layers.
+--way asks in some ways alone. A base on a pretrained language model (flexkit train visual-search --language-model) is
+asked in the same ways, and with --short in few words, which moves what its maps point at to other layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,10 +39,10 @@ Answer = Callable[[Mapping[str, Tensor]], Tensor]
 
 def ways(model: Any, layer: int, oracle: Oracle) -> dict[str, Answer]:
     """All ways of answering; ``layer`` is the one whose map localises."""
-    free = partial(
-        flexkit.FlexConfig.training_free, high_res_states="features", zoom=ZOOM, policy=flexkit.Threshold(48 / 255)
-    )
-    probed = partial(free, start_layer=layer)
+    own = partial(flexkit.FlexConfig.training_free, zoom=ZOOM)
+    always = partial(own, gate=None, surer=None)
+    features = partial(own, high_res_states="features", policy=flexkit.Threshold(48 / 255))
+    probed = partial(features, start_layer=layer)
     same = partial(probed, low_res_keys="keep", key_norm=False, gate=None)
     replace = partial(same, low_res_keys="replace", replace_dilation=0)
     published = partial(flexkit.FlexConfig.published, start_layer=layer + 1, zoom=ZOOM)
@@ -56,12 +56,17 @@ def ways(model: Any, layer: int, oracle: Oracle) -> dict[str, Answer]:
         "same layer, input norm, bias of 2": same(key_norm=True, logit_bias=2.0),
         "same layer, replace": replace(),
         "same layer, replace, nothing added": replace(logit_bias=-1e4),
-        "training_free": free(),
-        "training_free, no gate": free(gate=None),
-        "training_free, probed layer": probed(),
-        "training_free, probed layer, no gate": probed(gate=None),
-        "training_free, probed layer, no gate, top 6": probed(gate=None, policy=flexkit.TopK(BUDGET)),
-        "training_free, probed layer, no gate, oracle": probed(gate=None, policy=oracle),
+        "features": features(),
+        "features, no gate": features(gate=None),
+        "features, probed layer": probed(),
+        "features, probed layer, no gate": probed(gate=None),
+        "features, probed layer, no gate, top 6": probed(gate=None, policy=flexkit.TopK(BUDGET)),
+        "features, probed layer, no gate, oracle": probed(gate=None, policy=oracle),
+        "training_free": own(),
+        "training_free, gate of 0.5": own(gate=0.5),
+        "training_free, always": always(),
+        "training_free, always, oracle": always(policy=oracle),
+        "training_free, always, beside": always(low_res_keys="keep"),
     }
     return {
         "low-res only": partial(_base, model),
@@ -84,8 +89,8 @@ def _patched(model: Any, config: flexkit.FlexConfig, inputs: Mapping[str, Tensor
     return logits
 
 
-def study(folder: Path, seed: int, count: int, *, short: bool = False) -> dict[str, Any]:
-    """Score one base: by way, then by what is asked, the share of right answers."""
+def study(folder: Path, seed: int, count: int, *, short: bool = False, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Score one base: by way, or by some of them, then by what is asked, the share of right answers."""
     model, plain = load_model("base", weights=folder)
     processor = flexkit.FlexProcessor(plain, ZOOM)
     chats = Chats(seed + 1, PROBED, {"attribute": 1.0}, turns=3)
@@ -98,7 +103,8 @@ def study(folder: Path, seed: int, count: int, *, short: bool = False) -> dict[s
     for track, part in tqdm([*product(TRACKS, parts)], desc=folder.name, unit="batch"):
         batch = Batch.draw(track, seed, part, short=short)
         inputs, oracle.places = batch.inputs(processor), batch.places
-        for name, answer in ways(model, found.layer, oracle).items():
+        every = ways(model, found.layer, oracle)
+        for name, answer in {name: every[name] for name in only or every}.items():
             words = likeliest(processor, answer(inputs))
             for word, question in zip(words, batch.asked, strict=True):
                 kind = question.about if track == "low-res" else track
@@ -117,9 +123,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the study of some bases."""
     parser = study_parser(__doc__)
     parser.add_argument("--short", action="store_true", help="ask in few words, the last of which names the object")
+    parser.add_argument("--way", action="append", default=[], help="of answering, as a table names it; default: all")
     options = parser.parse_args(arguments)
     found = {
-        folder.name: study(folder, options.seed, options.questions, short=options.short) for folder in options.folders
+        folder.name: study(folder, options.seed, options.questions, short=options.short, only=options.way)
+        for folder in options.folders
     }
     write(options.output, {"questions": options.questions, "bases": found})
 

@@ -8,6 +8,7 @@ that ``"w7 w8"`` is two tokens, and is preceded by ``<s>``.
 from typing import Any
 from unittest import mock
 
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -15,6 +16,8 @@ from transformers import (
     Gemma3ImageProcessorPil,
     Gemma3Processor,
     LlavaImageProcessorPil,
+    LlavaOnevisionImageProcessorPil,
+    LlavaOnevisionProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
@@ -140,6 +143,42 @@ def tiny_qwen_processor(
             tiny_tokenizer(special, vocab_size),
             BaseVideoProcessor(),
             chat_template=CHAT_TEMPLATE.replace("IMAGE", "<|vision_start|> <|image_pad|> <|vision_end|>"),
+        )
+
+
+class SquareFrames(BaseVideoProcessor):
+    """Frames of one size, made by torch alone: the video processors of transformers need torchvision."""
+
+    do_resize = do_rescale = True
+    resample = 2
+    do_normalize = do_convert_rgb = False
+
+    def resize(self, videos: torch.Tensor, size: Any, **_: Any) -> torch.Tensor:
+        frames = videos.flatten(0, -4).float()
+        made = torch.nn.functional.interpolate(frames, (size.height, size.width), mode="bilinear", antialias=True)
+        return made.unflatten(0, videos.shape[:-3])
+
+    def rescale_and_normalize(self, videos: torch.Tensor, do_rescale: bool, factor: float, *_: Any) -> torch.Tensor:
+        return videos * factor
+
+
+def tiny_onevision_processor(
+    video_processor: Any = None,
+    image_size: int = 42,
+    image_token_id: int = 300,
+    video_token_id: int = 301,
+    vocab_size: int = 320,
+) -> LlavaOnevisionProcessor:
+    """LLaVA-OneVision with 9 tokens for an image, ``<image>``, and 4 for each frame of a ``<video>``."""
+    special = {"image_token": ("<image>", image_token_id), "video_token": ("<video>", video_token_id)}
+    square = {"height": image_size, "width": image_size}
+    with mock.patch.object(LlavaOnevisionProcessor, "check_argument_for_proper_class"):
+        return LlavaOnevisionProcessor(
+            LlavaOnevisionImageProcessorPil(size=square),
+            tiny_tokenizer(special, vocab_size),
+            video_processor or SquareFrames(size=square),
+            num_image_tokens=9,
+            vision_feature_select_strategy="full",
         )
 
 

@@ -11,6 +11,7 @@ from flexkit.accounting.shapes import config_of, without_weights
 from flexkit.errors import ConfigError, UnsupportedModelError
 from flexkit.patching import FlexConfig, patch_model, unpatch_model
 from flexkit.patching.call.in_sequence import route_of
+from flexkit.patching.geometry.base import Geometry, features_owner
 from flexkit.patching.registry import find_geometry
 from flexkit.patching.state import added_parameters, get_patch
 
@@ -34,6 +35,12 @@ class Inspection:
         How its high-res view is encoded: ``"tiles"``, or ``"whole"`` as one larger image.
     zoom : tuple of int
         Of the high-res view, by default, along rows and columns.
+    videos : str
+        How they are read: the kind of their layout, as in the table of supported models, where they have a high-res
+        view; ``"in low resolution"``; or ``"takes none"``.
+    video_view : str, optional
+        How their high-res view is encoded: ``"tiles"`` of frames, ``"frames"``, or ``"whole"``; None where they have
+        none.
     image_tokens : int, optional
         Low-res tokens of one image; None where that depends on its size.
     layers : int
@@ -53,6 +60,8 @@ class Inspection:
     default_shapes: bool
     view: str
     zoom: tuple[int, int]
+    videos: str
+    video_view: str | None
     image_tokens: int | None
     layers: int
     reading_layers: tuple[int, ...]
@@ -98,8 +107,10 @@ def inspect_model(given: PreTrainedModel | PretrainedConfig | str, config: FlexC
         model=type(model).__name__,
         model_type=model.config.model_type,
         default_shapes=isinstance(given, str) and given not in KNOWN and given in CONFIG_MAPPING,
-        view="whole" if grid is None else "tiles",
+        view=_view(geometry, model),
         zoom=patch.config.zoom_pair,
+        videos=_videos(geometry, model),
+        video_view=None if geometry.video is None else _view(geometry.video, model),
         image_tokens=None if grid is None else len(geometry.layout(model, grid)),
         layers=layers,
         reading_layers=tuple(patch.reading),
@@ -108,6 +119,18 @@ def inspect_model(given: PreTrainedModel | PretrainedConfig | str, config: FlexC
         training_free_bytes=training_free_bytes,
         costs=_costs(shapes, config),
     )
+
+
+def _view(geometry: Geometry, model: PreTrainedModel) -> str:
+    if geometry.tile_grid(model) is not None:
+        return "tiles"
+    return "frames" if geometry.whole_frames else "whole"
+
+
+def _videos(geometry: Geometry, model: PreTrainedModel) -> str:
+    if geometry.video is not None:
+        return type(geometry.video).__name__
+    return "in low resolution" if hasattr(features_owner(model), "get_video_features") else "takes none"
 
 
 def _training_free_bytes(model: PreTrainedModel) -> int:

@@ -14,6 +14,7 @@ from flexkit.measuring import count_flops
 from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.geometry.fixed_grid import FixedGrid
 from flexkit.patching.geometry.patch_lists import DynamicGrid
+from flexkit.patching.geometry.videos import PatchedVideo
 
 __all__ = ["Tower"]
 
@@ -26,7 +27,7 @@ class Tower:
     model : transformers.PreTrainedModel
         On the meta device.
     geometry : Geometry
-        Of the model.
+        Of the model's images, or of its videos; a view is then one frame of the grid.
 
     Raises
     ------
@@ -39,16 +40,22 @@ class Tower:
         blocks = getattr(getattr(getattr(model, "model", None), "visual", None), "blocks", None)
         self.size = geometry.tower_size(model) if isinstance(geometry, FixedGrid) else None
         """Height and width of the only picture that the tower takes, in pixels; None if it takes any."""
-        if self.size is None and not (type(geometry) is DynamicGrid and isinstance(blocks, nn.ModuleList)):
+        of_qwen = type(geometry) in (DynamicGrid, PatchedVideo) and isinstance(blocks, nn.ModuleList)
+        if self.size is None and not of_qwen:
             raise UnsupportedModelError(
                 f"flexkit counts for towers of one size and for those of the Qwen2-VL kind; {type(model).__name__} has "
                 "another."
             )
 
     @property
-    def cuts_tiles(self) -> bool:
-        """Whether a high-res view is cut into tiles that are encoded one by one."""
+    def cuts_frames(self) -> bool:
+        """Whether a high-res view is cut into tiles as large as the low-res one."""
         return isinstance(self.geometry, FixedGrid)
+
+    @property
+    def encodes_tiles(self) -> bool:
+        """Whether tiles, or the frames of a video, are encoded one by one."""
+        return self.cuts_frames or self.geometry.whole_frames
 
     @property
     def side(self) -> int | None:
@@ -65,6 +72,13 @@ class Tower:
         if isinstance(self.geometry, FixedGrid):
             return self.geometry.grid(self.model)
         return side // self.step, side // self.step
+
+    def frames(self, sampled: int) -> int:
+        """Frames of the grid of a video of which so many are sampled; the last one is repeated until it is full."""
+        if isinstance(self.geometry, FixedGrid):
+            return sampled
+        together: int = _vision(self.model).temporal_patch_size
+        return -(-sampled // together)
 
     def flops(self, side: int) -> int:
         """Operations for one square view as one picture."""
@@ -97,7 +111,8 @@ def _dynamic_flops(model: Any, side: int) -> int:
     sides = [min(window, rows - at) for at in range(0, rows, window)] if window else []
     squares = sum(length**2 for length in sides) ** 2  # a window of h x w patches has (h w)^2 pairs
     pairs = whole * patches**2 + (len(visual.blocks) - whole) * squares
-    return int(2 * linear + 4 * pairs * config.hidden_size)
+    width = getattr(config, "embed_dim", config.hidden_size)  # Qwen2-VL's hidden_size is the language model's
+    return int(2 * linear + 4 * pairs * width)
 
 
 def _weights(module: nn.Module) -> int:

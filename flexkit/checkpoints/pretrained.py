@@ -100,7 +100,10 @@ def load_as_saved(name: str | PathLike[str], **kwargs: Any) -> tuple[Any, Any]:
     except FlexkitError:
         raise
     except Exception as error:  # a stranger's files, read by the code of any family
-        raise CheckpointError(f"{str(name)!r} cannot be loaded: {first_line(error)}") from error
+        said = first_line(error)
+        if isinstance(error, ImportError):  # what is missing, and instructions that go on for many lines
+            said = said.partition(". ")[0]
+        raise CheckpointError(f"{str(name)!r} cannot be loaded: {said}") from error
 
 
 class PatchedModel:

@@ -8,6 +8,12 @@ from flexkit.commands.waiting import waiting
 
 __all__ = ["add_inspect"]
 
+_VIDEO_VIEWS = {
+    "tiles": "tiles of frames, encoded when they are read",
+    "frames": "frames, encoded when they are read",
+    "whole": "all frames at once",
+}
+
 
 def add_inspect(commands: Subparsers) -> None:
     """Add the command to the parser."""
@@ -34,6 +40,9 @@ def _run(options: argparse.Namespace) -> None:
     first, last = found.reading_layers[0], found.reading_layers[-1]
     tokens = "as many as its size asks for" if found.image_tokens is None else str(found.image_tokens)
     view = "tiles, encoded when they are read" if found.view == "tiles" else "one larger image"
+    videos = found.videos
+    if found.video_view is not None:
+        videos = f"in high resolution, {_VIDEO_VIEWS[found.video_view]} ({videos})"
     share = 100 * found.added_parameters / found.parameters
     print(f"{found.model} ({found.model_type}) can be patched.\n")
     if found.default_shapes:
@@ -44,6 +53,7 @@ def _run(options: argparse.Namespace) -> None:
     unit, one = unit_for(found.added_parameters, COUNTS)
     print(f"  low-res tokens of an image   {tokens}")
     print(f"  high-res view                zoom {found.zoom[0]} x {found.zoom[1]}, {view}")
+    print(f"  videos                       {videos}")
     print(f"  reading layers               {first} to {last}, {len(found.reading_layers)} of {found.layers}")
     print(f"  added parameters             {found.added_parameters / one:.1f} {unit}, {share:.1f} % of the model's")
     unit, one = unit_for(found.training_free_bytes, BYTES)

@@ -15,7 +15,7 @@ from flexkit.encoding.sources import loaded
 from flexkit.errors import ConfigError, HighResInputError
 from flexkit.grids import Pair
 
-__all__ = ["BrokenVideoWarning", "FrameArray", "FramePictures", "FrameSource", "VideoFile", "open_video"]
+__all__ = ["BrokenVideoWarning", "FrameArray", "FramePictures", "FrameSource", "VideoFile", "open_video", "pyav"]
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -234,7 +234,7 @@ class VideoFile(FrameSource):
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self._path = Path(path)
-        av = _pyav()
+        av = pyav()
         try:
             if not self._path.is_file():  # a pipe would be waited for
                 raise FileNotFoundError("there is no such file.")
@@ -284,7 +284,7 @@ class VideoFile(FrameSource):
 
     def _decode(self, times: Sequence[int]) -> Iterator[np.ndarray]:
         """The frames that are shown from some times on."""
-        av, last = _pyav(), None
+        av, last = pyav(), None
         with av.open(str(self._path)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
@@ -357,11 +357,12 @@ def open_video(path: str | PathLike[str], fps: float | None = None) -> FrameSour
     return FramePictures(pictures, fps)
 
 
-def _pyav() -> Any:
+def pyav() -> Any:
+    """The package, or :class:`~flexkit.errors.ConfigError` where it is missing."""
     try:
         import av
     except ImportError as error:
-        raise ConfigError(f"video files are read by PyAV: pip install 'flexkit-vlm[video]' ({error}).") from error
+        raise ConfigError(f"video files need PyAV: pip install 'flexkit-vlm[video]' ({error}).") from error
     return av
 
 

@@ -1,6 +1,7 @@
 """Patching Hugging Face models: a second view for a model that exists."""
 
 from flexkit.patching.config import FlexConfig
+from flexkit.patching.drift import FeatureDriftWarning
 from flexkit.patching.geometry import Geometry
 from flexkit.patching.patch import (
     UntrainedProjectionsWarning,
@@ -16,6 +17,7 @@ from flexkit.patching.registry import register_geometry, supported_models
 from flexkit.patching.state import added_parameters, get_patch, is_patched
 
 __all__ = [
+    "FeatureDriftWarning",
     "FlexConfig",
     "Geometry",
     "UntrainedProjectionsWarning",

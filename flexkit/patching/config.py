@@ -85,7 +85,8 @@ class FlexConfig:
         The heads whose maps count; all by default.
     tiles : {"on_demand", "all"}
         Whether high-res tiles are encoded once a layer reads in them, or all at once; the results are the same. Views
-        that are encoded as one larger image, by towers that take any size, always are at once.
+        that are encoded as one larger image, by towers that take any size, always are at once; of videos, frames take
+        the place of tiles where such a tower sees each by itself.
     projection : {"lazy", "full", "recompute", "auto"}
         When W'_K and W'_V are applied; the results are the same. ``"lazy"``: to a token once a layer reads it.
         ``"full"``: to all tokens, in the first call. Both keep K' and V' with the cache. ``"recompute"``: in every call

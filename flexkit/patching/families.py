@@ -77,6 +77,12 @@ def _pooled(config: Any) -> int:
     return int(config.vision_config.pooling_kernel_size)
 
 
+def _pooled_frames(config: Any) -> int:
+    """Tokens of a frame (LLaVA-NeXT-Video)."""
+    side = math.isqrt(merged_patches(config, merged_by_stages(config.vision_config)))
+    return int(side // config.spatial_pool_stride) ** 2
+
+
 def _newline_after_all(grid: Grid) -> Tensor:
     """The cells and one newline (LLaVA-NeXT)."""
     cells = grid[0] * grid[1]
@@ -100,10 +106,11 @@ _anyres = AnyRes(
     encode=encode_overviews,
     layout=_newline_after_all,
     overview_only=_UNTILED,
-    video=FixedFrames(lambda config: (math.isqrt(merged_patches(config)) // config.spatial_pool_stride) ** 2),
+    video=FixedFrames(_pooled_frames),
 )
 _cohere = FixedGrid(lambda config: merged_patches(config, config.downsample_factor), overview_only=_UNCUT)
 _dynamic = DynamicGrid(video=PatchedVideo())
+_across = DynamicGrid(video=PatchedVideo(apart=False))  # towers that attend from frame to frame
 _glm = UnmarkedGrid(video=MarkedVideo())
 _gemma = FixedGrid(lambda config: config.mm_tokens_per_image, overview_only=_UNPANNED)
 _idefics = FixedGrid(
@@ -125,7 +132,7 @@ _onevision = AnyRes(
     video=FixedFrames(lambda config: merged_patches(config, 2), behind=1),
 )
 _video_llava = FixedGrid(selected_patches, video=FixedFrames(merged_patches, before=1))
-_ernie = DynamicGrid(video=PatchedVideo(frames=lambda config: config.vision_config.temporal_merge_size))
+_ernie = DynamicGrid(video=PatchedVideo(frames=lambda config: config.vision_config.temporal_merge_size, apart=False))
 _granite4 = AnyRes(
     lambda config: int(merged_patches(config) * Fraction(config.downsample_rate) ** 2),
     encode=encode_overviews,
@@ -234,7 +241,7 @@ FAMILIES: dict[str, Geometry | Callable[[Any], Geometry]] = {
     "cosmos3_omni": _dynamic,
     "deepseek_vl": _patches,
     "deepseek_vl_hybrid": TwoSizes(),
-    "dots3_note": _dynamic,
+    "dots3_note": _across,
     "emu3": _emu3,
     "ernie4_5_vl_moe": _ernie,
     "exaone4_5": _dynamic,
@@ -272,7 +279,7 @@ FAMILIES: dict[str, Geometry | Callable[[Any], Geometry]] = {
     "minicpm_ocr": _strip,
     "minicpmv4_6": _strip,
     "minicpmv4_7": _strip,
-    "minimax_m3_vl": _dynamic,
+    "minimax_m3_vl": _across,
     "mistral3": _pixtral,
     "mistral_large4": _pixtral,
     "molmo2": _molmo2,

@@ -19,6 +19,7 @@ from flexkit.patching.call.in_sequence import route_of
 from flexkit.patching.call.route import Route
 from flexkit.patching.call.runs import read_own_states
 from flexkit.patching.config import FlexConfig
+from flexkit.patching.drift import watch_drift
 from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.registry import find_geometry
 from flexkit.patching.seam.config_view import divert, restore
@@ -106,6 +107,9 @@ def patch_model(model: Model, config: FlexConfig | None = None, *, trained: bool
     -----
     UntrainedProjectionsWarning
         If the settings need trained projections.
+    FeatureDriftWarning
+        In the first call that reads, if the model's hidden states turn out to be unlike the image features that
+        untrained projections read.
 
     Examples
     --------
@@ -311,6 +315,8 @@ def _put_on(patch: Patch) -> None:
     if patch.config.high_res_states == "features":
         for layer in patch.reading.values():
             add_projections(layer.attention, layer.source, model.dtype, layer.share)
+        if patch.config.select_from == "same":  # of others patch_model warns at once
+            watch_drift(patch)
     for layer in patch.layers.values():
         if not layer.has_own_code:
             divert(layer.attention, layer.index)

@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch import nn
 from transformers import BatchFeature
 
-from flexkit.encoding import PictureSource, TileSource
+from flexkit.encoding import ArraySource, FrameSource, PictureSource, TileSource
 from flexkit.errors import ConfigError, PatchError, UnsupportedModelError
 from flexkit.grids import Grid, Pair, pyramid, zoom_along
 from flexkit.patching import get_patch
@@ -23,6 +23,7 @@ from flexkit.processing.source_overviews import with_overviews
 from flexkit.processing.tap import tap
 from flexkit.processing.views import choose_view, has_one_size
 from flexkit.processing.views.source import SourceView, check_arithmetic
+from flexkit.processing.views.videos import frames_have_one_size, shown_frames
 
 __all__ = ["FlexProcessor"]
 
@@ -219,23 +220,37 @@ class FlexProcessor:
         """
         return self._call("apply_chat_template", args, kwargs)
 
-    def shown(self, image: Image | TileSource, **options: Any) -> Image:
-        """What the views show of an image: without what is cropped off, and with what is padded.
+    @overload
+    def shown(self, image: Image | TileSource, **options: Any) -> Image: ...
+
+    @overload
+    def shown(self, image: FrameSource, **options: Any) -> list[Image]: ...
+
+    def shown(self, image: Image | TileSource | FrameSource, **options: Any) -> Image | list[Image]:
+        """What the views show of an image or video: without what is cropped off, and with what is padded.
 
         Selections are laid over this, see :func:`flexkit.plot_selection`.
 
         Parameters
         ----------
-        image : PIL.Image.Image or TileSource
+        image : PIL.Image.Image or TileSource or FrameSource
             As it was given to the processor.
         **options
-            Keyword arguments of the image processor, if the call had any.
+            Keyword arguments of the image processor, or of the video processor, if the call had any.
 
         Returns
         -------
-        PIL.Image.Image
-            In RGB, in the pixels of the image; all of it for vision towers that take any size.
+        PIL.Image.Image or list of PIL.Image.Image
+            In RGB, in the pixels of the image; all of it for vision towers that take any size. Of a video, one for each
+            frame of the low-res grid.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the processor has no video processor, and is given a video.
         """
+        if isinstance(image, FrameSource):
+            return self._shown_frames(image, options)
         image_processor = self.processor.image_processor
         source = image if isinstance(image, TileSource) else PictureSource(image)
         if not has_one_size(image_processor):
@@ -243,6 +258,17 @@ class FlexProcessor:
         options = {**options, **without_tiles(image_processor, options)}
         check_arithmetic(image_processor, options, ("pixel_values",))
         return SourceView(source, image_processor, options, self.zooms).whole()
+
+    def _shown_frames(self, source: FrameSource, options: dict[str, Any]) -> list[Image]:
+        video_processor = getattr(self.processor, "video_processor", None)
+        if video_processor is None:
+            raise UnsupportedModelError(
+                f"{type(self.processor).__name__} has no video processor; those of transformers need torchvision."
+            )
+        frames = map(ArraySource, shown_frames(video_processor, source, options))
+        if not frames_have_one_size(video_processor):
+            return [frame.overview(max(frame.size)) for frame in frames]
+        return [SourceView(frame, video_processor, options, (self.zoom,)).whole() for frame in frames]
 
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **kwargs: Any) -> "FlexProcessor":

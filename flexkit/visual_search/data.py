@@ -10,16 +10,25 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flexkit.visual_search.choices import Told, instruct, pose, tell
+from flexkit.visual_search.choices import Told, instruct, pose
+from flexkit.visual_search.clip import Clip
 from flexkit.visual_search.model import ZOOM
 from flexkit.visual_search.questions import CLOSE_UP, Question, questions
 from flexkit.visual_search.scene import SIZE, Scene, draw_close_up, draw_distinct_scene, draw_scene
 
-__all__ = ["Chat", "Chats", "Collator", "LookupCollator", "Lookups", "as_prompt", "overview_and_tiles", "prompts"]
+__all__ = [
+    "Chat",
+    "Chats",
+    "Collator",
+    "answer_labels",
+    "as_prompt",
+    "draw_turns",
+    "overview_and_tiles",
+    "prompts",
+    "transcript",
+]
 
-
-_WITHOUT_PICTURE, _TOLD = 0.75, 4
-"""How many batches are lists of options, and how many letters are asked for of each list."""
+Turns = Sequence[Question | Told]
 
 
 @dataclass(frozen=True)
@@ -75,52 +84,36 @@ class Chats(Dataset[Chat]):
         else:
             scene = (draw_distinct_scene if distinct else draw_scene)([self.seed, index])
             tracks.pop(CLOSE_UP, None)
-        left = {track: list(questions(scene, track)) for track in tracks}
-        turns: list[Question] = []
-        # No question twice: its answer could be copied.
-        while left and len(turns) < self.turns:
-            shares = np.array([tracks[track] for track in left])
-            track = str(random.choice(list(left), p=shares / shares.sum()))
-            turns.append(left[track].pop(int(random.integers(len(left[track])))))
-            left = {track: asked for track, asked in left.items() if asked}
-        if not self.letters:
-            return Chat(scene, tuple(turns))
-        return Chat(
-            scene, tuple((pose if random.random() < self.letters else instruct)(random, turn) for turn in turns)
-        )
+        turns = draw_turns(random, scene, tracks, self.turns)
+        if self.letters:
+            turns = tuple((pose if random.random() < self.letters else instruct)(random, turn) for turn in turns)
+        return Chat(scene, turns)
 
 
-Lesson = tuple[Chat, ...] | tuple[tuple[Told, ...], ...]
-"""A batch of chats, or of lists of options without a picture."""
-
-
-class Lookups(Dataset[Lesson]):
-    """Batches of chats, of two kinds: lists of options without a picture, in three of four batches, and scenes.
-
-    What stands under a letter can be looked up in a text as well as behind a picture, and a text is much shorter: so
-    a model comes by it in minutes. The scenes keep what it knows.
+def draw_turns(
+    random: np.random.Generator, scene: Scene | Clip, tracks: Mapping[str, float], most: int
+) -> tuple[Question, ...]:
+    """Draw questions about a scene or a clip, none of them twice: its answer could be copied.
 
     Parameters
     ----------
-    scenes : Chats
-        For each batch as many as it shows, one batch behind the other.
-    batch : int
-        How many scenes a batch shows.
-    lists : int
-        How many lists of options a batch has that shows none.
+    random : numpy.random.Generator
+        Source of chance.
+    scene : Scene or Clip
+        What is asked about.
+    tracks : mapping of str to float
+        How often a question is of each track.
+    most : int
+        How many are asked, as far as there are as many.
     """
-
-    def __init__(self, scenes: Chats, batch: int, lists: int) -> None:
-        self.scenes, self.batch, self.lists = scenes, batch, lists
-
-    def __len__(self) -> int:
-        return len(self.scenes) // self.batch
-
-    def __getitem__(self, index: int) -> Lesson:
-        random = np.random.default_rng([self.scenes.seed, index, 2])
-        if random.random() < _WITHOUT_PICTURE:
-            return tuple(tell(random, _TOLD) for _ in range(self.lists))
-        return tuple(self.scenes[self.batch * index + each] for each in range(self.batch))
+    left = {track: list(questions(scene, track)) for track in tracks}
+    turns: list[Question] = []
+    while left and len(turns) < most:
+        shares = np.array([tracks[track] for track in left])
+        track = str(random.choice(list(left), p=shares / shares.sum()))
+        turns.append(left[track].pop(int(random.integers(len(left[track])))))
+        left = {track: asked for track, asked in left.items() if asked}
+    return tuple(turns)
 
 
 class Collator:
@@ -140,7 +133,7 @@ class Collator:
     def __call__(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
         return self.labelled([chat.scene.image for chat in chats], [chat.turns for chat in chats])
 
-    def labelled(self, images: Sequence[Image | None], chats: Sequence[Sequence[Question | Told]]) -> dict[str, Tensor]:
+    def labelled(self, images: Sequence[Image | None], chats: Sequence[Turns]) -> dict[str, Tensor]:
         """A batch of questions in a row.
 
         Parameters
@@ -150,37 +143,40 @@ class Collator:
         chats : sequence of sequence of Question or Told
             As many rows of them.
         """
-        texts = [" ".join(f"{turn.text} {turn.answer}</s>" for turn in turns) for turns in chats]
+        texts = [transcript(turns) for turns in chats]
         inputs = prompts(self.processor, images, texts, in_sequence=self.in_sequence)
-        ids = inputs["input_ids"]
-        labels = torch.full_like(ids, -100)
-        for index, turns in enumerate(chats):
-            ends = (ids[index] == self.processor.tokenizer.eos_token_id).nonzero()[:, 0].tolist()
-            for end, turn in zip(ends, turns, strict=True):
-                said = slice(end - len(turn.answer.split()), end + 1)
-                labels[index, said] = ids[index, said]
-        return {**inputs, "labels": labels}
+        return {**inputs, "labels": answer_labels(self.processor.tokenizer, inputs["input_ids"], chats)}
 
 
-class LookupCollator:
-    """Turn what :class:`Lookups` gives, one at a time, into a batch as of :class:`Collator`.
+def transcript(turns: Turns) -> str:
+    """Questions with their answers, one behind the other, as :func:`answer_labels` reads them."""
+    return " ".join(f"{turn.text} {turn.answer}</s>" for turn in turns)
+
+
+def answer_labels(tokenizer: Any, input_ids: Tensor, chats: Sequence[Turns]) -> Tensor:
+    """Labels for the answers of transcripts alone, and for the tokens that end them.
 
     Parameters
     ----------
-    processor : transformers.ProcessorMixin
-        Of the model.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Of the transcripts; each word of an answer is one token.
+    input_ids : torch.Tensor
+        ``(batch, length)``, int64.
+    chats : sequence of sequence of Question or Told
+        What was transcribed.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(batch, length)``, int64; -100 elsewhere.
     """
-
-    def __init__(self, processor: Any) -> None:
-        self.collator = Collator(processor)
-
-    def __call__(self, lessons: Sequence[Lesson]) -> dict[str, Tensor]:
-        images: list[Image | None] = []
-        turns: list[Sequence[Question | Told]] = []
-        for chat in (chat for lesson in lessons for chat in lesson):
-            images.append(chat.scene.image if isinstance(chat, Chat) else None)
-            turns.append(chat.turns if isinstance(chat, Chat) else chat)
-        return self.collator.labelled(images, turns)
+    labels = torch.full_like(input_ids, -100)
+    for own, ids, turns in zip(labels, input_ids, chats, strict=True):
+        ends = (ids == tokenizer.eos_token_id).nonzero()[:, 0].tolist()
+        for end, turn in zip(ends, turns, strict=True):
+            said = slice(end - len(turn.answer.split()), end + 1)
+            own[said] = ids[said]
+    return labels
 
 
 def prompts(

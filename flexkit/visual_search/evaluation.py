@@ -23,11 +23,12 @@ from flexkit.visual_search.scene import SIZE, draw_close_up, draw_scene
 from flexkit.visual_search.ways import Place, Way, load_ways, read_fraction
 from flexkit.visual_search.weights import READERS, WEIGHTS
 
-__all__ = ["Batch", "Score", "evaluate", "score"]
+__all__ = ["VISION", "Batch", "Score", "evaluate", "score"]
 
 BATCH = 25
 """How many questions are answered at a time."""
-_VISION = ("vision_tower", "multi_modal_projector")
+VISION = ("vision_tower", "multi_modal_projector")
+"""What is no part of the language model."""
 Scores = dict[str, dict[str, dict[str, float]]]
 
 
@@ -212,7 +213,7 @@ def _costs(ways: Mapping[str, Way], batch: Batch) -> dict[str, dict[str, float]]
     count = len(batch.asked)
     return {
         name: {
-            "lm_gflops": count_flops(run, without=_VISION) / count / 1e9,
+            "lm_gflops": count_flops(run, without=VISION) / count / 1e9,
             "seconds": seconds[name] / count,
         }
         for name, run in runs.items()

@@ -78,6 +78,17 @@ class Item:
         left, top, right, bottom = self.box
         return (left + right) / 2, (top + bottom + _BELOW.get(self.shape, 0.0) * (bottom - top)) / 2
 
+    def shifted(self, across: float, down: float) -> "Item":
+        """The item with its box elsewhere.
+
+        Parameters
+        ----------
+        across, down : float
+            How far, in shares of the scene's side.
+        """
+        left, top, right, bottom = self.box
+        return replace(self, box=(left + across, top + down, right + across, bottom + down))
+
     def within(self, tile: tuple[int, int], zoom: int) -> "Item":
         """The item with its box in shares of a tile's side.
 

@@ -46,7 +46,7 @@ def paint_ground(random: np.random.Generator, size: int) -> Array:
     return np.asarray(clouds, dtype=np.float32) + _GRAIN * grain
 
 
-def paint_item(random: np.random.Generator, pixels: Array, item: Item) -> None:
+def paint_item(random: np.random.Generator, pixels: Array, item: Item, *, digit: bool = True) -> None:
     """Paint an item over the ground.
 
     Parameters
@@ -57,6 +57,8 @@ def paint_item(random: np.random.Generator, pixels: Array, item: Item) -> None:
         ``(size, size, 3)``, float32; changed.
     item : Item
         What to paint.
+    digit : bool
+        Whether its digit is seen.
     """
     size = len(pixels)
     left, top, right, bottom = (edge * size for edge in item.box)
@@ -72,11 +74,12 @@ def paint_item(random: np.random.Generator, pixels: Array, item: Item) -> None:
     colour = (np.asarray(COLOURS[item.colour]) + tint).clip(_DARKEST, _LIGHTEST) + blotches
 
     down, aside = random.uniform(-_SHIFT, _SHIFT, 2) / GRID
-    across, below = item.digit_at
-    centre = (across + aside) * size, (below + down) * size
-    ink = _seen(_digit(item.digit, _finer(size)), size, columns, rows, centre)
+    if digit:
+        across, below = item.digit_at
+        centre = (across + aside) * size, (below + down) * size
+        colour = colour - _CONTRAST * _seen(_digit(item.digit, _finer(size)), size, columns, rows, centre)[..., None]
     area = pixels[rows, columns]
-    area += covered * (colour - _CONTRAST * ink[..., None] - area)
+    area += covered * (colour - area)
 
 
 _DISTANCES: dict[str, Callable[[Array, Array, float], Array]] = {

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from flexkit.visual_search.clip import Clip
 from flexkit.visual_search.items import COLOURS, DIGITS, SHAPES, Item, named_by_both, named_by_colour
 from flexkit.visual_search.scene import Scene
 
@@ -96,25 +97,34 @@ class Question:
         return str(value) if isinstance(value, str) else VALUES[self.about][value]
 
 
-def questions(scene: Scene, track: str) -> tuple[Question, ...]:
-    """All questions of a track about a scene.
+def questions(scene: Scene | Clip, track: str) -> tuple[Question, ...]:
+    """All questions of a track about a scene, or about a clip.
 
     Parameters
     ----------
-    scene : Scene
-        What is asked about.
+    scene : Scene or Clip
+        What is asked about. Of a clip, not what differs between its first frame and its last: the row of an object that
+        leaves it.
     track : str
         A key of ``TRACKS``: ``"attribute"``, ``"conjunction"`` or ``"low-res"``.
 
     Returns
     -------
     tuple of Question
-        At least one.
+        Of a scene at least one; no two objects of a clip have one colour, so that there is no ``"conjunction"``.
     """
+    asked = _questions(scene.items, track)
+    if isinstance(scene, Clip):
+        later = _questions(scene.later, track)
+        return tuple(one for one, other in zip(asked, later, strict=True) if one.answer == other.answer)
+    return asked
+
+
+def _questions(items: tuple[Item, ...], track: str) -> tuple[Question, ...]:
     about, by_both = (TRACKS | PRACTICE)[track]
     return tuple(
         Question(track, f"{ABOUT[what]} the {item.shape if by_both else 'object'} that is {item.colour}?", item, what)
-        for item in (named_by_both if by_both else named_by_colour)(scene.items)
+        for item in (named_by_both if by_both else named_by_colour)(items)
         for what in about
     )
 

@@ -2,19 +2,22 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+import flexkit
+from flexkit.patching import get_patch
 from flexkit.training.processes import processes
 from flexkit.visual_search.recipe import Stage
 
-__all__ = ["Run"]
+__all__ = ["Budgets", "Run"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,9 @@ class Run:
             callbacks=list(callbacks),
         )
         last = get_last_checkpoint(str(states)) if states.exists() else None
+        if last is not None and isinstance(model, PreTrainedModel) and not flexkit.is_patched(model):
+            # A Trainer takes tensors by their names in the file, which are those of older versions for many models.
+            model.load_state_dict(type(model).from_pretrained(last).state_dict())
         training.train(resume_from_checkpoint=last)
         model.eval().cpu()
         return [entry for entry in training.state.log_history if "loss" in entry]
@@ -134,3 +140,29 @@ class Run:
             log = {"seed": self.seed, **asdict(self.stage), "history": history}
             self.log.write_text(json.dumps(log, indent=1) + "\n")
         state.wait_for_everyone()
+
+
+@dataclass
+class Budgets(TrainerCallback):
+    """Read more or less from step to step: a model that always read as much is lost when that changes.
+
+    Attributes
+    ----------
+    budgets : sequence of int
+        For each step, one is drawn of these: how many cells a layer reads.
+    seed : int
+        Of the draws.
+    """
+
+    budgets: Sequence[int]
+    seed: int
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.own: Any = get_patch(model).config.policy
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        budget = np.random.default_rng([self.seed, state.global_step]).choice(self.budgets)
+        flexkit.set_policy(model, flexkit.TopK(int(budget)))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        flexkit.set_policy(model, self.own)

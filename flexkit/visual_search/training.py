@@ -1,46 +1,27 @@
 """From nothing to a model that reads what it looks at: the stages of training, each by transformers' Trainer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, Trainer, TrainerCallback, set_seed
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, Trainer, set_seed
 
 import flexkit
-from flexkit.patching import get_patch
 from flexkit.training import AlphaRamp
 from flexkit.training.processes import alone
-from flexkit.visual_search.data import Chats, Collator, LookupCollator, Lookups
+from flexkit.visual_search.data import Chats, Collator
 from flexkit.visual_search.dense import DenseReader, DenseScenes
 from flexkit.visual_search.grounding import GroundedCollator, GroundedTrainer
+from flexkit.visual_search.lookups import LookupCollator, Lookups
 from flexkit.visual_search.model import add_layer, add_letters, build_model, build_processor
 from flexkit.visual_search.recipe import CONFIG, STAGES, Stage
-from flexkit.visual_search.running import Run
+from flexkit.visual_search.running import Budgets, Run
 from flexkit.visual_search.weights import load_model, trained
 from flexkit.writing import writing
 
 __all__ = ["train"]
-
-
-@dataclass
-class _Budgets(TrainerCallback):
-    """Read more or less from step to step: a model that always read as much is lost when that changes."""
-
-    budgets: Sequence[int]
-    seed: int
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.own: Any = get_patch(model).config.policy
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        budget = np.random.default_rng([self.seed, state.global_step]).choice(self.budgets)
-        flexkit.set_policy(model, flexkit.TopK(int(budget)))
-
-    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        flexkit.set_policy(model, self.own)
 
 
 def train(
@@ -136,7 +117,7 @@ def _added(run: _Run) -> None:
 def _tuned(run: _Run) -> None:
     model, processor = load_model("added", weights=run.folder)
     model.model.vision_tower.requires_grad_(False)
-    budgets = [_Budgets(run.stage.budgets, run.seed)] if run.stage.budgets else []
+    budgets = [Budgets(run.stage.budgets, run.seed)] if run.stage.budgets else []
     run.save(model, processor.processor, run.fit(model, run.chats(), Collator(processor), *budgets))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 import flexkit
 from flexkit.patching import get_patch
@@ -25,26 +26,29 @@ Place = tuple[float, float]
 """x and y, as shares of a scene's side."""
 
 
-class Oracle:
+class Oracle(flexkit.Policy):
     """The cells nearest to the digit that is asked for, which it has to be told; a policy of selection.
 
     Parameters
     ----------
     cells : int
-        How many.
+        How many; of a clip, in each frame.
     """
+
+    sees_frames = True
 
     def __init__(self, cells: int = BUDGET) -> None:
         self.cells = cells
-        self.places: Sequence[Place] = ()
-        """Of the digits, one for each image of the batch."""
+        self.places: Sequence[Place] | Sequence[Sequence[Place]] = ()
+        """Of the digits: one for each image of the batch, or for each frame of each clip."""
 
-    def __call__(self, scores: Tensor) -> Tensor:
-        rows, columns = scores.shape[-2:]
-        x, y = torch.tensor(self.places, device=scores.device).T
-        down = (torch.arange(rows, device=scores.device) + 0.5) / rows - y[:, None]
-        across = (torch.arange(columns, device=scores.device) + 0.5) / columns - x[:, None]
-        near = -torch.hypot(down[:, :, None], across[:, None, :])
+    @override
+    def mask(self, scores: Tensor) -> Tensor:
+        frames, rows, columns = scores.shape[-3:]
+        x, y = torch.tensor(self.places, device=scores.device).view(-1, frames, 2).unbind(-1)
+        down = (torch.arange(rows, device=scores.device) + 0.5) / rows - y[..., None]
+        across = (torch.arange(columns, device=scores.device) + 0.5) / columns - x[..., None]
+        near = -torch.hypot(down[..., :, None], across[..., None, :])
         return flexkit.TopK(self.cells)(near)[:, None].expand_as(scores)
 
 
@@ -81,15 +85,17 @@ class Way:
     oracle: Oracle | None = None
 
     @torch.no_grad()
-    def answer(self, inputs: Mapping[str, Tensor], places: Sequence[Place], words: int = 1) -> list[str]:
+    def answer(
+        self, inputs: Mapping[str, Tensor], places: Sequence[Place] | Sequence[Sequence[Place]], words: int = 1
+    ) -> list[str]:
         """The last word of every answer, each word of which is the most likely one.
 
         Parameters
         ----------
         inputs : dict
             Of the processor.
-        places : sequence of tuple of float
-            Where the digits are.
+        places : sequence
+            Where the digits are, as for :class:`Oracle`.
         words : int
             Of an answer.
         """

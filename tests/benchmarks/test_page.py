@@ -1,11 +1,13 @@
 """The other benchmarks run, in little, and the page's tables and figure say what they found."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 
 from benchmarks import growth, language_model, launches, page, training
+from benchmarks.families import FAMILIES
 
 LITTLE = ["--width", "128", "--layers", "2", "--rounds", "1", "--device", "cpu"]
 
@@ -29,6 +31,7 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growth, "ZOOMS", (2, 4))
     monkeypatch.setattr(growth, "FRACTIONS", (0.1, 1.0))
     monkeypatch.setattr(launches, "CASES", ((8, 1), (8, 2)))
+    monkeypatch.setattr(launches, "ANSWER", 3)
     results, folder = tmp_path / "results", tmp_path / "page"
     modules = {"growth-128": growth, "launches-128": launches, "mha-128": language_model, "training-128": training}
     for name, module in modules.items():
@@ -39,7 +42,9 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row[4] == "float32" for row in facts[1:])
     counted = table(folder / "launches.csv")
     assert len(counted) == 1 + 2 * 4
-    assert all(float(row[2]) >= 1 and int(row[7]) <= 1 for row in counted[1:])
+    assert all(float(row[3]) >= 1 and int(row[8]) <= 1 for row in counted[1:])
+    answers = {way: (float(kernels), int(waits)) for _, way, kernels, _, waits in table(folder / "answers.csv")[1:]}
+    assert answers["``training_free``, always read"] == (1, 0) and answers["selection stays"][1] == 3
     assert table(folder / "speed.csv")[1][0] == "2 layers of width 128, 1 heads"
     sizes = table(folder / "by_size.csv")
     assert [row[0] for row in sizes[1:]] == ["336", "672", "1344", "2688, three levels"]
@@ -50,3 +55,19 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = table(folder / "training.csv")
     assert float(steps[1][1]) == 1 and float(steps[3][2]) < float(steps[4][2])
     assert "all tokens in the sequence" in (folder / "growth.svg").read_text()
+
+
+@pytest.mark.parametrize("family", sorted({*FAMILIES} - {"llava"}))
+def test_families(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reads, and asks for more than its base model does."""
+    for name, value in {"ZOOM": 2, "CASES": ((8, 1),), "ANSWER": 1}.items():
+        monkeypatch.setattr(launches, name, value)
+    launches.main([*LITTLE, "--family", family, "--output", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["family"] == family
+    (ways,) = found["launches"].values()
+    assert {*ways} >= {"base", "steady", "top_k", "threshold"}
+    for way in {*ways} - {"base"}:
+        assert ways[way]["token"]["bytes"] > ways["base"]["token"]["bytes"]
+    # A mask beside the sequence is looked at once.
+    assert ways["top_k"]["token"]["waits"] <= (family == "mllama")

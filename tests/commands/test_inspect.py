@@ -1,15 +1,19 @@
 """``flexkit inspect`` says of any model whether it can be patched, and what that does."""
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
+from transformers import CONFIG_MAPPING
 
 import flexkit
 from flexkit.__main__ import main
+from flexkit.accounting.inspection import inspect_model
 from flexkit.patching import get_patch
 from flexkit.visual_search import load_model
 from flexkit.visual_search.weights import WEIGHTS
+from tests.matrix import MATRIX
 
 
 def test_it_says_what_patching_does(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +45,20 @@ def test_model_types_are_enough(name: str, view: str, capsys: pytest.CaptureFixt
     assert found["added_parameters"] > 0
     # What no token can pass through reads by copies of its own.
     assert (found["training_free_bytes"] > 0) == (name == "blip-2")
+
+
+def test_it_says_how_videos_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the table of supported models does."""
+    with MATRIX.open(encoding="utf-8") as file:
+        table = {row["model type"]: row["videos"] for row in csv.DictReader(file)}
+    kinds = {"qwen2_vl": "frames", "llava_onevision": "tiles", "video_llama_3": "whole", "molmo2": None, "gemma3": None}
+    for name, view in kinds.items():
+        if name in CONFIG_MAPPING:
+            found = inspect_model(name)
+            assert (found.videos, found.video_view) == (table[name], view)
+    for name, told in (("llava_onevision", "encoded when they are read (FixedFrames)"), ("gemma3", "takes none")):
+        assert main(["inspect", name]) == 0
+        assert told in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

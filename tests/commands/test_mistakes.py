@@ -42,6 +42,9 @@ WRONG = (
     ["cost", BASE, "--start-layer", "99"],
     ["cost", BASE, "--image-size", "64", "--low-res-size", "3"],
     ["cost", BASE, "--image-size", "640000"],
+    ["cost", BASE, "--zoom", "1", "2", "3", "4"],
+    ["cost", BASE, "--zoom", "2", "3"],
+    ["cost", BASE, "--frames", "4"],
     ["cost", "qwen2.5-vl-7b"],
     ["cost", "qwen2.5-vl-7b", "--image-size", "57"],
     ["cost", "bert"],
@@ -100,7 +103,8 @@ def test_one_line(arguments: list[str], places: dict[str, str], capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    "option", ["--image-size", "--low-res-size", "--prompt", "--new-tokens", "--selected", "--tiles"]
+    "option",
+    ["--image-size", "--low-res-size", "--zoom", "--frames", "--prompt", "--new-tokens", "--selected", "--tiles"],
 )
 def test_numbers_that_are_none(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     for number in NUMBERS:

@@ -1,4 +1,4 @@
-"""LLaVA with a tower that merges patches between its stages."""
+"""LLaVA, and LLaVA-NeXT-Video, with a tower that merges patches between its stages."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import transformers as tf
 from torch import Tensor
 
 import flexkit
-from tests.zoo import IMAGE
+from tests.zoo import IMAGE, VIDEO
 from tests.zoo.tiny import TEXT
 
 _TOWER: dict[str, Any] = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1]}
@@ -19,17 +19,16 @@ TOWERS = {
 
 
 @pytest.fixture(params=TOWERS)
-def model(request: pytest.FixtureRequest) -> Any:
+def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
     vision = TOWERS[request.param]
     vision.hidden_size = 32  # which FocalNet calls otherwise
-    config = tf.LlavaConfig(
-        text_config=tf.LlamaConfig(**TEXT),
-        vision_config=vision,
-        image_token_id=IMAGE,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-    )
-    return tf.LlavaForConditionalGeneration(config).eval()
+    last = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    return {"text_config": tf.LlamaConfig(**TEXT), "vision_config": vision, **last}
+
+
+@pytest.fixture
+def model(settings: dict[str, Any]) -> Any:
+    return tf.LlavaForConditionalGeneration(tf.LlavaConfig(image_token_id=IMAGE, **settings)).eval()
 
 
 @torch.no_grad()
@@ -54,6 +53,25 @@ def test_tokens_are_those_of_the_last_stage(model: Any) -> None:
     assert torch.equal(model(**inputs, hd_pixel_values=other).logits, after)
     other[..., :4, :4] += 1
     assert not torch.equal(model(**inputs, hd_pixel_values=other).logits, after)
+
+
+@torch.no_grad()
+def test_tokens_of_frames_are_pooled_from_those_of_the_last_stage(settings: dict[str, Any]) -> None:
+    tokens = {"image_token_index": IMAGE, "video_token_index": VIDEO}
+    config = tf.LlavaNextVideoConfig(spatial_pool_stride=2, **tokens, **settings)
+    model = tf.LlavaNextVideoForConditionalGeneration(config).eval()
+    inputs = {
+        "input_ids": torch.tensor([[5, *[VIDEO] * 8, 6, 7]]),
+        "pixel_values_videos": torch.randn(1, 2, 3, 32, 32),
+    }
+    view = torch.randn(1, 4, 3, 64, 64)
+    before = model(**inputs).logits
+    flexkit.patch_model(model, flexkit.FlexConfig(start_layer=1, zoom=(2, 2, 2), policy=first_cell), trained=True)
+    assert torch.equal(model(**inputs).logits, before)
+    with flexkit.trace(model) as trace:
+        after = model(**inputs, hd_pixel_values_videos=view).logits
+    assert trace.scores(0, 0).shape == (1, 2, 2, 2) and trace.mask(0, 0).shape == (1, 4, 4, 4)
+    assert not torch.allclose(after[:, -1], before[:, -1], atol=1e-4)
 
 
 def first_cell(scores: Tensor) -> Tensor:

@@ -62,6 +62,27 @@ def test_frames_that_are_not_selected_have_no_influence(family: Family) -> None:
             assert torch.equal(found, expected) == (frame > 0)
 
 
+@pytest.mark.parametrize("name", ["qwen2_5_vl-video", "qwen3_vl-video", "glm4v-video", "lfm3_vl-video"])
+def test_frames_that_nobody_looks_at_are_not_encoded(name: str) -> None:
+    """Of videos of several sizes in a batch; what is read is what all frames at once were encoded to."""
+    if name not in VIDEOS:
+        pytest.skip("this transformers does not have it")
+    family = VIDEOS[name]
+    rows = [Row(((2, 2, 2), CLIP), 3), Row(((3, 2, 2),), 5)]
+    model, inputs = family.model(), prompt(family, rows, zoom=(2, 2, 2))
+    settings = {"zoom": (2, 2, 2), "policy": Frames(1), "select_from": "same", "start_layer": 0}
+    with patched(model, **settings, tiles="all"):
+        expected = logits(model, inputs)
+    with patched(model, **settings), flexkit.trace(model) as trace:
+        torch.testing.assert_close(logits(model, inputs), expected, rtol=1e-6, atol=1e-6)
+    (step,) = trace.steps
+    looked_at = [
+        torch.stack([trace.mask(0, layer, image=image) for layer in trace.layers]).any(0).flatten(2).any(-1).sum(-1)
+        for image in range(2)
+    ]
+    assert step.tiles == int(sum(looked_at).sum()) and 6 <= step.tiles < 2 * (2 + 3 + 3)
+
+
 @every_video
 def test_a_video_without_a_high_res_view_is_the_base_model(family: Family) -> None:
     model, inputs = family.model(), low_res(prompt(family, [Row()]))
@@ -114,18 +135,26 @@ def test_one_kind_alone_may_have_a_high_res_view(name: str) -> None:
     assert not torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
-def test_a_video_in_a_later_turn() -> None:
-    """A chat whose second turn brings a video equals the whole of it at once."""
-    family = ZOO["video_llama_3"]
+@pytest.mark.parametrize("name", ["video_llama_3", "exaone4_5", "lfm3_vl"])
+@pytest.mark.parametrize("grids", [((2, 2), CLIP), (CLIP, (2, 2)), ((2, 2), (3, 2), CLIP)])
+def test_a_video_in_a_later_turn(name: str, grids: tuple[tuple[int, ...], ...]) -> None:
+    """A chat whose later turn brings a video, or a picture, equals the whole of it at once."""
+    if f"{name}-video" not in VIDEOS:
+        pytest.skip("this transformers does not have it")
+    family = ZOO[name]
     model = family.model()
-    turns = [prompt(family, [Row((grid,), 3)], seed=seed) for seed, grid in ((1, (2, 2)), (2, CLIP))]
-    words = ("input_ids", "attention_mask")
-    both = turns[0] | turns[1] | {name: torch.cat([turn[name] for turn in turns], dim=1) for name in words}
-    with patched(model, zoom=2, policy=TopK(2).over_frames(), queries="all", share_selection=False):
+    turns = [prompt(family, [Row((grid,), 3)], seed=seed) for seed, grid in enumerate(grids)]
+    both = prompt(family, [Row(grids)])
+    for key in both:
+        parts = [turn[key] for turn in turns if key in turn]
+        both[key] = torch.cat(parts, dim=1 if key in ("input_ids", "attention_mask") else 0)
+    settings = {"zoom": 2, "policy": TopK(2).over_frames(), "queries": "all", "share_selection": False}
+    with patched(model, **settings), torch.no_grad():
         whole, cache = logits(model, both), empty_cache(model)
-        with torch.no_grad():
-            model(**turns[0], past_key_values=cache)
-            later = model(**turns[1] | {"attention_mask": both["attention_mask"]}, past_key_values=cache).logits
+        for turn in turns:
+            length = cache.get_seq_length() + turn["input_ids"].shape[1]
+            seen = {"attention_mask": both["attention_mask"][:, :length]}
+            later = model(**turn | seen, past_key_values=cache).logits
     torch.testing.assert_close(later, whole[:, -later.shape[1] :], rtol=1e-6, atol=1e-6)
 
 

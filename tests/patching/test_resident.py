@@ -26,12 +26,21 @@ ONE = {
     "policy": flexkit.TopK(3),
 }
 REPLACING = {"low_res_keys": "replace", "replace_dilation": 1}
-families = pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+families = pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
 keeping = pytest.mark.parametrize("keys", [{}, REPLACING], ids=["keeping", "replacing"])
 
 
-def patched(name: str, **settings: Any) -> Any:
-    return flexkit.patch_model(plain(name), FlexConfig(**ONE | settings))
+def base(name: str, window: int = 64) -> Any:
+    """A model whose layers, if they have windows, have some of this length."""
+    model = plain(name)
+    for part in (model.config.get_text_config(), *model.modules()):
+        if isinstance(getattr(part, "sliding_window", None), int):
+            part.sliding_window = window
+    return model
+
+
+def patched(name: str, window: int = 64, **settings: Any) -> Any:
+    return flexkit.patch_model(base(name, window), FlexConfig(**ONE | settings))
 
 
 def prefilled(model: Any, inputs: dict[str, Tensor]) -> DynamicCache:
@@ -77,7 +86,7 @@ class Counted(TorchDispatchMode):
 def test_a_decoded_token_takes_the_operators_of_the_base_model(name: str, settings: dict[str, float]) -> None:
     model, inputs = patched(name, **settings), inputs_of(name, [Row()])
     found = []
-    for each, given in ((model, inputs), (plain(name), low_res(inputs))):
+    for each, given in ((model, inputs), (base(name), low_res(inputs))):
         cache = prefilled(each, given)
         step(each, cache, 5)
         with Counted() as counted:
@@ -91,7 +100,7 @@ def test_a_decoded_token_takes_the_operators_of_the_base_model(name: str, settin
 def test_who_does_not_know_of_them_does_not_see_them(name: str, keys: dict[str, Any]) -> None:
     """A model in whose cache they stand is the base model while the patch is off, or gone."""
     model, inputs = patched(name, **keys), inputs_of(name)
-    cache, base = prefilled(model, inputs), plain(name)
+    cache, unpatched = prefilled(model, inputs), base(name)
     assert any(layer.keys.shape[2] > cache.get_seq_length() for layer in cache.layers)
     assert {cache.get_seq_length(index) for index in range(len(cache.layers))} == {inputs["input_ids"].shape[1]}
     with flexkit.disabled(model):
@@ -102,7 +111,7 @@ def test_who_does_not_know_of_them_does_not_see_them(name: str, keys: dict[str, 
         if hasattr(layer, "take_front"):
             layer.take_front()
         layer.__class__ = getattr(type(layer), "own", type(layer))
-    assert_close(step(base, cache, 5), off)
+    assert_close(step(unpatched, cache, 5), off)
 
 
 CHANGES: dict[str, Callable[[Any, DynamicCache], DynamicCache]] = {
@@ -188,3 +197,22 @@ def test_a_generation_with_them_is_one_without(name: str) -> None:
     for settings in ({"num_beams": 3}, {"prompt_lookup_num_tokens": 2}):
         ours, theirs = (generate(each, inputs, 6, **settings) for each in (model, other))
         assert torch.equal(ours.sequences, theirs.sequences)
+
+
+@keeping
+@pytest.mark.parametrize("change", ["nothing", "disabled", "several at once"])
+@pytest.mark.parametrize("name", ["gemma3", "llava-mistral"])
+@pytest.mark.parametrize("room", [-1, 0, 2])
+def test_what_slides_out_of_a_window_takes_its_tokens_along(
+    name: str, change: str, room: int, keys: dict[str, Any]
+) -> None:
+    """Before the window is full, while it fills, and after that, an answer is one whose tokens are joined."""
+    inputs, found = inputs_of(name), []
+    model = patched(name, inputs["input_ids"].shape[1] + 1 + room, **keys)
+    for each in (model, without_residence(copy.deepcopy(model), **keys)):
+        cache = prefilled(each, inputs)
+        found.append([step(each, cache, 5)])
+        cache = CHANGES[change](each, cache)
+        found[-1] += [step(each, cache, token) for token in range(6, 14)]
+    for with_residence, joined in zip(*found, strict=True):
+        assert_close(with_residence, joined)

@@ -149,7 +149,7 @@ def test_frames_between(chosen: list[int], factor: int, together: int) -> None:
     assert bool(((groups[1:] >= known[:-1, None]) & (groups[:-1] <= known[1:, None])).all())
 
 
-def _qwen() -> Any:
+def qwen() -> Any:
     special = {"image": IMAGE, "video": VIDEO, "vision_start": START, "vision_end": END}
     tokenizer = tiny_tokenizer({f"{name}_token": (f"<{name}>", index) for name, index in special.items()}, VOCABULARY)
     settings = {"size": {"shortest_edge": 56 * 56, "longest_edge": 84 * 84}, "patch_size": 14, "merge_size": 2}
@@ -167,7 +167,7 @@ def _qwen() -> Any:
 def test_images_and_videos_through_a_model(zoom: Any) -> None:
     """What the processor makes is what the patched model takes; nothing selected is the base model."""
     model = ZOO["qwen2_5_vl"].model().float()
-    processor = FlexProcessor(_qwen(), flexkit.patch_model(model, FlexConfig(zoom=zoom, policy=TopK(2)), trained=True))
+    processor = FlexProcessor(qwen(), flexkit.patch_model(model, FlexConfig(zoom=zoom, policy=TopK(2)), trained=True))
     inputs = processor(
         text=["w5 <image> w6 <video> w7", "w5 <video> w6"],
         images=[picture(60, 80)],
@@ -190,7 +190,7 @@ def test_images_and_videos_through_a_model(zoom: Any) -> None:
 def test_a_conversation_about_a_video() -> None:
     """Videos in a chat are shown in both views."""
     content = [{"type": "video", "video": CLIPS[0].numpy()}, {"type": "text", "text": "w5 w6"}]
-    inputs = FlexProcessor(_qwen(), (2, 1, 2)).apply_chat_template(
+    inputs = FlexProcessor(qwen(), (2, 1, 2)).apply_chat_template(
         [{"role": "user", "content": content}],
         tokenize=True,
         return_dict=True,
@@ -268,7 +268,7 @@ def test_a_chat_about_a_source() -> None:
     source = FrameArray(ramps(40, 90, 140).permute(0, 2, 3, 1).numpy(), fps=10)
     content = [{"type": "video", "video": source}, {"type": "text", "text": "w5 w6"}]
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    inputs = FlexProcessor(_qwen(), (2, 1, 2)).apply_chat_template(
+    inputs = FlexProcessor(qwen(), (2, 1, 2)).apply_chat_template(
         [{"role": "user", "content": content}], processor_kwargs={"do_sample_frames": True, "fps": 4}, **options
     )
     assert inputs["video_grid_thw"].tolist()[0][0] == 8  # 16 frames, in pairs
@@ -281,6 +281,10 @@ def test_what_cannot_be_shown() -> None:
         both_views("qwen2_vl", CLIPS, (2, 1, 1))
     with pytest.raises(UnsupportedModelError, match="by their shorter side"):
         both_views("video_llava", CLIPS, (1, 1, 2))
+    with pytest.raises(UnsupportedModelError, match="cuts 1 videos into 5 parts"):
+        both_views("minimax_m3_vl", [ramps(40, 90, 140)], (1, 2, 2))
+    with pytest.raises(HighResInputError, match=r"makes nothing of these videos: .*'fps'"):
+        both_views("minimax_m3_vl", CLIPS, (1, 2, 2), fps="fast")
     with pytest.raises(UnsupportedModelError, match=r"no view \(1, 3, 3\) times as large"):
         both_views("gemma4", CLIPS, (1, 3, 3))
 

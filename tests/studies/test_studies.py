@@ -11,12 +11,17 @@ import torch
 
 import flexkit
 from flexkit.measuring import time_in_turns
-from flexkit.visual_search import draw_scene, evaluation, load_model
+from flexkit.visual_search import draw_clip, draw_scene, evaluation, load_model
+from flexkit.visual_search.clip import SAMPLED
 from flexkit.visual_search.evaluation import Batch
 from flexkit.visual_search.model import ZOOM
 from flexkit.visual_search.weights import WEIGHTS
 from studies import report, selection, settings, without_training
 from studies.baselines import Looker, insert_selected, zoom_in
+from studies.motion import model as motion_model
+from studies.motion import picture as motion_picture
+from studies.motion import study as motion_study
+from studies.motion import training as motion_training
 from studies.native import model as native_model
 from studies.native import study as native_study
 from studies.native import training as native_training
@@ -96,9 +101,52 @@ def test_a_model_that_reads_any_size_is_trained_and_studied(tmp_path: Path, monk
     assert costs["192 px"] == 1 and costs["64 px"] < 0.1
 
 
+@torch.no_grad()
+def test_the_model_of_clips_sees_of_each_frame_what_the_small_one_does() -> None:
+    """Its parts are those that ship; of a frame's tiles, read when they are wanted, as well as of what is sampled."""
+    base, plain = load_model()
+    clip, model = draw_clip(3), motion_model.build_model()
+    assert set(model.state_dict()) - set(base.state_dict()) == {"model.image_newline"}
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in base.state_dict().items())
+    inputs = motion_model.ClipProcessor()([clip], ["which shape"])
+    frames = [PIL.Image.fromarray(frame) for frame in clip.read(SAMPLED)]
+    low_res = plain.processor.image_processor(frames, return_tensors="pt")["pixel_values"]
+    assert torch.equal(inputs["pixel_values_videos"][0], low_res)
+    found = model.get_video_features(low_res[None]).pooler_output
+    torch.testing.assert_close(found.view(4, 64, -1), torch.stack(base.get_image_features(low_res).pooler_output))
+    (view,) = inputs["hd_frames"]
+    assert view.frames == 16 and view.zooms == ((3, 3),)
+    frame = PIL.Image.fromarray(next(clip.read([5])))  # the third of the high-res view: 1, 3, 5, ...
+    whole = plain(images=frame, text="<image>", return_tensors="pt")["hd_pixel_values"][0]
+    (tile,) = view.read(0, [2 * 9 + 5])
+    assert torch.equal(tile[0], whole[:, 64:128, 128:192])
+
+
+def test_a_model_of_clips_is_trained_and_studied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(motion_training, "STAGE", replace(motion_training.STAGE, steps=2, batch=1))
+    motion_training.main(["--output", str(tmp_path / "model")])
+    assert json.loads((tmp_path / "model" / "motion" / "log.json").read_text())["steps"] == 2
+    policies = dict(list(motion_study.POLICIES.items())[-2:])
+    monkeypatch.setattr(motion_study, "POLICIES", policies)
+    few = ["--questions", "1", "--in-sequence", "1", "--output", str(tmp_path / "motion.json")]
+    motion_study.main([str(tmp_path / "model"), *few])
+    motion_picture.main([str(tmp_path / "model"), "--output", str(tmp_path / "motion.webp")])
+    assert PIL.Image.open(tmp_path / "motion.webp").size == (1000, 860)
+    report.main([str(tmp_path)])
+    lines = [line.rsplit(",", 5) for line in (tmp_path / "motion.csv").read_text().splitlines()]
+    assert [*lines[0][1:]] == ["digits", "places and shapes", "read", "LM GFLOP", "LM FLOP"]
+    read = {name.strip('"'): float(share) for name, *_, share, _, _ in lines[1:]}
+    assert read["low-res frames only"] == 0 and read[motion_study.ALL] == read["every high-res token"] == 1
+    assert all(share == pytest.approx(2 / 64, abs=1e-3) for name, share in read.items() if "cells" in name)
+    costs = {name: float(cost) for name, *_, cost in lines[1:]}
+    assert costs["low-res frames only"] < costs["flexkit in space and time"] < 0.1 < costs[motion_study.ALL] == 1
+
+
 def test_studies_and_their_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = ["--questions", "4"]
     without_training.main([str(WEIGHTS), *few, "--output", str(tmp_path / "without_training.json")])
+    own = ["--way", "low-res only", "--way", "training_free"]
+    without_training.main([str(WEIGHTS), *few, *own, "--output", str(tmp_path / "own_states.json")])
     monkeypatch.setattr(selection, "CELLS", (1, 64))
     monkeypatch.setattr(selection, "THRESHOLDS", (48,))
     selection.main([str(WEIGHTS), str(WEIGHTS), *few, "--output", str(tmp_path / "selection.json")])
@@ -116,7 +164,9 @@ def test_studies_and_their_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "scores_again.json").write_text(json.dumps({"seed 1": scores, "seed 2": scores}))
     report.main([str(tmp_path)])
     table = (tmp_path / "without_training_4.csv").read_text().splitlines()
-    assert table[0] == ",attribute,conjunction,row,column,shape" and len(table) == 18
+    assert table[0] == ",attribute,conjunction,row,column,shape" and len(table) == 23
+    rows = (tmp_path / "own_states_4.csv").read_text().splitlines()
+    assert rows == [row for row in table if row.startswith((",", "low-res only,", "training_free,"))]
     probe = (tmp_path / "probe.csv").read_text().splitlines()
     assert probe[1].startswith("weights,4,") and probe[1].split(",")[3] == "0"
     trained = (tmp_path / "settings.csv").read_text().splitlines()

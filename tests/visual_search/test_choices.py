@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexkit.visual_search.choices import LETTERS, Choice, instruct, pose, tell
-from flexkit.visual_search.data import Chat, Chats, LookupCollator, Lookups
+from flexkit.visual_search.data import Chat, Chats
+from flexkit.visual_search.lookups import LookupCollator, Lookups
 from flexkit.visual_search.model import add_layer, add_letters, build_model, build_processor
 from flexkit.visual_search.questions import TRACKS, VALUES, Question, questions
 from flexkit.visual_search.scene import draw_scene

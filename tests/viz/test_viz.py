@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,35 @@ def test_a_video_goes_on_from_frame_to_frame(filmed: Any, tmp_path: Path) -> Non
     flexkit.animate_selection(trace, frames, tmp_path / "looks.gif", steps=[0], dpi=40)
     with Image.open(tmp_path / "looks.gif") as animation:
         assert animation.n_frames == 2
+
+
+@pytest.mark.parametrize(("seconds", "dpi"), [(0.8, 40), (0.25, 41)])  # of even and odd sides
+def test_mp4_shows_what_a_gif_does(filmed: Any, tmp_path: Path, seconds: float, dpi: int) -> None:
+    pytest.importorskip("av")
+    trace, frames = filmed
+    for name in ("looks.gif", "looks.mp4"):
+        flexkit.animate_selection(trace, frames, tmp_path / name, dpi=dpi, seconds=seconds)
+    film = flexkit.open_video(tmp_path / "looks.mp4")
+    with Image.open(tmp_path / "looks.gif") as animation:
+        width, height = animation.size
+        assert len(film) == animation.n_frames == 4 and film.seconds == pytest.approx(4 * seconds, rel=0.01)
+        assert film.size == (height + height % 2, width + width % 2)
+        for index, shown in enumerate(film.read(range(4))):
+            animation.seek(index)
+            expected = np.asarray(animation.convert("RGB")).astype(int)
+            found = shown[:height, :width].astype(int)
+            assert np.abs(found - expected).mean() < 4 < np.abs(found - 255).mean()
+
+
+def test_animations_that_cannot_be_written(filmed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace, frames = filmed
+    for name in ("looks.webm", "looks"):
+        with pytest.raises(ConfigError, match=rf"ends in '{Path(name).suffix}'; .* \.gif or \.mp4"):
+            flexkit.animate_selection(trace, frames, tmp_path / name)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ConfigError, match=r"video files need PyAV: pip install 'flexkit-vlm\[video\]'"):
+        flexkit.animate_selection(trace, frames, tmp_path / "looks.mp4", steps=[0], dpi=40)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_page_of_a_video_has_its_frames(filmed: Any, tmp_path: Path) -> None:

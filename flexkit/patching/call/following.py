@@ -29,8 +29,11 @@ class Following(Silent):
     @classmethod
     def begin(cls, memory: HighResMemory, cache: Any, past: object) -> "Following | None":
         """The call of an answer that goes on at ``past``; None if none does."""
-        goes_on = memory.resident is not None and memory.resident.goes_on
-        return cls(memory, cache.layers) if goes_on and memory.seen == past else None
+        resident = memory.resident
+        if resident is None or not resident.goes_on or memory.seen != past:
+            return None
+        has_room = resident.room is None or memory.seen < resident.room
+        return cls(memory, cache.layers) if has_room else None
 
     def sees(
         self, layer: int, kernel: str, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any

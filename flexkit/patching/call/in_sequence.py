@@ -209,8 +209,9 @@ def _in_tiles(
         zooms = patch.config.zooms if view.geometry.axes == 2 else [view.zoom]
         for span, readers in zip(own, view.tiles or (), strict=True):
             for level, (zoom, read) in enumerate(zip(zooms, readers, strict=True)):
-                frames = [cells * factor for cells, factor in zip(span.grid[:-2], zoom[:-2], strict=True)]
-                image = TiledImage(read, span.grid[-2:], (*frames, *zoom[-2:]), unread, kind)
+                cut = (1, 1) if view.geometry.whole_frames else zoom[-2:]
+                *frames, rows, columns = (cells * factor for cells, factor in zip(span.grid, zoom, strict=True))
+                image = TiledImage(read, (rows // cut[0], columns // cut[1]), (*frames, *cut), unread, kind)
                 found.append((image, replace(span, zoom=zoom, level=level)))
     found.sort(key=lambda each: (each[1].row, each[1].end))
     images, of_levels = zip(*found, strict=True)

@@ -137,7 +137,7 @@ def _of_tensors(
     margins = [None] * len(grids) if sizes is None else _margins(sizes, grids)
     tiles = geometry.cut(views, zoom) if patch.config.tiles == "on_demand" else None
     for own, grid in zip(tiles or (), grids, strict=False):
-        expected = math.prod(grid[:-2]) * math.prod(zoom)
+        expected = math.prod(grid[:-2]) * math.prod(zoom[:-2] if geometry.whole_frames else zoom)
         if any(len(each) != expected for each in own):
             raise HighResInputError(
                 f"{type(geometry).__name__}.cut gave {[len(each) for each in own]} tiles of an image for "

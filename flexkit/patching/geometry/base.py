@@ -148,6 +148,9 @@ class Geometry(ABC):
     default_zoom: ClassVar[int]
     """The zoom where a config names none."""
 
+    whole_frames: bool = False
+    """Whether :meth:`cut` leaves the frames of a video whole; others are cut into tiles as large as low-res frames."""
+
     overview_only: str = ""
     """What makes prompts carry overviews only, where a processor cuts images into tiles of its own; for errors."""
 
@@ -186,7 +189,8 @@ class Geometry(ABC):
         Returns
         -------
         list of tuple of torch.Tensor or None
-            For each image ``(tiles, channels, height, width)`` in raster order, one for each of :attr:`inputs`.
+            For each image ``(tiles, ...)`` in raster order, one for each of :attr:`inputs`: ``(tiles, channels, height,
+            width)`` of pixels.
         """
         return None
 

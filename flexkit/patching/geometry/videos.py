@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
 from flexkit.grids import Grid, split_tiles, stitch_tiles
-from flexkit.patching.geometry.base import Declared, features_owner, image_features
+from flexkit.patching.geometry.base import Declared, Geometry, features_owner, image_features
 from flexkit.patching.geometry.fixed_grid import FixedGrid
 from flexkit.patching.geometry.patch_lists import DynamicGrid, MergedGrid, PositionedPatches, merge_size
 
@@ -27,29 +27,57 @@ __all__ = [
 ]
 
 
-class PatchedVideo(DynamicGrid):
+class Video(Geometry):
+    """What all videos have in common: the model's method for them, the id of their tokens, and time."""
+
+    features, token, axes = "get_video_features", "video_token_id", 3
+
+
+class PatchedVideo(Video, DynamicGrid):
     """Patches of all videos in one list, frame by frame.
 
     Parameters
     ----------
     cell : callable
         From the model's config to the side of one cell in patches.
-    frames : callable
-        From the model's config to how many frames of patches become one of cells.
+    frames : callable, optional
+        From the model's config to how many frames of patches become one of cells; by default each does.
+    apart : bool
+        Whether the tower sees every frame by itself, so that one can be encoded without the others.
     """
 
     inputs = ("pixel_values_videos", "video_grid_thw")
     size_input = "video_grid_thw"
-    features, token, axes = "get_video_features", "video_token_id", 3
 
     def __init__(
-        self, cell: Callable[[Any], int] = merge_size, frames: Callable[[Any], int] = lambda config: 1
+        self,
+        cell: Callable[[Any], int] = merge_size,
+        frames: Callable[[Any], int] = lambda config: 1,
+        apart: bool = True,
     ) -> None:
         super().__init__(cell)
-        self._frames = frames
+        self._frames, self.whole_frames = frames, apart
 
     def cell(self, config: Any) -> Grid:
         return self._frames(config), *super().cell(config)
+
+    def cut(self, inputs: Mapping[str, Tensor], zoom: Grid) -> list[tuple[Tensor, ...]] | None:
+        if not self.whole_frames:
+            return None
+        patches, sizes = (inputs[name] for name in self.inputs)
+        videos = torch.split(patches, sizes.prod(-1).tolist())
+        of_frames = sizes.clone()
+        of_frames[:, 0] = 1
+        return [
+            (video.reshape(frames, -1, *video.shape[1:]), size.expand(frames, -1))
+            for video, size, frames in zip(videos, of_frames, sizes[:, 0].tolist(), strict=True)
+        ]
+
+    def encode_tiles(self, model: PreTrainedModel, tiles: Sequence[Tensor]) -> Tensor:
+        patches, sizes = tiles
+        inputs = dict(zip(self.inputs, (patches.flatten(0, 1), sizes), strict=True))
+        tokens = torch.cat(image_features(model, self.features, **inputs))
+        return tokens.view(len(patches), -1, tokens.shape[-1])
 
 
 class UnmarkedGrid(DynamicGrid):
@@ -79,12 +107,11 @@ def _in_video(found: Callable[[str], Tensor]) -> Tensor:
     return found("video_start_token_id").cumsum(-1) > found("video_end_token_id").cumsum(-1)
 
 
-class MergedVideo(MergedGrid):
+class MergedVideo(Video, MergedGrid):
     """Videos that say how many patches a side become one cell (VideoLLaMA 3)."""
 
     inputs = (*PatchedVideo.inputs, "video_merge_sizes")
     size_input = PatchedVideo.size_input
-    features, token, axes = PatchedVideo.features, PatchedVideo.token, PatchedVideo.axes
 
     def cell(self, config: Any) -> Grid:
         return 1, 1, 1
@@ -99,7 +126,7 @@ class MergedVideo(MergedGrid):
         super().check_low_res(model, inputs, grids)
 
 
-class FixedFrames(FixedGrid):
+class FixedFrames(Video, FixedGrid):
     """Videos ``(videos, frames, channels, height, width)`` whose frames have the size that a tower takes.
 
     Every frame of the high-res view is cut into tiles, and each is encoded as a frame.
@@ -115,7 +142,6 @@ class FixedFrames(FixedGrid):
     """
 
     inputs = ("pixel_values_videos",)
-    features, token, axes = "get_video_features", "video_token_id", 3
 
     def __init__(self, tokens: Callable[[Any], int], *, before: int = 0, behind: int = 0) -> None:
         super().__init__(tokens)
@@ -123,8 +149,7 @@ class FixedFrames(FixedGrid):
 
     def declared(self, model: PreTrainedModel, zoom: Grid) -> Mapping[str, Declared]:
         view = super().declared(model, zoom[-2:])["pixel_values"]
-        videos, *rest = view.axes
-        return {self.inputs[0]: Declared((videos, "frames", *rest), meaning=view.meaning)}
+        return {self.inputs[0]: Declared(("videos", "frames", *view.axes[1:]), meaning=view.meaning)}
 
     def grids(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], zoom: Grid) -> list[Grid]:
         pixels = inputs[self.inputs[0]]
@@ -155,16 +180,15 @@ class FixedFrames(FixedGrid):
         # Earlier versions of transformers call them pixel_values here, and put what is behind all frames there later.
         name, *_ = inspect.signature(getattr(features_owner(model, self.features), self.features)).parameters
         tokens = torch.cat(image_features(model, self.features, **{name: frames[None]}))
-        cells = self.layout(model, (len(frames), *self.grid(model)))
-        return tokens[cells[: len(tokens)].to(tokens.device)].view(len(frames), -1, tokens.shape[-1])
+        cells = self.layout(model, (len(frames), *self.grid(model))).nonzero().flatten()
+        return tokens[cells.to(tokens.device)].view(len(frames), -1, tokens.shape[-1])
 
 
-class PositionedVideo(PositionedPatches):
+class PositionedVideo(Video, PositionedPatches):
     """Frames ``(frames, patches, width)`` of all videos, with the place of each patch (Gemma 4)."""
 
     inputs = ("pixel_values_videos", "video_position_ids", "num_frames_per_video")
     size_input = "video_position_ids"
-    features, token, axes = "get_video_features", "video_token_id", 3
 
     def cell(self, config: Any) -> Grid:
         return 1, *super().cell(config)

@@ -66,6 +66,8 @@ class Resident:
     """Whether some batch rows have fewer than others."""
     goes_on: bool = True
     """Whether the answers of all batch rows have read up to the end, so that the next position goes on with them."""
+    room: int | None = None
+    """How many positions there may be before one slides out of a layer's window; None without windows."""
 
     def of_rows(self, rows: Tensor) -> "Resident":
         """Those of other batch rows."""
@@ -227,6 +229,8 @@ class HighResMemory:
 
     def joined(self, later: "HighResMemory") -> "HighResMemory":
         """This memory followed by that of later images in the same rows."""
+        if type(self.features) is not type(later.features):  # pictures as a whole, and frames of videos
+            return self._in_tiles().joined(later._in_tiles())
         known = len(self.features.images)
         shifted = tuple(
             replace(span, start=span.start + self.tokens, image=span.image + known) for span in later.images
@@ -239,6 +243,12 @@ class HighResMemory:
             projected={},
             answer=None,
         )
+
+    def _in_tiles(self) -> "HighResMemory":
+        if self.features.images:
+            return self
+        images = tuple(replace(span, image=index) for index, span in enumerate(self.images))
+        return replace(self, features=self.features.tiled(images), images=images)
 
     def select(self, index: Tensor) -> "HighResMemory":
         """The memory of a batch made of the rows ``index``; itself if these continue the same samples."""
@@ -408,13 +418,13 @@ def cached_length(cache: Any) -> int | Tensor:
     return int(length)
 
 
-def growing_layers(cache: object) -> list[Any] | None:
-    """The layers of a cache each of which appends to all that it holds, and nothing else; None of any other cache."""
+def growing_layers(cache: object, kinds: Sequence[type] = (DynamicLayer,)) -> list[Any] | None:
+    """The layers of a cache that grows, if all are of some kinds; None of any other cache."""
     if not isinstance(cache, DynamicCache) or getattr(cache, "offloading", False):
         return None
     layers: list[Any] = cache.layers
-    plain = all(getattr(type(layer), "own", type(layer)) is DynamicLayer for layer in layers)
-    return layers if plain and all(layer.keys is not None for layer in layers) else None
+    of_kinds = all(getattr(type(layer), "own", type(layer)) in kinds for layer in layers)
+    return layers if of_kinds and all(layer.keys is not None for layer in layers) else None
 
 
 def attach_memory(cache: object, memory: HighResMemory) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from flexkit.attention.layer import HighResKeys
 from flexkit.attention.ragged import RaggedIndex
@@ -80,11 +81,14 @@ class Places:
 class ResidentLayer(MemoryLayer):
     """What makes a layer of a growing cache hold high-res tokens, which it neither gives nor counts.
 
-    It holds hidden positions, tokens, and all other positions, in this order.
+    It holds hidden positions, tokens, and all other positions, in this order. Answers go on in it while nothing slides
+    out of its window, if it has one.
     """
 
     keys: Any
     values: Any
+    is_sliding: bool
+    cumulative_length: int
     hd_front: int = 0
     """How many high-res tokens stand in front of the positions."""
     hd_places: Places | None = None
@@ -102,15 +106,25 @@ class ResidentLayer(MemoryLayer):
         """Keys and values that the answer sees."""
         return self.keys[:, :, self.hd_hidden :], self.values[:, :, self.hd_hidden :]
 
-    def update(self, key_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Take keys and values in."""
-        if self.hd_places is not None and not self.hd_follows:
-            self.put_front(*self.take_front())  # in order
-        found = MemoryLayer.update(self, key_states, *args, **kwargs)
+        if not self.hd_follows and (self.is_sliding or self.hd_places is not None):
+            tokens = self.take_front()  # positions are in order then, and a window holds nothing else
+            found = MemoryLayer.update(self, key_states, value_states, *args, **kwargs)
+            self.put_front(*tokens)
+            return found
+        if self.is_sliding:  # nothing slides out, and the tokens do not count
+            self.cumulative_length += key_states.shape[2]
+            self.hd_length += key_states.shape[2]
+            found = DynamicLayer.update(self, key_states, value_states)
+        else:
+            found = MemoryLayer.update(self, key_states, value_states, *args, **kwargs)
         return tuple(states[:, :, self.hd_hidden + self.hd_front :] for states in found)
 
     def get_seq_length(self) -> int:
         """How many positions it holds."""
+        if self.is_sliding:
+            return self.cumulative_length
         missing = 0 if self.hd_places is None else self.hd_places.missing
         return int(self.own.get_seq_length(self)) - self.hd_front + missing
 
@@ -118,8 +132,10 @@ class ResidentLayer(MemoryLayer):
         """Forget positions alone."""
         places = self.hd_places
         tokens = self.take_front()
-        MemoryLayer.crop(self, *args, **kwargs)
-        self.put_front(*tokens, places and places.within(self.keys.shape[2]))
+        try:
+            MemoryLayer.crop(self, *args, **kwargs)
+        finally:
+            self.put_front(*tokens, places and places.within(self.keys.shape[2]))
 
     def reset(self) -> None:
         """Forget the tokens, too."""
@@ -189,13 +205,17 @@ def move_in(
     layers: list[Any] = getattr(cache, "layers", [])
     if answer is None or not memory.in_sequence or not _grows(cache, shapes):
         return memory
+    windows = [layer.sliding_window for layer in layers if layer.is_sliding]
+    room = min(windows) - 1 if windows else None
+    if room is not None and memory.seen > room:
+        return memory
     with_images = memory.rows_with_images
     if not bool((answer.end == memory.seen)[with_images].all()):
         return memory
     given = answer.tokens & with_images[:, None]
     first = next(iter(memory.projected.values()), None)
     places = RaggedIndex(given[:, :0] if first is None else first.tokens.among(given))
-    resident, left = Resident(), memory.projected
+    resident, left = Resident(room=room), memory.projected
     if first is not None and places.count:
         rest, left = RaggedIndex(first.tokens.valid & ~places.mask), {}
         apart = dict[torch.device, Places]()
@@ -207,7 +227,7 @@ def move_in(
             _resident(layers[index], memory.seen).put_front(moved.key, moved.value, apart.get(device))
             if rest.count:
                 left[index] = keys.at(rest, keys.tokens.mask & ~given)
-        resident = Resident(moved.tokens, is_padded=not bool(places.valid.all()))
+        resident = replace(resident, tokens=moved.tokens, is_padded=not bool(places.valid.all()))
     return replace(memory, projected=left, resident=resident)
 
 
@@ -246,7 +266,7 @@ def _resident(layer: Any, length: int) -> ResidentLayer:
 
 def _grows(cache: object, shapes: Mapping[int, torch.Size]) -> bool:
     """Whether every layer of a cache holds the keys that its layer attends to, in one tensor that grows."""
-    layers = growing_layers(cache)
+    layers = growing_layers(cache, (DynamicLayer, DynamicSlidingWindowLayer))
     if layers is None or len(layers) != len(shapes):
         return False
     return all(layer.keys.shape == shapes.get(index) for index, layer in enumerate(layers))

@@ -137,6 +137,10 @@ class Features(ABC):
     def joined(self, later: Self) -> Self:
         """These, followed by those of later images in the same rows."""
 
+    @abstractmethod
+    def tiled(self, spans: Sequence[ImageSpan]) -> "Tiled":
+        """The same in tiles; of images that were encoded as a whole, one for each of the ``spans`` where they stand."""
+
 
 @dataclass(frozen=True)
 class Encoded(Features):
@@ -161,6 +165,19 @@ class Encoded(Features):
 
     def joined(self, later: "Encoded") -> "Encoded":
         return Encoded(torch.cat([self.states, later.states], dim=1))
+
+    def tiled(self, spans: Sequence[ImageSpan]) -> "Tiled":
+        images = []
+        for span in spans:
+            cells = self.states[None, span.row, span.start : span.start + span.tokens]
+            images.append(TiledImage(_nothing, (span.tokens, 1), (1, 1), cells[:0]))
+            images[-1].add(torch.zeros(1, dtype=torch.int64, device=cells.device), cells)
+        return Tiled(tuple(images))
+
+
+def _nothing(tiles: Tensor) -> Sequence[Tensor]:
+    """What is left to be read of an image that has been encoded."""
+    return ()
 
 
 @dataclass
@@ -244,6 +261,9 @@ class Tiled(Features):
     def joined(self, later: "Tiled") -> "Tiled":
         return Tiled(self.images + later.images)
 
+    def tiled(self, spans: Sequence[ImageSpan]) -> "Tiled":
+        return self
+
     def _open(self, looked_at: Sequence[tuple[TiledImage, Tensor]], encode: Sequence[Encode]) -> None:
         """Encode what is missing of tiles that are looked at."""
         wanted = {id(image): torch.zeros_like(image.slots, dtype=torch.bool) for image in self.images}
@@ -255,9 +275,9 @@ class Tiled(Features):
             lacking = [tile for tile in range(len(image.slots)) if next(lacks)]
             if lacking:
                 missing.append((image, torch.tensor(lacking, device=image.slots.device)))
-        kinds = sorted({image.kind for image, _ in missing})
-        by_kind = ([each for each in missing if each[0].kind == kind] for kind in kinds)
-        for batch in (batch for own in by_kind for batch in _batches(own)):
+        kinds = sorted({(image.kind, image.grid) for image, _ in missing})
+        alike = ([each for each in missing if (each[0].kind, each[0].grid) == kind] for kind in kinds)
+        for batch in (batch for own in alike for batch in _batches(own)):
             views = zip(*(image.read(tiles) for image, tiles in batch), strict=True)
             cells = encode[batch[0][0].kind]([torch.cat(view) for view in views])
             parts: Sequence[Tensor] = torch.split(cells, [len(tiles) for _, tiles in batch])

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from transformers.video_utils import VideoMetadata
 
 from flexkit.encoding import FrameSource, TileView
-from flexkit.errors import HighResInputError, UnsupportedModelError
+from flexkit.errors import FlexkitError, HighResInputError, UnsupportedModelError, first_line
 from flexkit.grids import Grid, Pair, split_tiles
 from flexkit.processing.outputs import like
 from flexkit.processing.resizing import tell_enlarged
-from flexkit.processing.source_overviews import clips_of
+from flexkit.processing.source_overviews import clips_of, with_overviews
 
-__all__ = ["ClipView", "frames_between", "in_both_views"]
+__all__ = ["ClipView", "frames_between", "frames_have_one_size", "in_both_views", "shown_frames"]
 
 _SIZED = ("video_grid_thw", "video_position_ids")
 """Outputs that say how large each video is."""
@@ -93,57 +93,15 @@ def in_both_views(video_processor: Any, zoom: Grid, high_res: dict[str, Any]) ->
     high_res : dict
         Where the high-res inputs are put, prefixed with ``hd_``.
     """
-    between, kind = zoom[0], type(video_processor)
 
     def preprocess(videos: Any, *args: Any, **options: Any) -> Any:
-        low, chosen, shown = copy.copy(video_processor), list[Tensor](), dict[Any, Any]()
-        sources = clips_of(videos)
-        told = dict[str, Any]()
-
-        def sample_frames(*given: Any, **settings: Any) -> Any:
-            indices = video_processor.sample_frames(*given, **settings)
-            chosen.append(torch.as_tensor(indices))
-            return indices
-
-        def resize(videos: Tensor, **settings: Any) -> Any:
-            white = video_processor.resize(torch.ones_like(videos), **settings).flatten(0, -3).any(0)
-            shown[videos.shape[-2:]] = int(white.any(1).sum()), int(white.any(0).sum())
-            return video_processor.resize(videos, **settings)
-
-        def process(videos: Any, **settings: Any) -> Any:
-            told.update(_uncompressed(settings))
-            return kind._preprocess(low, videos, **told)
-
-        low.sample_frames, low.resize, low._preprocess = sample_frames, resize, process
-        if sources:
-            low._decode_and_sample_videos = _decoded
-        made = low.preprocess(videos, *args, **options)
-        if between > 1 and not chosen:
-            raise HighResInputError(
-                f"a zoom of {between} in time reads frames between those of the low-res view, and this one takes all "
-                "that there are: let the video processor choose, with do_sample_frames=True and fps or num_frames."
-            )
-        together = getattr(video_processor, "temporal_patch_size", None) or 1
-        indices = [frames_between(each, between, together) for each in chosen]
-        if sources and not any(name in made for name in _SIZED):
-            larger = told | _larger(video_processor, told, zoom)
-            every = (torch.arange(len(source)) for source in sources)
-            high_res["hd_frames"] = [
-                ClipView(source, own.clamp(0, len(source) - 1), video_processor, larger, (zoom[1], zoom[2]))
-                for source, own in zip(sources, indices or every, strict=True)
-            ]
+        low = _LowRes(video_processor, videos)
+        made = low.made(*args, **options)
+        frames = low.frames(zoom[0])
+        if low.sources and frames_have_one_size(video_processor):
+            high_res["hd_frames"] = low.clips(frames, zoom)
             return made
-        wanted, high = iter(indices), copy.copy(video_processor)
-        if sources:
-            high._decode_and_sample_videos = _decoded
-
-        def sample_more(metadata: Any, **_: Any) -> Any:
-            return next(wanted).clamp(0, metadata.total_num_frames - 1).numpy()
-
-        if between > 1:
-            high.sample_frames = sample_more
-        high._preprocess = lambda videos, **settings: _enlarged(video_processor, videos, settings, made, shown, zoom)
-        views = high.preprocess(videos, *args, **options)
+        views = low.whole(made, frames, zoom, *args, **options)
         for name in (name for name in _KEPT if name in views):
             value = views[name]
             in_tensors = isinstance(value, Tensor) or (isinstance(value, list) and isinstance(value[0], Tensor))
@@ -153,6 +111,145 @@ def in_both_views(video_processor: Any, zoom: Grid, high_res: dict[str, Any]) ->
     both = copy.copy(video_processor)
     both.preprocess = preprocess
     return both
+
+
+def frames_have_one_size(video_processor: Any) -> bool:
+    """Whether a video processor makes frames of one size, so that each tile of a frame passes as a frame does."""
+    return not {*_SIZED} & {*video_processor.model_input_names}
+
+
+def shown_frames(video_processor: Any, source: FrameSource, options: Mapping[str, Any]) -> list[np.ndarray]:
+    """What the low-res view shows, one frame for each of its grid.
+
+    Parameters
+    ----------
+    video_processor : transformers.BaseVideoProcessor
+        The video processor of the low-res view.
+    source : FrameSource
+        The video.
+    options : mapping
+        The keyword arguments of the low-res call.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        Each ``(height, width, 3)``, uint8: of frames that the processor merges, the first.
+    """
+    videos = with_overviews([source])
+    low = _LowRes(video_processor, videos)
+    low.made(**options)
+    every = torch.arange(len(source))
+    return [*source.read(next(iter(low.chosen), every)[:: low.together].tolist())]
+
+
+class _LowRes:
+    """How the low-res view of videos is made: what a copy of the video processor that does the same was asked to do.
+
+    Parameters
+    ----------
+    video_processor : transformers.BaseVideoProcessor
+        The original.
+    videos : object
+        As it is given them.
+    """
+
+    def __init__(self, video_processor: Any, videos: Any) -> None:
+        self.sources, self._videos = clips_of(videos), videos
+        self.chosen: list[Tensor] = []
+        """Indices of the frames of each video, ``(frames,)``; empty if all were taken."""
+        self._original = video_processor
+        self._processor = self._twin()
+        self._processor.sample_frames, self._processor.resize = self._sample_frames, self._resize
+        self._processor._preprocess = self._preprocess
+        self._extents: dict[Any, Pair] = {}
+        self._settings: dict[str, Any] = {}
+
+    def made(self, *args: Any, **options: Any) -> Any:
+        """The low-res view.
+
+        Raises
+        ------
+        HighResInputError
+            If the video processor cannot make it.
+        """
+        try:
+            return self._processor.preprocess(self._videos, *args, **options)
+        except (FlexkitError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever the code of any family meets in a video
+            raise HighResInputError(
+                f"{type(self._original).__name__} makes nothing of these videos: {first_line(error).rstrip('.')}. "
+                "Expected arrays of uint8, (frames, height, width, 3), or files opened by flexkit.open_video, and "
+                "settings that it takes."
+            ) from error
+
+    @property
+    def together(self) -> int:
+        """How many frames are merged."""
+        return getattr(self._original, "temporal_patch_size", None) or 1
+
+    def frames(self, factor: int) -> list[Tensor]:
+        """Indices of the frames of the high-res view of each video."""
+        if factor > 1 and not self.chosen:
+            raise HighResInputError(
+                f"a zoom of {factor} in time reads frames between those of the low-res view, and this one takes all "
+                "that there are: let the video processor choose, with do_sample_frames=True and fps or num_frames."
+            )
+        return [frames_between(each, factor, self.together) for each in self.chosen]
+
+    def clips(self, frames: Sequence[Tensor], zoom: Grid) -> list[ClipView]:
+        """The high-res view of sources whose frames have one size."""
+        larger = self._settings | _larger(self._original, self._settings, zoom)
+        every = (torch.arange(len(source)) for source in self.sources)
+        return [
+            ClipView(source, own.clamp(0, len(source) - 1), self._original, larger, (zoom[1], zoom[2]))
+            for source, own in zip(self.sources, frames or every, strict=True)
+        ]
+
+    def whole(self, made: Mapping[str, Any], frames: Sequence[Tensor], zoom: Grid, *args: Any, **options: Any) -> Any:
+        """The high-res view of all videos in the form of the low-res one, which was made."""
+        wanted, high = iter(frames), self._twin()
+
+        def sample_more(metadata: Any, **_: Any) -> Any:
+            return next(wanted).clamp(0, metadata.total_num_frames - 1).numpy()
+
+        def enlarged(videos: Sequence[Tensor], **settings: Any) -> Any:
+            return _enlarged(self._original, videos, settings, made, self._extents, zoom)
+
+        if zoom[0] > 1:
+            high.sample_frames = sample_more
+        high._preprocess = enlarged
+        return high.preprocess(self._videos, *args, **options)
+
+    def _twin(self) -> Any:
+        twin = copy.copy(self._original)
+        if self.sources:
+            twin._decode_and_sample_videos = _decoded
+        return twin
+
+    def _sample_frames(self, metadata: Any, **settings: Any) -> Any:
+        try:
+            indices = self._original.sample_frames(metadata=metadata, **settings)
+        except (ValueError, ArithmeticError) as error:
+            asked = {name: settings.get(name) for name in ("num_frames", "fps")}
+            raise HighResInputError(
+                f"{type(self._original).__name__} cannot choose from {metadata.total_num_frames} frames by {asked}: "
+                f"{first_line(error).rstrip('.')}. Ask for fewer, or take all of a short video, do_sample_frames=False."
+            ) from error
+        self.chosen.append(torch.as_tensor(indices))
+        return indices
+
+    def _resize(self, videos: Tensor, **settings: Any) -> Any:
+        white = self._original.resize(torch.ones_like(videos), **settings).flatten(0, -3).any(0)
+        self._extents[videos.shape[-2:]] = int(white.any(1).sum()), int(white.any(0).sum())
+        return self._original.resize(videos, **settings)
+
+    def _preprocess(self, videos: Any, **settings: Any) -> Any:
+        for video in videos:
+            if 0 in video.shape:
+                raise HighResInputError(f"a video of shape {tuple(video.shape)} has no frames, or these no pixels.")
+        self._settings = _uncompressed(settings)
+        return type(self._original)._preprocess(self._processor, videos, **self._settings)
 
 
 def _decoded(
@@ -221,6 +318,11 @@ def _enlarged(
     expected = [
         (frames * zoom[0], rows * zoom[1], columns * zoom[2]) for frames, rows, columns in _grids(name, low_res)
     ]
+    if len(expected) > len(videos):
+        raise UnsupportedModelError(
+            f"{type(video_processor).__name__} cuts {len(videos)} videos into {len(expected)} parts, and flexkit makes "
+            "no high-res view of a part; have fewer frames sampled."
+        )
     side = settings["patch_size"]
     enlarged = []
     for video, (_, rows, columns) in zip(videos, expected, strict=True):
