@@ -63,8 +63,10 @@ class _Drift:
 
 def watch_drift(patch: Patch) -> None:
     """Warn, once, if a model that is about to read image features is one whose hidden states are not like these."""
+    if not patch.route.runs_tokens:  # features are read elsewhere than among hidden states
+        return
     layers: Any = patch.decoder.layers
-    if patch.route.runs_tokens and len(layers) > _LAYERS:
+    if len(layers) > _LAYERS:
         drift = _Drift(patch)
         patch.hooks.append(layers[0].register_forward_pre_hook(drift.enter, with_kwargs=True))
         patch.hooks.append(layers[_LAYERS].register_forward_pre_hook(drift.leave, with_kwargs=True))
