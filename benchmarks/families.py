@@ -24,11 +24,13 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from benchmarks.models import IMAGE_TOKEN, NARROW, ONE_LAYER, PATCH, language_model
+
 __all__ = ["FAMILIES", "Family"]
 
-_IMAGE_TOKEN, _WORD = 1, 5
-_PATCH = 14
-_TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 1}
+_WORD = 5
+"""The first id that is a word."""
+_TOWER = NARROW | ONE_LAYER
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,8 @@ class Family:
     def build(self, options: argparse.Namespace) -> PreTrainedModel:
         """The model that was asked for."""
         torch.manual_seed(0)
-        heads = max(1, options.width // 128)
-        text = {
-            "hidden_size": options.width,
-            "intermediate_size": options.width * 11 // 4,
-            "num_hidden_layers": options.layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": options.kv_heads or heads,
-            "head_dim": options.width // heads,
-            "vocab_size": 1024,
-            "max_position_embeddings": 2**17,
-            "pad_token_id": 0,
-        }
+        text = language_model(options.width, options.layers, kv_heads=options.kv_heads)
+        text |= {"head_dim": options.width // text["num_attention_heads"], "pad_token_id": 0}
         with torch.device(options.device):
             model = AutoModelForImageTextToText.from_config(self.config(text))
         built: PreTrainedModel = model.to(getattr(torch, options.dtype)).eval()
@@ -71,7 +63,7 @@ class Family:
     def question(self, model: PreTrainedModel, words: int, zoom: int, batch: int) -> dict[str, Tensor]:
         """Prompts of one image and some words, the same in every row, and both views of the image."""
         torch.manual_seed(1)
-        image = torch.full((self.side**2 if self.is_in_sequence else 1,), _IMAGE_TOKEN)
+        image = torch.full((self.side**2 if self.is_in_sequence else 1,), IMAGE_TOKEN)
         text = torch.randint(_WORD, 1000, (words,))
         low = self.overview(self, words) if self.overview else self.view(self, 1)
         inputs = {"input_ids": torch.cat([image, text])[None], **low}
@@ -85,59 +77,57 @@ class Family:
 
 
 def _llava(text: dict[str, Any]) -> PretrainedConfig:
-    tower = CLIPVisionConfig(**_TOWER, image_size=336, patch_size=_PATCH)
+    tower = CLIPVisionConfig(**_TOWER, image_size=336, patch_size=PATCH)
     return LlavaConfig(
-        vision_config=tower, text_config=LlamaConfig(**text), image_token_id=_IMAGE_TOKEN, vision_feature_layer=-1
+        vision_config=tower, text_config=LlamaConfig(**text), image_token_id=IMAGE_TOKEN, vision_feature_layer=-1
     )
 
 
 def _qwen2_5_vl(text: dict[str, Any]) -> PretrainedConfig:
     tower = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
+        **NARROW,
         "depth": 1,
         "num_heads": 1,
         "out_hidden_size": text["hidden_size"],
-        "patch_size": _PATCH,
+        "patch_size": PATCH,
         "fullatt_block_indexes": [],
     }
     rotary = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
     return Qwen2_5_VLConfig(
-        vision_config=tower, text_config={**text, "rope_parameters": rotary}, image_token_id=_IMAGE_TOKEN
+        vision_config=tower, text_config={**text, "rope_parameters": rotary}, image_token_id=IMAGE_TOKEN
     )
 
 
 def _gemma3(text: dict[str, Any]) -> PretrainedConfig:
-    tower = SiglipVisionConfig(**_TOWER, image_size=896, patch_size=_PATCH, vision_use_head=False)
+    tower = SiglipVisionConfig(**_TOWER, image_size=896, patch_size=PATCH, vision_use_head=False)
     return Gemma3Config(
         vision_config=tower,
         text_config=Gemma3TextConfig(**text, sliding_window=1024, query_pre_attn_scalar=text["head_dim"]),
         mm_tokens_per_image=256,
-        image_token_id=_IMAGE_TOKEN,
+        image_token_id=IMAGE_TOKEN,
     )
 
 
 def _internvl(text: dict[str, Any]) -> PretrainedConfig:
-    tower = InternVLVisionConfig(**_TOWER, image_size=[448, 448], patch_size=[_PATCH, _PATCH])
-    return InternVLConfig(vision_config=tower, text_config=Qwen2Config(**text), image_token_id=_IMAGE_TOKEN)
+    tower = InternVLVisionConfig(**_TOWER, image_size=[448, 448], patch_size=[PATCH, PATCH])
+    return InternVLConfig(vision_config=tower, text_config=Qwen2Config(**text), image_token_id=IMAGE_TOKEN)
 
 
 def _mllama(text: dict[str, Any]) -> PretrainedConfig:
     tower = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
+        **NARROW,
         "num_hidden_layers": 1,
         "num_global_layers": 1,
         "attention_heads": 1,
         "intermediate_layers_indices": [0],
         "vision_output_dim": 128,
         "image_size": 336,
-        "patch_size": _PATCH,
+        "patch_size": PATCH,
         "max_num_tiles": 4,
     }
     cross = {"cross_attention_layers": list(range(1, text["num_hidden_layers"], 3))}
     ends = {"bos_token_id": 2, "eos_token_id": 3}
-    return MllamaConfig(vision_config=tower, text_config=text | cross | ends, image_token_index=_IMAGE_TOKEN)
+    return MllamaConfig(vision_config=tower, text_config=text | cross | ends, image_token_index=IMAGE_TOKEN)
 
 
 def _pixels(family: Family, zoom: int) -> dict[str, Tensor]:
@@ -147,9 +137,9 @@ def _pixels(family: Family, zoom: int) -> dict[str, Tensor]:
 
 def _patches(family: Family, zoom: int) -> dict[str, Tensor]:
     """Flattened, of two frames; four make one cell."""
-    side = zoom * family.side * family.cell // _PATCH
+    side = zoom * family.side * family.cell // PATCH
     return {
-        "pixel_values": torch.randn(side**2, 3 * 2 * _PATCH**2),
+        "pixel_values": torch.randn(side**2, 3 * 2 * PATCH**2),
         "image_grid_thw": torch.tensor([[1, side, side]]),
     }
 

@@ -10,10 +10,38 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import flexkit
 from flexkit.encoding import pyramid
 
-__all__ = ["IMAGE_TOKEN", "NoiseTiles", "build", "build_as", "low_res", "question"]
+__all__ = [
+    "IMAGE_TOKEN",
+    "NARROW",
+    "ONE_LAYER",
+    "PATCH",
+    "NoiseTiles",
+    "build",
+    "build_as",
+    "language_model",
+    "low_res",
+    "question",
+]
 
 IMAGE_TOKEN = 1
 PATCH = 14
+NARROW = {"hidden_size": 64, "intermediate_size": 128}
+ONE_LAYER = {"num_hidden_layers": 1, "num_attention_heads": 1}
+"""Sizes of a tower that costs next to nothing."""
+
+
+def language_model(width: int, layers: int, *, heads: int | None = None, kv_heads: int | None = None) -> dict[str, Any]:
+    """Settings of a language model, as for :func:`build`."""
+    heads = heads or max(1, width // 128)
+    return {
+        "hidden_size": width,
+        "intermediate_size": width * 11 // 4,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads or heads,
+        "vocab_size": 1024,
+        "max_position_embeddings": 2**17,
+    }
 
 
 def build(
@@ -42,24 +70,8 @@ def build(
         Of the weights.
     """
     torch.manual_seed(0)
-    heads = heads or max(1, width // 128)
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        image_size=image_size,
-        patch_size=PATCH,
-    )
-    text = LlamaConfig(
-        hidden_size=width,
-        intermediate_size=width * 11 // 4,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads or heads,
-        vocab_size=1024,
-        max_position_embeddings=2**17,
-    )
+    vision = CLIPVisionConfig(**NARROW, **ONE_LAYER, image_size=image_size, patch_size=PATCH)
+    text = LlamaConfig(**language_model(width, layers, heads=heads, kv_heads=kv_heads))
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN, vision_feature_layer=-1, dtype=dtype
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from accelerate.utils import gather_object
@@ -23,7 +23,7 @@ from flexkit.visual_search.scene import SIZE, draw_close_up, draw_scene
 from flexkit.visual_search.ways import Place, Way, load_ways, read_fraction
 from flexkit.visual_search.weights import READERS, WEIGHTS
 
-__all__ = ["VISION", "Batch", "Score", "evaluate", "score"]
+__all__ = ["VISION", "Asking", "Batch", "Score", "evaluate", "score"]
 
 BATCH = 25
 """How many questions are answered at a time."""
@@ -183,14 +183,25 @@ class Batch:
         return way.answer(inputs, self.places, len(self.asked[0].answer.split()))
 
 
-def score(way: Way, batch: Batch) -> Score:
+class Asking(Protocol):
+    """Questions about anything, such as :class:`Batch`, and how they are put to a way of looking."""
+
+    @property
+    def asked(self) -> Sequence[Question]:
+        """What is asked."""
+
+    def answers(self, way: Way) -> list[str]:
+        """The last word of each answer."""
+
+
+def score(way: Way, batch: Asking) -> Score:
     """Score a way of looking.
 
     Parameters
     ----------
     way : Way
         Of looking.
-    batch : Batch
+    batch : Asking
         What is asked.
     """
     if flexkit.is_patched(way.model):

@@ -18,8 +18,8 @@ from flexkit.grids import Grid
 from flexkit.measuring import count_flops
 from flexkit.visual_search import Question, draw_clip, questions
 from flexkit.visual_search.clip import SAMPLED
-from flexkit.visual_search.evaluation import VISION, Score
-from flexkit.visual_search.ways import Oracle, Way, read_fraction
+from flexkit.visual_search.evaluation import VISION, Score, score
+from flexkit.visual_search.ways import Oracle, Way
 from studies.command import study_parser, write
 from studies.motion.model import CELLS_READ, CONFIG, ZOOM, ClipProcessor, build_model
 
@@ -93,18 +93,6 @@ class Batch:
         return [
             [clip.at(frame)[index].digit_at for frame in SAMPLED] for clip, index in zip(self.clips, which, strict=True)
         ]
-
-
-def score(way: Way, batch: Batch) -> Score:
-    """Score a way of looking."""
-    if flexkit.is_patched(way.model):
-        with flexkit.trace(way.model) as trace:
-            words = batch.answers(way)
-        read = read_fraction(way.model, trace)
-    else:
-        words, read = batch.answers(way), 1.0
-    right = [word == question.answer for word, question in zip(words, batch.asked, strict=True)]
-    return Score(sum(right) / len(right), len(right), read)
 
 
 def study(folder: Path, seed: int, count: int, in_sequence: int) -> dict[str, dict[str, float]]:
