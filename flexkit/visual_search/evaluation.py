@@ -184,7 +184,7 @@ class Batch:
 
 
 class Asking(Protocol):
-    """Questions about anything, such as :class:`Batch`, and how they are put to a way of looking."""
+    """Questions about anything, and how they are put to a way of looking."""
 
     @property
     def asked(self) -> Sequence[Question]:
