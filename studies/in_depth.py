@@ -73,13 +73,13 @@ class Record:
         return torch.cat([said.entropy for said in self.said[about]])
 
 
-def _scenes(seed: int, count: int) -> list[Scene]:
+def scenes(seed: int, count: int) -> list[Scene]:
     """As many as it takes to ask about so many items."""
-    scenes: list[Scene] = []
+    drawn: list[Scene] = []
     while count > 0:
-        scenes.append(draw_scene([seed, len(scenes)]))
-        count -= len(asked_about(scenes[-1], len(scenes) - 1))
-    return scenes
+        drawn.append(draw_scene([seed, len(drawn)]))
+        count -= len(asked_about(drawn[-1], len(drawn) - 1))
+    return drawn
 
 
 def asked_about(scene: Scene, index: int) -> dict[Item, dict[str, Question]]:
@@ -99,6 +99,7 @@ def answers(
     *,
     short: bool,
     oracle: Oracle | None = None,
+    in_sequence: bool = False,
 ) -> Iterator[tuple[str, Said]]:
     """What a model says to all questions, kind by kind; each is about an image of its own, or all about one.
 
@@ -116,11 +117,13 @@ def answers(
         Whether they are asked in few words.
     oracle : Oracle, optional
         What has to be told where the digits are.
+    in_sequence : bool
+        Whether the prompt holds all tiles of an image.
     """
     places = [of["digit"].item.digit_at for of in asked]
     oracle = oracle or Oracle()
     oracle.places = places[: len(images)]  # nobody reads yet
-    inputs = prompts(processor, images, [""] * len(images), bare=True)
+    inputs = prompts(processor, images, [""] * len(images), bare=True, in_sequence=in_sequence)
     cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
     if len(images) < len(asked):
         cache.batch_repeat_interleave(len(asked))
@@ -197,7 +200,7 @@ def study(folder: Path, seed: int, count: int, kinds: Sequence[str] = KINDS) -> 
 def _accuracy(name: str, model: Any, processor: Any, seed: int, count: int, kind: str) -> dict[str, dict[str, float]]:
     both, oracle, short = flexkit.FlexProcessor(processor, ZOOM), Oracle(), kind == "short"
     records: dict[str, Record] = defaultdict(Record)
-    for index, scene in enumerate(tqdm(_scenes(seed, count), desc=f"{name}, {kind}", unit="scene")):
+    for index, scene in enumerate(tqdm(scenes(seed, count), desc=f"{name}, {kind}", unit="scene")):
         asked = asked_about(scene, index)
         for way, config in configs(oracle).items():
             if way in SLOW and index % 4:

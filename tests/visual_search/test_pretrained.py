@@ -36,7 +36,7 @@ from flexkit.visual_search.questions import WORDS, spoken
 from flexkit.visual_search.recipe import PRETRAINED_STAGES
 from flexkit.visual_search.scene import draw_close_up, draw_scene
 from flexkit.visual_search.ways import Way
-from studies import in_depth, report, without_training
+from studies import in_depth, report, trained_in_depth, without_training
 from tests.visual_search.stopping import StoppedError, stop_once
 
 QUICK = {
@@ -174,7 +174,7 @@ def test_questions_in_one_sequence_are_answered_as_each_alone(
             assert labels[index, places].tolist() == chat.answers
             for place, asked in zip(places, chat.asked, strict=True):
                 alone = model(
-                    input_ids=torch.tensor([chat.before + asked]), pixel_values=chat.picture[None].double()
+                    input_ids=torch.tensor([chat.before + asked]), pixel_values=chat.views["pixel_values"].double()
                 ).logits[0, -1]
                 torch.testing.assert_close(logits[index, place], alone, atol=1e-12, rtol=1e-10)
     finally:
@@ -279,6 +279,20 @@ def test_the_study_in_depth_takes_it(trained: Path, tmp_path: Path, monkeypatch:
         assert table[0] == ",digits,rows,columns,shapes" and len(table) == 1 + len(report.IN_DEPTH)
     assert (folder / "pointing.csv").read_text().splitlines()[-1].startswith("all,")
     assert "places kept" in (folder / "in_depth.svg").read_text()
+
+
+def test_the_study_of_trainings_in_depth_takes_it(trained: Path, tmp_path: Path) -> None:
+    output = tmp_path / "trained_in_depth.json"
+    sizes = ["--start-layer", "1", "--questions", "2", "--steps", "2", "--often", "1"]
+    trained_in_depth.main([str(trained), *sizes, "--output", str(output)])
+    ways = json.loads(output.read_text())["ways"]
+    assert list(ways) == list(trained_in_depth.trainings(1))
+    for of in ways.values():
+        assert list(of) == [trained.name]
+        accuracy = of[trained.name]["accuracy"]
+        assert list(accuracy) == ["0", "2"]
+        assert all(list(each) == ["digit", "row", "column", "shape"] for each in accuracy["2"].values())
+    report.main([str(tmp_path)])
 
 
 @pytest.mark.parametrize("short", [True, False])

@@ -1,6 +1,6 @@
 """Many questions about one picture in one sequence: the picture passes through the language model once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -25,8 +25,8 @@ class PackedChat:
 
     Attributes
     ----------
-    picture : torch.Tensor
-        ``(3, height, width)``.
+    views : dict of str to torch.Tensor
+        Of the picture, as the processor makes them: ``(images, 3, height, width)``.
     before : list of int
         What stands before all questions: the picture, and what is before that.
     asked : list of list of int
@@ -35,7 +35,7 @@ class PackedChat:
         One token each.
     """
 
-    picture: Tensor
+    views: Mapping[str, Tensor]
     before: list[int]
     asked: list[list[int]]
     answers: list[int]
@@ -48,22 +48,24 @@ class PackedChats(Dataset[PackedChat]):
     ----------
     chats : Chats
         Scenes with questions.
-    processor : transformers.LlavaProcessor
+    processor : FlexProcessor or transformers.LlavaProcessor
         Of the model.
     short : int
         How many of the chats are the first.
+    in_sequence : bool
+        As for :class:`~flexkit.visual_search.data.Collator`.
     """
 
-    def __init__(self, chats: Chats, processor: Any, short: int) -> None:
-        self.chats, self.processor, self.short = chats, processor, short
+    def __init__(self, chats: Chats, processor: Any, short: int, *, in_sequence: bool = False) -> None:
+        self.chats, self.processor, self.short, self.in_sequence = chats, processor, short, in_sequence
 
     def __len__(self) -> int:
         return len(self.chats)
 
     def __getitem__(self, index: int) -> PackedChat:
         chat, tokenizer = self.chats[index], self.processor.tokenizer
-        shown = prompts(self.processor, [chat.scene.image], [""])
-        ids = shown["input_ids"][0].tolist()
+        shown = dict(prompts(self.processor, [chat.scene.image], [""], in_sequence=self.in_sequence))
+        ids, _ = shown.pop("input_ids")[0].tolist(), shown.pop("attention_mask")
         end = len(ids) - ids[::-1].index(self.processor.image_token_id)
 
         def asked(number: int, turn: Question) -> str:
@@ -72,7 +74,7 @@ class PackedChats(Dataset[PackedChat]):
             return whole.rpartition(IMAGE_TOKEN)[2]
 
         return PackedChat(
-            shown["pixel_values"][0],
+            shown,
             ids[:end],
             [tokenizer.encode(asked(*turn), add_special_tokens=False) for turn in enumerate(chat.turns)],
             [word_id(tokenizer, turn.answer) for turn in chat.turns],
@@ -90,8 +92,9 @@ def pack(chats: Sequence[PackedChat]) -> dict[str, Tensor]:
     Returns
     -------
     dict of str to torch.Tensor
-        ``pixel_values``; ``input_ids``, ``position_ids`` and ``labels``, ``(rows, length)``, the labels at the last
-        token of each question; ``attention_mask``, ``(rows, 1, length, length)``, bool.
+        The views; ``input_ids``, ``position_ids`` and ``labels``, ``(rows, length)``, the labels at the last token of
+        each question; ``attention_mask``, ``(rows, 1, length, length)``, bool. With a high-res view also ``hd_queries``,
+        ``(rows, length)``, bool: where there are labels.
     """
     rows = [[chat.before, *chat.asked] for chat in chats]
     length = max(sum(map(len, row)) for row in rows)
@@ -106,8 +109,10 @@ def pack(chats: Sequence[PackedChat]) -> dict[str, Tensor]:
             positions[index, here] = torch.arange(len(tokens)) + (len(chat.before) if number else 0)
         labels[index, torch.tensor(ends[1:]) - 1] = torch.tensor(chat.answers)
     seen = (part[:, None, :] == part[:, :, None]) | (part[:, None, :] == 0)
+    views = {name: torch.cat([chat.views[name] for chat in chats]) for name in chats[0].views}
     return {
-        "pixel_values": torch.stack([chat.picture for chat in chats]),
+        **views,
+        **({"hd_queries": labels != -100} if any(name.startswith("hd_") for name in views) else {}),
         "input_ids": ids,
         "position_ids": positions,
         "attention_mask": (seen & torch.ones(length, length, dtype=torch.bool).tril())[:, None],
