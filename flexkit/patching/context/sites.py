@@ -96,6 +96,7 @@ def find_sites(
                 source_norm=getattr(layer, norm) if norm else None,
                 behind_text=behind_text,
                 is_rotated=rotated,
+                rotary="rotary_emb" if rotated else None,
                 has_own_code=type(module).__name__ in HEADS,
             )
         )

@@ -269,11 +269,15 @@ def image_features(model: PreTrainedModel, by: str = Geometry.features, /, **inp
     if features is None:
         features = getattr(output, "last_hidden_state", None)
     scale = getattr(find_decoder(model), "embedding_multiplier", 1.0)
-    images = [] if features is None else [image.reshape(-1, image.shape[-1]) * scale for image in features]
+    images = [] if features is None else [image.reshape(-1, image.shape[-1]) for image in features]
+    if scale != 1.0:
+        images = [image * scale for image in images]
     deeper = [list(_per_image(layer, images)) for layer in getattr(output, "deepstack_features", None) or ()]
     if not images and not deeper:
         raise UnsupportedModelError(f"{type(model).__name__}.{by} gave no features.")
     images = images or [torch.zeros_like(image) for image in deeper[0]]
+    if not deeper:
+        return images
     return [torch.cat(parts, dim=-1) for parts in zip(images, *deeper, strict=True)]
 
 

@@ -243,8 +243,8 @@ class FixedGrid(Geometry):
         return self.grid(model)
 
     def encode_tiles(self, model: PreTrainedModel, tiles: Sequence[Tensor]) -> Tensor:
-        cells = self.layout(model, self.grid(model)).nonzero().flatten()
-        return torch.stack([tile[cells.to(tile.device)] for tile in self._encode(model, *tiles)])
+        encoded, layout = torch.stack(list(self._encode(model, *tiles))), self.layout(model, self.grid(model))
+        return encoded if layout.all() else encoded[:, layout.to(encoded.device)]
 
     def grid(self, model: PreTrainedModel) -> Pair:
         """Rows and columns of every image."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
@@ -138,10 +139,10 @@ class HighResMemory:
     @property
     def ends(self) -> Tensor:
         """``(batch, tokens)``, int64: position behind the image of each token; out of reach where rows are padded."""
-        ends = torch.full((self.batch, self.tokens), torch.iinfo(torch.int64).max)
+        ends = np.full((self.batch, self.tokens), np.iinfo(np.int64).max)
         for span in self.images:
             ends[span.row, span.start : span.start + span.tokens] = span.end
-        return ends.to(self.device)
+        return torch.from_numpy(ends).to(self.device)
 
     @property
     def levels(self) -> tuple[tuple[ImageGroup, ...], ...]:

@@ -5,8 +5,10 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +24,8 @@ __all__ = [
     "ReadTiles",
     "Tiled",
     "TiledImage",
+    "alike",
+    "by_rows",
     "no_tiles",
     "tokens_by_image",
 ]
@@ -99,6 +103,51 @@ def tokens_by_image(spans: Sequence[ImageSpan], tokens: RaggedIndex) -> list[tup
     return found
 
 
+def alike(spans: Sequence[ImageSpan]) -> list[tuple[list[ImageSpan], Tensor | None]]:
+    """Images of the same grid and zoom, with the rotary positions of their low-res tokens.
+
+    Returns
+    -------
+    list of tuple
+        For each grid and zoom the images, and their positions ``(axes, images, cells)``; None if these are unknown.
+    """
+    kinds: dict[tuple[Grid, Grid], list[ImageSpan]] = {}
+    for span in spans:
+        kinds.setdefault((span.grid, span.zoom), []).append(span)
+    known = ([span.positions for span in images if span.positions is not None] for images in kinds.values())
+    return [
+        (images, torch.stack(positions, dim=1) if len(positions) == len(images) else None)
+        for images, positions in zip(kinds.values(), known, strict=True)
+    ]
+
+
+def by_rows(images: Sequence[Sequence[ImageSpan]], tables: Sequence[Tensor], batch: int, tokens: int) -> Tensor:
+    """What stands in tables of images that are alike, by batch rows; zero where these are padded.
+
+    Parameters
+    ----------
+    images : sequence of sequence of ImageSpan
+        Of each table, as :func:`alike` gives them.
+    tables : sequence of torch.Tensor
+        ``(..., images, tokens, dim)``.
+    batch, tokens : int
+        Of the memory.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(..., batch, tokens, dim)``.
+    """
+    first = tables[0]
+    if len(tables) == 1 and [span.row for span in images[0]] == list(range(batch)):
+        return first
+    whole = first.new_zeros(*first.shape[:-3], batch, tokens, first.shape[-1])
+    for spans, table in zip(images, tables, strict=True):
+        rows, starts = torch.tensor([(span.row, span.start) for span in spans], device=first.device).T[..., None]
+        whole[..., rows, starts + torch.arange(table.shape[-2], device=first.device), :] = table
+    return whole
+
+
 def no_tiles(tiles: Sequence[Tensor]) -> Tensor:
     """Of a geometry that encodes views as a whole."""
     raise NotImplementedError("a geometry whose `cut` gives tiles needs `encode_tiles` too.")
@@ -167,12 +216,12 @@ class Encoded(Features):
         return Encoded(torch.cat([self.states, later.states], dim=1))
 
     def tiled(self, spans: Sequence[ImageSpan]) -> "Tiled":
-        images = []
-        for span in spans:
-            cells = self.states[None, span.row, span.start : span.start + span.tokens]
-            images.append(TiledImage(_nothing, (span.tokens, 1), (1, 1), cells[:0]))
-            images[-1].add(torch.zeros(1, dtype=torch.int64, device=cells.device), cells)
-        return Tiled(tuple(images))
+        images = tuple(TiledImage(_nothing, (span.tokens, 1), (1, 1)) for span in spans)
+        cells = [self.states[span.row, span.start : span.start + span.tokens] for span in spans]
+        whole = Tiled(torch.cat([torch.zeros_like(cells[0][:1]), *cells]), images)
+        whole.used, whole.opened = len(whole.cells), len(images)
+        whole.firsts[:-1] = torch.tensor([*accumulate(map(len, cells[:-1]), initial=1)], device=self.device)
+        return whole
 
 
 def _nothing(tiles: Tensor) -> Sequence[Tensor]:
@@ -180,118 +229,128 @@ def _nothing(tiles: Tensor) -> Sequence[Tensor]:
     return ()
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class TiledImage:
-    """One image, or video, in tiles, of which some have been encoded."""
+    """One image, or video, in tiles."""
 
     read: ReadTiles
     grid: Grid
     """Cells of a tile."""
     zoom: Grid
     """Tiles along [frames,] rows and columns."""
-    cells: Tensor
-    """``(room, cells, dim)``: of the tiles that have been encoded, and room for some more."""
     kind: int = 0
     """Which encodes them, of what encodes images and what encodes videos."""
-    opened: int = 0
-    """How many have been encoded."""
-    slots: Tensor = field(init=False)
-    """``(tiles,)``, int64: where in :attr:`cells` a tile is; -1 if it has not been encoded."""
-
-    def __post_init__(self) -> None:
-        self.slots = torch.full((math.prod(self.zoom),), -1, device=self.cells.device)
-
-    def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tile, and cell in it, of tokens in raster order; frames lie one below the other."""
-        (rows, columns), across = self.grid, self.zoom[-1]
-        row, column = tokens // (columns * across), tokens % (columns * across)
-        return row // rows * across + column // columns, row % rows * columns + column % columns
-
-    def add(self, tiles: Tensor, cells: Tensor) -> None:
-        """Note what tiles were encoded to."""
-        end = self.opened + len(tiles)
-        self.slots = self.slots.index_copy(0, tiles, torch.arange(self.opened, end, device=tiles.device))
-        if end > len(self.cells):  # by half at least: a generation opens tiles one by one
-            room = min(len(self.slots), max(end, self.opened + self.opened // 2))
-            grown = cells.new_empty(room, *cells.shape[1:], device=self.cells.device)
-            if self.opened:
-                grown[: self.opened] = self.cells[: self.opened]
-            self.cells = grown
-        self.cells[self.opened : end] = cells
-        self.opened = end
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Tiled(Features):
     """Those of the tiles in which a token has been read; rows may share an image."""
 
-    images: tuple[TiledImage, ...]
+    cells: Tensor
+    """``(room, dim)``: a zero, the cells of the tiles that have been encoded, and room for some more."""
+    images: tuple[TiledImage, ...] = ()
+    used: int = 1
+    """How many of them mean something."""
+    opened: int = 0
+    """How many tiles have been encoded."""
+    firsts: Tensor = field(init=False)
+    """``(tiles + 1,)``, int64: where in :attr:`cells` the first of each tile is, image by image; -1 if it has not been
+    encoded. The last one is of tokens that are none, where rows are padded."""
+    _placed: tuple[object, Tensor, Tensor] | None = field(init=False, default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.firsts = torch.full(
+            (sum(math.prod(image.zoom) for image in self.images) + 1,), -1, device=self.cells.device
+        )
+        self.firsts[-1] = 0
 
     @property
     def device(self) -> torch.device:
-        return self.images[0].cells.device
+        return self.cells.device
 
     @property
     def bytes(self) -> int:
-        return sum(image.cells.nbytes for image in self.images)
-
-    @property
-    def opened(self) -> int:
-        return sum(image.opened for image in self.images)
+        return self.cells.nbytes
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # which tiles are missing, no graph can tell
     @torch.inference_mode(False)  # what is kept may be added to when that mode has been left
     @torch.no_grad()
     def of(self, wanted: RaggedIndex, spans: Sequence[ImageSpan], encode: Sequence[Encode]) -> Tensor:
-        found = []
-        for span, place, tokens in tokens_by_image(spans, wanted):
-            image = self.images[span.image]
-            tokens = torch.arange(span.tokens, device=wanted.index.device) if tokens is None else tokens
-            found.append((image, span.row, place, *image.places(tokens)))
-        self._open([(image, tiles) for image, _, _, tiles, _ in found], encode)
-        cells = next((image.cells for image in self.images if image.opened), self.images[0].cells)
-        states = cells.new_zeros(*wanted.index.shape, cells.shape[-1])
-        for image, row, place, tile, cell in found:
-            states[row, place] = image.cells[image.slots[tile], cell].to(states.dtype)
-        return states
+        tile, cell = (wanted.gather(each) for each in self._places(spans, wanted))
+        if not wanted.full:
+            none = ~wanted.valid
+            tile, cell = tile.masked_fill(none, len(self.firsts) - 1), cell.masked_fill(none, 0)
+        if self.opened < len(self.firsts) - 1:
+            self._open(tile, encode)
+        return self.cells[self.firsts[tile] + cell]
+
+    def _places(self, spans: Sequence[ImageSpan], wanted: RaggedIndex) -> tuple[Tensor, Tensor]:
+        """Tile, and cell in it, of every token of the batch rows, each ``(batch, tokens)``."""
+        key = wanted.mask.shape, tuple((span.row, span.start, span.image) for span in spans)
+        if self._placed is None or self._placed[0] != key:
+            before = [0, *accumulate(math.prod(image.zoom) for image in self.images)]
+            tile, cell = np.full(key[0], before[-1]), np.zeros(key[0], dtype=np.int64)
+            for span in spans:
+                image, own = self.images[span.image], (span.row, slice(span.start, span.start + span.tokens))
+                (rows, columns), across = image.grid, image.zoom[-1]  # frames lie one below the other
+                row, column = np.divmod(np.arange(span.tokens), columns * across)
+                tile[own] = before[span.image] + row // rows * across + column // columns
+                cell[own] = row % rows * columns + column % columns
+            self._placed = key, torch.from_numpy(tile).to(self.device), torch.from_numpy(cell).to(self.device)
+        return self._placed[1], self._placed[2]
 
     def rows(self, index: Tensor) -> "Tiled":
         return self
 
     def joined(self, later: "Tiled") -> "Tiled":
-        return Tiled(self.images + later.images)
+        cells = torch.cat([self.cells[: self.used], later.cells[1 : later.used]])
+        both = Tiled(cells, self.images + later.images)
+        shifted = torch.where(later.firsts > 0, later.firsts + self.used - 1, later.firsts)
+        both.firsts, both.used = torch.cat([self.firsts[:-1], shifted]), len(both.cells)
+        both.opened = self.opened + later.opened
+        return both
 
     def tiled(self, spans: Sequence[ImageSpan]) -> "Tiled":
         return self
 
-    def _open(self, looked_at: Sequence[tuple[TiledImage, Tensor]], encode: Sequence[Encode]) -> None:
+    def _open(self, tile: Tensor, encode: Sequence[Encode]) -> None:
         """Encode what is missing of tiles that are looked at."""
-        wanted = {id(image): torch.zeros_like(image.slots, dtype=torch.bool) for image in self.images}
-        for image, tiles in looked_at:
-            wanted[id(image)][tiles] = True
-        lacks = iter(torch.cat([wanted[id(image)] & (image.slots < 0) for image in self.images]).tolist())  # one wait
-        missing: list[tuple[TiledImage, Tensor]] = []
-        for image in self.images:
-            lacking = [tile for tile in range(len(image.slots)) if next(lacks)]
+        looked_at = torch.zeros_like(self.firsts, dtype=torch.bool).index_fill(0, tile.flatten(), True)
+        lacks = (looked_at & (self.firsts < 0)).tolist()  # one wait
+        missing: list[tuple[TiledImage, int, Tensor]] = []
+        before = accumulate((math.prod(image.zoom) for image in self.images), initial=0)
+        for image, first in zip(self.images, before, strict=False):
+            lacking = [tile for tile, lacks_it in enumerate(lacks[first : first + math.prod(image.zoom)]) if lacks_it]
             if lacking:
-                missing.append((image, torch.tensor(lacking, device=image.slots.device)))
-        kinds = sorted({(image.kind, image.grid) for image, _ in missing})
-        alike = ([each for each in missing if (each[0].kind, each[0].grid) == kind] for kind in kinds)
-        for batch in (batch for own in alike for batch in _batches(own)):
-            views = zip(*(image.read(tiles) for image, tiles in batch), strict=True)
+                missing.append((image, first, torch.tensor(lacking, device=self.device)))
+        kinds = sorted({(image.kind, image.grid) for image, _, _ in missing})
+        of_kinds = ([each for each in missing if (each[0].kind, each[0].grid) == kind] for kind in kinds)
+        for batch in (batch for own in of_kinds for batch in _batches(own)):
+            views = zip(*(image.read(tiles) for image, _, tiles in batch), strict=True)
             cells = encode[batch[0][0].kind]([torch.cat(view) for view in views])
-            parts: Sequence[Tensor] = torch.split(cells, [len(tiles) for _, tiles in batch])
-            for (image, tiles), part in zip(batch, parts, strict=True):
-                image.add(tiles, part)
+            end = self.used + cells.shape[:2].numel()
+            if end > len(self.cells):  # by half at least: a generation opens tiles one by one
+                most = 1 + sum(math.prod((*image.zoom, *image.grid)) for image in self.images)
+                room = min(most, max(end, self.used + self.used // 2))
+                grown = torch.zeros(room, cells.shape[-1], dtype=cells.dtype, device=self.device)
+                if self.opened:
+                    grown[: self.used] = self.cells[: self.used]
+                self.cells = grown
+            self.cells[self.used : end] = cells.flatten(0, 1)
+            tiles = torch.cat([first + tiles for _, first, tiles in batch])
+            self.firsts = self.firsts.index_copy(
+                0, tiles, torch.arange(self.used, end, cells.shape[1], device=self.device)
+            )
+            self.used, self.opened = end, self.opened + len(tiles)
 
 
-def _batches(missing: Sequence[tuple[TiledImage, Tensor]]) -> Iterator[list[tuple[TiledImage, Tensor]]]:
+def _batches(missing: Sequence[tuple[TiledImage, int, Tensor]]) -> Iterator[list[tuple[TiledImage, int, Tensor]]]:
     """The same tiles, so many at a time as are encoded together."""
-    batch: list[tuple[TiledImage, Tensor]] = []
+    batch: list[tuple[TiledImage, int, Tensor]] = []
     room = _TOGETHER
-    for image, tiles in missing:
+    for image, first, tiles in missing:
         while len(tiles):
-            batch.append((image, tiles[:room]))
+            batch.append((image, first, tiles[:room]))
             tiles, room = tiles[room:], room - len(tiles[:room])
             if not room:
                 yield batch

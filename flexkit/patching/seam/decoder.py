@@ -17,7 +17,14 @@ from flexkit.patching.seam.attention import apart, captured, map_tables, togethe
 from flexkit.patching.seam.projections import own_projections
 from flexkit.patching.seam.tensor_parallel import HeadShare
 
-__all__ = ["DecoderLayer", "embeddings_of", "find_decoder", "find_layers", "high_res_rotary", "rotary_embedding"]
+__all__ = [
+    "DecoderLayer",
+    "embeddings_of",
+    "find_decoder",
+    "find_layers",
+    "high_res_rotary",
+    "rotary_embedding",
+]
 
 _NORMS = ("input_layernorm", "k_input_layernorm", "operator_norm", "norm", "self_attn_layer_norm")
 
@@ -38,6 +45,8 @@ class DecoderLayer:
     """That of what values are made of, if it has one of its own."""
     is_rotated: bool = False
     """Whether its attention takes position embeddings for its keys."""
+    rotary: str | None = None
+    """The module of the text model that makes them; None if nothing is rotated."""
     is_sparse: bool = False
     """Whether an indexer chooses the keys that a position sees."""
     keeps_prompt: bool = False
@@ -176,7 +185,8 @@ def find_layers(decoder: nn.Module) -> list[DecoderLayer]:
                     norm,
                     kind,
                     value_norm=getattr(layer, "v_input_layernorm", None),
-                    is_rotated="position_embeddings" in _accepted(type(source).forward),
+                    is_rotated=(is_rotated := "position_embeddings" in _accepted(type(source).forward)),
+                    rotary=_rotary(decoder, index) if is_rotated else None,
                     is_sparse=hasattr(attention, "indexer") and not _is_windowed(attention, kind),
                     keeps_prompt=kind == "reference_sliding_attention",
                 )
@@ -208,13 +218,9 @@ def rotary_embedding(decoder: nn.Module, layer: DecoderLayer, like: Tensor, posi
     tuple of torch.Tensor or torch.Tensor or None
         Cosine and sine tables, each ``(batch, length, width)``, or a complex one; None if the layer rotates nothing.
     """
-    rotary: Any = getattr(decoder, "rotary_emb", None)
-    kinds = getattr(decoder, "rope_types", None)  # some layers may rotate by a second module (Molmo2)
-    if kinds:
-        rotary = getattr(decoder, f"rotary_emb_{kinds[layer.index]}", rotary)
-    bases = getattr(decoder.config, "layer_rope_theta", None)  # a layer with base 0 rotates nothing (Muse)
-    if rotary is None or not layer.is_rotated or (bases and not bases[layer.index]):
+    if layer.rotary is None:
         return None
+    rotary: Any = getattr(decoder, layer.rotary)
     # A signature takes as long to make as the tables of a layer.
     named = "layer_type" in inspect.unwrap(type(rotary).forward).__code__.co_varnames
     options = {"layer_type": layer.kind} if named else {}
@@ -234,14 +240,14 @@ def high_res_rotary(
     kind: Literal["interpolated", "fractional"],
     tokens: Tensor | None = None,
 ) -> Any:
-    """Position embeddings of high-res tokens of one image, as a layer takes them; None if it rotates nothing.
+    """Position embeddings of high-res tokens of images, as a layer takes them; None if it rotates nothing.
 
     Parameters
     ----------
     decoder, layer, like
         As for :func:`rotary_embedding`.
     positions : torch.Tensor
-        ``(axes, cells)``: of the low-res tokens; None where they are unknown.
+        ``(axes, images, cells)``: of the low-res tokens; None where they are unknown.
     grid, zoom : tuple of int
         [Frames,] rows and columns of these, and high-res tokens along each.
     kind : {"interpolated", "fractional"}
@@ -256,13 +262,23 @@ def high_res_rotary(
     if kind == "fractional":
         positions = fractional_positions(positions, grid, zoom)
         if tokens is None:
-            return rotary_embedding(decoder, layer, like, positions[:, None])
+            return rotary_embedding(decoder, layer, like, positions)
         # Frequencies may follow the largest position: with the last one they are those of the whole image.
-        wanted = torch.cat([positions[:, tokens], positions[:, -1:]], dim=1)
-        return map_tables(lambda table: table[..., :-1, :], rotary_embedding(decoder, layer, like, wanted[:, None]))
+        wanted = torch.cat([positions[..., tokens], positions[..., -1:]], dim=-1)
+        return map_tables(lambda table: table[..., :-1, :], rotary_embedding(decoder, layer, like, wanted))
 
     finer = partial(interpolate_table, grid=grid, zoom=zoom, tokens=tokens)
-    return map_tables(finer, rotary_embedding(decoder, layer, like, positions[:, None]))
+    return map_tables(finer, rotary_embedding(decoder, layer, like, positions))
+
+
+def _rotary(decoder: Any, index: int) -> str | None:
+    """The name of the module that rotates for a layer; None if none does."""
+    bases = getattr(decoder.config, "layer_rope_theta", None)  # a layer with base 0 rotates nothing (Muse)
+    if bases and not bases[index]:
+        return None
+    kinds = getattr(decoder, "rope_types", None)  # some layers may rotate by a second module (Molmo2)
+    names = [f"rotary_emb_{kinds[index]}"] if kinds else []
+    return next((name for name in (*names, "rotary_emb") if getattr(decoder, name, None) is not None), None)
 
 
 @cache

@@ -93,8 +93,8 @@ def pack(chats: Sequence[PackedChat]) -> dict[str, Tensor]:
     -------
     dict of str to torch.Tensor
         The views; ``input_ids``, ``position_ids`` and ``labels``, ``(rows, length)``, the labels at the last token of
-        each question; ``attention_mask``, ``(rows, 1, length, length)``, bool. With a high-res view also ``hd_queries``,
-        ``(rows, length)``, bool: where there are labels.
+        each question; ``attention_mask``, ``(rows, 1, length, length)``, bool. With a high-res view also
+        ``hd_queries``, ``(rows, length)``, bool: where there are labels.
     """
     rows = [[chat.before, *chat.asked] for chat in chats]
     length = max(sum(map(len, row)) for row in rows)
