@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, QuantizedLayer, StaticLayer
@@ -194,20 +195,24 @@ def _note_prefixes(
     new = [span for span in memory.images if not span.prefix and own.past < span.end <= ends[span.row]]
     if not new:
         return
-    last = torch.zeros(memory.batch, own.length, dtype=torch.bool, device=memory.device)
+    last = np.zeros((memory.batch, own.length), dtype=bool)
     for span in new:
         last[span.row, span.end - own.past - 1] = True
-    rows, seen = RaggedIndex(last), dict[tuple[object, ...], Tensor | None]()
+    rows = RaggedIndex(torch.from_numpy(last).to(memory.device))
+    seen: dict[tuple[object, ...], tuple[Tensor | None, list[list[int]]]] = {}
 
-    def visible(span: ImageSpan, known: LayerKeys) -> Tensor:
-        if known.kind not in seen:
+    def visible(span: ImageSpan, known: LayerKeys, *, asks: bool = False) -> tuple[Tensor, int]:
+        """What its last low-res token sees, up to itself, and where that begins, if that is asked."""
+        kind = *known.kind, asks
+        if kind not in seen:
             mask = known.rows(rows, own.past)
-            seen[known.kind] = None if mask is None else (~hidden_keys(mask)).any(1)
-        of_rows, columns = seen[known.kind], span.end - known.offset
+            mask = None if mask is None else (~hidden_keys(mask)).any(1)
+            seen[kind] = mask, mask.int().argmax(-1).tolist() if asks and mask is not None else []
+        (of_rows, firsts), columns = seen[kind], span.end - known.offset
         if of_rows is None:
-            return torch.ones(columns, dtype=torch.bool, device=memory.device)
-        row = of_rows[min(span.row, len(of_rows) - 1), int(last[span.row, : span.end - own.past - 1].sum())]
-        return row[:columns]
+            return torch.ones(columns, dtype=torch.bool, device=memory.device), 0
+        row, place = min(span.row, len(of_rows) - 1), int(last[span.row, : span.end - own.past - 1].sum())
+        return of_rows[row, place, :columns], firsts[row][place] if asks else 0
 
     batch = memory.batch, own.length
     by_word = {
@@ -220,13 +225,12 @@ def _note_prefixes(
         prefix, shared = {}, dict[tuple[object, ...], Prefix]()
         for index, known in own.keys.items():
             if layers[index].is_windowed or known.sliding_window is not None:  # its cache forgets them
-                mask = visible(span, known)
-                first = int(mask.int().argmax())
+                mask, first = visible(span, known, asks=True)
                 parts = (part[span.row, :, first : len(mask)].clone() for part in (known.key, known.value))
                 prefix[index] = Prefix(mask[first:], *parts)
             else:
                 if known.kind not in shared:
-                    shared[known.kind] = Prefix(visible(span, known))
+                    shared[known.kind] = Prefix(visible(span, known)[0])
                 prefix[index] = shared[known.kind]
         typed = {name: value[span.row, span.end - own.past - 1] for name, value in by_word.items()}
         noted[span] = replace(span, prefix=prefix, typed=typed)

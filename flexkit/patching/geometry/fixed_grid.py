@@ -244,7 +244,8 @@ class FixedGrid(Geometry):
 
     def encode_tiles(self, model: PreTrainedModel, tiles: Sequence[Tensor]) -> Tensor:
         encoded, layout = torch.stack(list(self._encode(model, *tiles))), self.layout(model, self.grid(model))
-        return encoded if layout.all() else encoded[:, layout.to(encoded.device)]
+        is_whole = len(layout) == math.prod(self.grid(model))
+        return encoded if is_whole else encoded[:, layout.to(encoded.device)]
 
     def grid(self, model: PreTrainedModel) -> Pair:
         """Rows and columns of every image."""
