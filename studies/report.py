@@ -123,6 +123,19 @@ def in_depth_table(bases: Mapping[str, Mapping[str, Any]], kind: str) -> list[li
     return [["", *(f"{about}s" for about in abouts)], *rows]
 
 
+def trained_table(ways: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[list[str]]:
+    """Rows of means over the bases, of every way after so many steps: by kind of question, then by what is asked."""
+    rows: list[list[str]] = []
+    for way, bases in ways.items():
+        found = [of["accuracy"] for of in bases.values()]
+        for step in found[0]:
+            kinds = found[0][step].items()
+            shares = [_interval([of[step][kind][about] for of in found]) for kind, of_kind in kinds for about in of_kind]
+            rows.append([way, step, *shares])
+    first = next(iter(next(iter(next(iter(ways.values())).values()))["accuracy"].values()))
+    return [["", "steps", *(f"{about}s, {kind}" for kind, of in first.items() for about in of)], *rows]
+
+
 def native_table(models: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Rows of means over the models, with the standard error of the mean, and operations by those of all tokens."""
     found = list(models.values())
@@ -301,6 +314,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _write(folder / f"in_depth_{kind}.csv", in_depth_table(bases, kind))
         _write(folder / "pointing.csv", pointing_table(bases))
         _save(trade_figure(bases), folder / "in_depth.svg")
+    if "trained_in_depth" in found:
+        _write(folder / "trained_in_depth.csv", trained_table(found["trained_in_depth"]["ways"]))
     if "motion" in found:
         _write(folder / "motion.csv", motion_table(found["motion"]["models"]))
     if "native" in found:
