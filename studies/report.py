@@ -128,10 +128,9 @@ def trained_table(ways: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[l
     rows: list[list[str]] = []
     for way, bases in ways.items():
         found = [of["accuracy"] for of in bases.values()]
-        for step in found[0]:
-            kinds = found[0][step].items()
-            shares = [_interval([of[step][kind][about] for of in found]) for kind, of_kind in kinds for about in of_kind]
-            rows.append([way, step, *shares])
+        for step, kinds in found[0].items():
+            asked = [(kind, about) for kind, of in kinds.items() for about in of]
+            rows.append([way, step, *(_interval([of[step][kind][about] for of in found]) for kind, about in asked)])
     first = next(iter(next(iter(next(iter(ways.values())).values()))["accuracy"].values()))
     return [["", "steps", *(f"{about}s, {kind}" for kind, of in first.items() for about in of)], *rows]
 

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 import flexkit
 from flexkit.measuring import Launches, count_launches
 from flexkit.patching import get_patch
+from flexkit.patching.call.call import FlexCall
 from tests.patching.ways import inputs_of, patched
 from tests.zoo import FAMILIES, Row
 
@@ -101,3 +102,22 @@ def test_what_one_more_picture_launches_does_not_grow_with_the_layers_that_read(
 
     last = len(get_patch(patched(name)).layers) - 1
     assert more(1) == more(last)
+
+
+@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("positions", ["interpolated", "fractional"])
+def test_tables_of_some_tokens_are_those_of_all(name: str, positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are very many tokens, position embeddings are made of those that are wanted."""
+    inputs = {
+        key: each.double() if each.is_floating_point() else each
+        for key, each in inputs_of(name, [Row((None, None))] * 2).items()
+    }
+    model = patched(name, zoom=2, start_layer=1, policy=flexkit.TopK(READ), positions=positions).double()
+    some, _ = tokens(model, inputs, 3)
+    made: list[Any] = []
+    own = FlexCall._tables_of
+    monkeypatch.setattr(FlexCall, "_tables_of", lambda *given: made.append(given) or own(*given))
+    monkeypatch.setattr("flexkit.patching.call.call._ALL_TABLES", 0)
+    for one, other in zip(some, tokens(model, inputs, 3)[0], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    assert made
