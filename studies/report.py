@@ -126,13 +126,13 @@ def in_depth_table(bases: Mapping[str, Mapping[str, Any]], kind: str) -> list[li
 def trained_table(ways: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[list[str]]:
     """Rows of means over the bases, of every way after so many steps: by kind of question, then by what is asked."""
     rows: list[list[str]] = []
+    asked: list[tuple[str, str]] = []
     for way, bases in ways.items():
-        found = [of["accuracy"] for of in bases.values()]
+        found = [of["accuracy"] | of["policies"] for of in bases.values()]
         for step, kinds in found[0].items():
             asked = [(kind, about) for kind, of in kinds.items() for about in of]
             rows.append([way, step, *(_interval([of[step][kind][about] for of in found]) for kind, about in asked)])
-    first = next(iter(next(iter(next(iter(ways.values())).values()))["accuracy"].values()))
-    return [["", "steps", *(f"{about}s, {kind}" for kind, of in first.items() for about in of)], *rows]
+    return [["", "steps", *(f"{about}s, {kind}" for kind, about in asked)], *rows]
 
 
 def native_table(models: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

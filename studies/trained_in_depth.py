@@ -89,6 +89,14 @@ def trainings(start_layer: int) -> dict[str, Training]:
     }
 
 
+OTHERS = {
+    "cells at random": flexkit.Random(BUDGET),
+    "cells in the centre": flexkit.Center(BUDGET),
+    "nothing": flexkit.Nothing(),
+}
+"""What selects, when all is trained, in the place of the map."""
+
+
 @dataclass
 class Asking(TrainerCallback):
     """Ask a model in between, and note what it reads."""
@@ -138,7 +146,11 @@ def study(folder: Path, training: Training, seed: int, count: int, *, steps: int
         stage = Stage(steps, training.batch, training.learning_rate, _TRACKS, save_steps=steps + 1)
         run = Run(Path(scratch), "trained", stage, seed, workers=1, quiet=False)
         history = run.fit(model, packed, pack, *callbacks, trainer=AnswerTrainer, weight_decay=0.0, logging_steps=10)
-    return {"accuracy": found, "losses": [entry["loss"] for entry in history]}
+    others = {}
+    for name, policy in ({} if in_sequence else OTHERS).items():
+        flexkit.set_policy(model, policy)
+        others[name] = asking.ask()
+    return {"accuracy": found, "policies": others, "losses": [entry["loss"] for entry in history]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

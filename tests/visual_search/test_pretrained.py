@@ -287,12 +287,16 @@ def test_the_study_of_trainings_in_depth_takes_it(trained: Path, tmp_path: Path)
     trained_in_depth.main([str(trained), *sizes, "--output", str(output)])
     ways = json.loads(output.read_text())["ways"]
     assert list(ways) == list(trained_in_depth.trainings(1))
-    for of in ways.values():
+    for way, of in ways.items():
         assert list(of) == [trained.name]
-        accuracy = of[trained.name]["accuracy"]
-        assert list(accuracy) == ["0", "2"]
-        assert all(list(each) == ["digit", "row", "column", "shape"] for each in accuracy["2"].values())
+        found = of[trained.name]
+        assert list(found["accuracy"]) == ["0", "2"]
+        assert list(found["policies"]) == ([] if "sequence" in way else list(trained_in_depth.OTHERS))
+        for kinds in (*found["accuracy"].values(), *found["policies"].values()):
+            assert all(list(each) == ["digit", "row", "column", "shape"] for each in kinds.values())
     report.main([str(tmp_path)])
+    table = (tmp_path / "trained_in_depth.csv").read_text().splitlines()
+    assert table[0].startswith(",steps,") and len(table) == 1 + 4 * 2 + 3 * len(trained_in_depth.OTHERS)
 
 
 @pytest.mark.parametrize("short", [True, False])
