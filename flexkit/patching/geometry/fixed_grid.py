@@ -244,8 +244,9 @@ class FixedGrid(Geometry):
 
     def encode_tiles(self, model: PreTrainedModel, tiles: Sequence[Tensor]) -> Tensor:
         encoded, layout = torch.stack(list(self._encode(model, *tiles))), self.layout(model, self.grid(model))
-        is_whole = len(layout) == math.prod(self.grid(model))
-        return encoded if is_whole else encoded[:, layout.to(encoded.device)]
+        if len(layout) == math.prod(self.grid(model)):  # all tokens are cells
+            return encoded
+        return encoded[:, layout.nonzero().flatten().to(encoded.device)]
 
     def grid(self, model: PreTrainedModel) -> Pair:
         """Rows and columns of every image."""

@@ -270,7 +270,7 @@ class Tiled(Features):
 
     @property
     def bytes(self) -> int:
-        return self.cells.nbytes
+        return self.cells[1:].nbytes
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # which tiles are missing, no graph can tell
     @torch.inference_mode(False)  # what is kept may be added to when that mode has been left
