@@ -434,7 +434,7 @@ class FlexCall:
         config, places = self.patch.config, tokens_by_image(self.memory.images, tokens)
         tables = []
         for span, _, local in places:
-            ((_, positions),) = alike([span])
+            positions = None if span.positions is None else span.positions[:, None]
             tables.append(
                 high_res_rotary(self.patch.decoder, of, like, positions, span.grid, span.zoom, config.positions, local)
             )

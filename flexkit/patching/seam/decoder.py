@@ -17,14 +17,7 @@ from flexkit.patching.seam.attention import apart, captured, map_tables, togethe
 from flexkit.patching.seam.projections import own_projections
 from flexkit.patching.seam.tensor_parallel import HeadShare
 
-__all__ = [
-    "DecoderLayer",
-    "embeddings_of",
-    "find_decoder",
-    "find_layers",
-    "high_res_rotary",
-    "rotary_embedding",
-]
+__all__ = ["DecoderLayer", "embeddings_of", "find_decoder", "find_layers", "high_res_rotary", "rotary_embedding"]
 
 _NORMS = ("input_layernorm", "k_input_layernorm", "operator_norm", "norm", "self_attn_layer_norm")
 
@@ -177,6 +170,7 @@ def find_layers(decoder: nn.Module) -> list[DecoderLayer]:
             norm = None
         if own_projections(source):
             kind = kinds[index] if kinds else None
+            is_rotated = "position_embeddings" in _accepted(type(source).forward)
             found.append(
                 DecoderLayer(
                     index,
@@ -185,7 +179,7 @@ def find_layers(decoder: nn.Module) -> list[DecoderLayer]:
                     norm,
                     kind,
                     value_norm=getattr(layer, "v_input_layernorm", None),
-                    is_rotated=(is_rotated := "position_embeddings" in _accepted(type(source).forward)),
+                    is_rotated=is_rotated,
                     rotary=_rotary(decoder, index) if is_rotated else None,
                     is_sparse=hasattr(attention, "indexer") and not _is_windowed(attention, kind),
                     keeps_prompt=kind == "reference_sliding_attention",

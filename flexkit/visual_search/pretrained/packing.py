@@ -65,7 +65,8 @@ class PackedChats(Dataset[PackedChat]):
     def __getitem__(self, index: int) -> PackedChat:
         chat, tokenizer = self.chats[index], self.processor.tokenizer
         shown = dict(prompts(self.processor, [chat.scene.image], [""], in_sequence=self.in_sequence))
-        ids, _ = shown.pop("input_ids")[0].tolist(), shown.pop("attention_mask")
+        ids = shown.pop("input_ids")[0].tolist()
+        del shown["attention_mask"]  # of one row
         end = len(ids) - ids[::-1].index(self.processor.image_token_id)
 
         def asked(number: int, turn: Question) -> str:
