@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache, StaticCache
 
 import flexkit
 from flexkit import FlexConfig
@@ -43,23 +43,24 @@ def patched(name: str, window: int = 64, **settings: Any) -> Any:
     return flexkit.patch_model(base(name, window), FlexConfig(**ONE | settings))
 
 
-def prefilled(model: Any, inputs: dict[str, Tensor]) -> DynamicCache:
-    cache = DynamicCache(config=model.config.get_text_config())
+def prefilled(model: Any, inputs: dict[str, Tensor], static: bool = False) -> Any:
+    config = model.config.get_text_config()
+    cache: Cache = StaticCache(config=config, max_cache_len=64) if static else DynamicCache(config=config)
     with torch.no_grad():
         model(**inputs, past_key_values=cache)
     return cache
 
 
-def run(model: Any, cache: DynamicCache, *tokens: int) -> Tensor:
+def run(model: Any, cache: Any, *tokens: int) -> Tensor:
     """Logits behind tokens that are given at once; positions are told, as Qwen notes some of its own."""
-    rows, past = len(cache.layers[0].keys), cache.get_seq_length()
+    rows, past = len(cache.layers[0].keys), int(cache.get_seq_length())
     ids, positions = torch.tensor(tokens).expand(rows, -1), torch.arange(past, past + len(tokens)).expand(rows, -1)
     with torch.no_grad():
         logits: Tensor = model(input_ids=ids, position_ids=positions, past_key_values=cache).logits
     return logits
 
 
-def step(model: Any, cache: DynamicCache, *tokens: int) -> Tensor:
+def step(model: Any, cache: Any, *tokens: int) -> Tensor:
     """Logits behind a token of each row, or several in succession."""
     for token in tokens:
         logits = run(model, cache, token)[:, -1]
@@ -108,13 +109,13 @@ def test_who_does_not_know_of_them_does_not_see_them(name: str, keys: dict[str, 
     flexkit.unpatch_model(model)
     assert_close(step(model, copy.deepcopy(cache), 5), off)
     for layer in cache.layers:
-        if hasattr(layer, "take_front"):
-            layer.take_front()
+        if hasattr(layer, "take"):
+            layer.take()
         layer.__class__ = getattr(type(layer), "own", type(layer))
     assert_close(step(unpatched, cache, 5), off)
 
 
-CHANGES: dict[str, Callable[[Any, DynamicCache], DynamicCache]] = {
+CHANGES: dict[str, Callable[[Any, Any], Any]] = {
     "nothing": lambda model, cache: cache,
     "copied": lambda model, cache: copy.deepcopy(cache),
     "pickled": lambda model, cache: through_a_file(cache, weights_only=False),
@@ -130,24 +131,24 @@ CHANGES: dict[str, Callable[[Any, DynamicCache], DynamicCache]] = {
 }
 
 
-def cropped(model: Any, cache: DynamicCache, count: int) -> DynamicCache:
+def cropped(model: Any, cache: Any, count: int) -> Any:
     cache.crop(-count)
     return cache
 
 
-def watched(model: Any, cache: DynamicCache) -> DynamicCache:
+def watched(model: Any, cache: Any) -> Any:
     with flexkit.trace(model):
         step(model, cache, 7)
     return cache
 
 
-def passed_over(model: Any, cache: DynamicCache) -> DynamicCache:
+def passed_over(model: Any, cache: Any) -> Any:
     with flexkit.disabled(model):
         step(model, cache, 7)
     return cache
 
 
-def several(model: Any, cache: DynamicCache) -> DynamicCache:
+def several(model: Any, cache: Any) -> Any:
     run(model, cache, 7, 8, 9)
     return cache
 
@@ -171,6 +172,48 @@ def test_an_answer_goes_on_however_its_cache_is_changed(
         found[-1].append(step(each, cache, 9))
     for with_residence, joined in zip(*found, strict=True):
         assert_close(with_residence, joined)
+
+
+@keeping
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_a_token_behind_a_static_cache_takes_a_mask_more(name: str, keys: dict[str, Any]) -> None:
+    model, found = patched(name, **keys), []
+    for each, inputs in ((model, inputs_of(name)), (base(name), low_res(inputs_of(name)))):
+        cache = prefilled(each, inputs, static=True)
+        assert int(cache.get_seq_length()) == inputs["input_ids"].shape[1]
+        step(each, cache, 5)
+        with Counted() as counted:
+            step(each, cache, 6)
+        found.append(counted.operators)
+    assert (
+        found[0] - found[1]
+    ).total() <= 3  # a mask for all layers, longer and more closed
+
+
+ON_A_STATIC_ONE = ["nothing", "copied", "pickled", "another order", "watched", "disabled", "several at once"]
+
+
+@keeping
+@families
+@pytest.mark.parametrize("change", ON_A_STATIC_ONE)
+@pytest.mark.parametrize("rows", [ROWS, (Row(), Row(words=3), Row((), 7))], ids=["padded", "one image"])
+def test_an_answer_goes_on_in_a_static_cache(name: str, change: str, rows: Any, keys: dict[str, Any]) -> None:
+    """As it does in one that grows, unseen by whom it does not concern; and the next prompt finds the cache empty."""
+    found = []
+    model, inputs = patched(name, **keys), inputs_of(name, rows)
+    for static in (True, False):
+        cache = prefilled(model, inputs, static=static)
+        step(model, cache, 5, 6)
+        cache = CHANGES[change](model, cache)
+        found.append([step(model, cache, 7), step(model, cache, 8)])
+        found[-1] += run(model, cache, 3, 4, 5).unbind(1)
+        found[-1].append(step(model, cache, 9))
+        cache.reset()
+        with torch.no_grad():
+            found[-1].append(model(**inputs, past_key_values=cache).logits[:, -1])
+        found[-1].append(step(model, cache, 5))
+    for ours, theirs in zip(*found, strict=True):
+        assert_close(ours, theirs)
 
 
 @families

@@ -1,6 +1,7 @@
 """``torch.compile`` of the decode step, as ``generate`` does it with a static cache."""
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -31,9 +32,9 @@ def shallow_model(name: str) -> tf.PreTrainedModel:
     return patch(model)
 
 
-def check_steps(model: tf.PreTrainedModel, name: str, count: int) -> None:
+def check_steps(model: tf.PreTrainedModel, name: str, count: int) -> list[torch.fx.GraphModule]:
     """Compiled steps say what others do, for two images, by so many graphs."""
-    graphs: list[Any] = []
+    graphs: list[torch.fx.GraphModule] = []
     settings = compiled(graphs)
     for seed in (1, 2):
         inputs = prompt(ZOO[name], seed=seed)
@@ -42,6 +43,7 @@ def check_steps(model: tf.PreTrainedModel, name: str, count: int) -> None:
         base = generate(model, low_res(inputs), TOKENS)
         assert (base.logits[1] - expected.logits[1]).abs().max() > 1e-3
         assert len(graphs) == count
+    return graphs
 
 
 @six
@@ -53,9 +55,17 @@ def test_the_decode_step_is_one_graph(name: str) -> None:
 @pytest.mark.parametrize("low_res_keys", ["keep", "replace"])
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_what_an_answer_reads_of_own_states_is_in_the_graph(name: str, low_res_keys: Any) -> None:
+    """Base kernels see it in the cache: the graph does no more than that of the base model, but for a mask."""
     model = flexkit.unpatch_model(shallow_model(name))
     config = flexkit.FlexConfig.training_free(zoom=2, policy=flexkit.TopK(3), low_res_keys=low_res_keys)
-    check_steps(flexkit.patch_model(model, config.replace(gate=None, surer=None)), name, 1)
+    (graph,) = check_steps(flexkit.patch_model(model, config.replace(gate=None, surer=None)), name, 1)
+    base: list[torch.fx.GraphModule] = []
+    generate(flexkit.unpatch_model(model), low_res(prompt(ZOO[name])), TOKENS, **compiled(base))
+    operators, of_base = (
+        Counter(str(node.target) for node in each.graph.nodes if node.op.startswith("call")) for each in (graph, *base)
+    )
+    added = operators - of_base
+    assert added.total() <= 2 + 4 * 4  # what each layer does: two views, two layers of them, keys and values
 
 
 def test_a_graph_ends_with_its_patch() -> None:

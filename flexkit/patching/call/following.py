@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from flexkit.attention.visible import behind_tokens
 from flexkit.patching.memory.high_res import HighResMemory, attach_memory
-from flexkit.patching.memory.resident import Places, ResidentLayer
+from flexkit.patching.memory.resident import GrowingResident, ResidentLayer
 from flexkit.patching.seam.attention import Silent
 
 __all__ = ["Following"]
@@ -22,15 +22,18 @@ class Following(Silent):
     memory: HighResMemory
     layers: list[Any]
     """Of the cache."""
-    masks: dict[tuple[object, ...], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
-    """Those of the base model, and what kernels get in their place."""
+    masks: list[tuple[Tensor | None, torch.device, Tensor | None]] = field(default_factory=list)
+    """Those of the base model, where, and what kernels get in their place."""
     own: ClassVar[bool] = True
 
     @classmethod
     def begin(cls, memory: HighResMemory, cache: Any, past: object) -> "Following | None":
         """The call of an answer that goes on at ``past``; None if none does."""
         resident = memory.resident
-        if resident is None or not resident.goes_on or memory.seen != past:
+        if resident is None or not resident.goes_on:
+            return None
+        # A graph is of a step in the middle of an answer, whose end it cannot note.
+        if not torch.compiler.is_compiling() and memory.seen != past:
             return None
         has_room = resident.room is None or memory.seen < resident.room
         return cls(memory, cache.layers) if has_room else None
@@ -39,19 +42,20 @@ class Following(Silent):
         self, layer: int, kernel: str, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any
     ) -> tuple[str, Tensor, Tensor, Tensor | None]:
         """All that the layer of the cache holds, and a mask for it."""
-        holder = self.layers[layer]
-        if not getattr(holder, "hd_front", 0):
+        holder, resident = self.layers[layer], self.memory.resident
+        if resident is None or not isinstance(holder, ResidentLayer) or not holder.hd_count:
             return kernel, key, value, mask
         key, value = holder.hd_seen
-        kind = id(mask), key.device
-        if kind not in self.masks:
-            self.masks[kind] = mask, self._mask(mask, holder.hd_places, key)
-        return kernel, key, value, self.masks[kind][1]
+        for other, device, made in self.masks:
+            if other is mask and device == key.device:  # by its id a graph would hold for one mask
+                return kernel, key, value, made
+        self.masks.append((mask, key.device, holder.hd_mask(mask, resident)))
+        return kernel, key, value, self.masks[-1][2]
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Let the layers of the cache know that what they are given goes on with the answer."""
-        layers = [layer for layer in self.layers if isinstance(layer, ResidentLayer)]
+        layers = [layer for layer in self.layers if isinstance(layer, GrowingResident)]
         for layer in layers:
             layer.hd_follows = True
         try:
@@ -62,14 +66,5 @@ class Following(Silent):
 
     def finish(self, cache: object) -> None:
         """Leave with the cache where the answer goes on."""
-        attach_memory(cache, replace(self.memory, seen=self.memory.seen + 1))
-
-    def _mask(self, base: Tensor | None, places: Places | None, key: Tensor) -> Tensor | None:
-        resident = self.memory.resident
-        if resident is None or resident.tokens is None:
-            return None
-        keys = key.shape[2] - resident.tokens.count
-        mask = base if places is None else places.mask(base, keys)
-        if mask is None and not resident.is_padded:
-            return None
-        return behind_tokens(resident.tokens.valid[:, None, None].to(key.device), mask, keys)
+        if not torch.compiler.is_compiling():
+            attach_memory(cache, replace(self.memory, seen=self.memory.seen + 1))

@@ -17,7 +17,7 @@ from flexkit.patching.call.inputs import check_inputs, input_names, kept_positio
 from flexkit.patching.call.route import Prompt
 from flexkit.patching.call.runs import entropy_of
 from flexkit.patching.geometry.base import PREFIX
-from flexkit.patching.memory.high_res import cached_memory, growing_layers
+from flexkit.patching.memory.high_res import cached_memory, layers_of
 from flexkit.patching.seam.config_view import CALL, PROMPT
 from flexkit.patching.state import Patch, get_patch
 
@@ -46,7 +46,7 @@ def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         call, output = _gated(base, call, call.gate, kwargs)
     else:
         if isinstance(call, FlexCall) and call.memory.is_settled:
-            layers = growing_layers(kwargs.get("past_key_values"))
+            layers = layers_of(kwargs.get("past_key_values"), (DynamicLayer,))
             # What a call appends to such a cache can be taken away, if it turns out that something was missing.
             call.asks = layers is None or any(layer.keys.shape[-2] != call.past for layer in layers)
         output = base(call, kwargs)

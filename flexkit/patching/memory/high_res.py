@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, StaticCache
 
 from flexkit.attention.layer import HighResKeys
 from flexkit.attention.ragged import RaggedIndex
@@ -28,7 +28,7 @@ __all__ = [
     "cached_length",
     "cached_memory",
     "carrying",
-    "growing_layers",
+    "layers_of",
 ]
 
 
@@ -419,9 +419,9 @@ def cached_length(cache: Any) -> int | Tensor:
     return int(length)
 
 
-def growing_layers(cache: object, kinds: Sequence[type] = (DynamicLayer,)) -> list[Any] | None:
-    """The layers of a cache that grows, if all are of some kinds; None of any other cache."""
-    if not isinstance(cache, DynamicCache) or getattr(cache, "offloading", False):
+def layers_of(cache: object, kinds: Sequence[type]) -> list[Any] | None:
+    """The layers of a cache that is all in one place, if they are of some kinds and filled; None of any other cache."""
+    if not isinstance(cache, DynamicCache | StaticCache) or getattr(cache, "offloading", False):
         return None
     layers: list[Any] = cache.layers
     of_kinds = all(getattr(type(layer), "own", type(layer)) in kinds for layer in layers)
