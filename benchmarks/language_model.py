@@ -14,7 +14,7 @@ import torch
 import flexkit
 from benchmarks.models import build_as, low_res, question
 from benchmarks.report import benchmark_parser, facts, ratios, write
-from benchmarks.ways import Way, in_sequence
+from benchmarks.ways import AskedTwice, Way, in_sequence
 from flexkit.measuring import alternate, peak_bytes
 from flexkit.selection import Policy, as_policy
 
@@ -39,6 +39,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     # Of its own states the last prompt position selects for all of the answer, whatever later maps say.
     own = flexkit.FlexConfig.training_free(zoom=ZOOM, policy=moving, gate=None, surer=None)
     ways["own_states"] = Way(flexkit.patch_model(copy.deepcopy(base), own), inputs)
+    ways["best_tile"] = AskedTwice(base, low_res(inputs))
     everything = Way(base, in_sequence(base, inputs, ZOOM, WORDS))
     for way in ways.values():
         way.prefill()

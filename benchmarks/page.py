@@ -57,6 +57,17 @@ def speed_table(results: Results) -> list[list[str]]:
     return rows
 
 
+def own_states_table(results: Results) -> list[list[str]]:
+    """Rows of language models and ways without training: seconds by those of the base model, and a prefill's MiB."""
+    ways = {"own_states": LAUNCHED["one_selection"], "best_tile": "crop and ask again"}
+    rows = [["language model", "", "prefill", "token", "prefill, MiB"]]
+    for found in results.values():
+        for way, name in ways.items():
+            shares = (f"{found['ratios'][part][way]:.2f}" for part in ("prefill", "decode"))
+            rows.append([shape(found), name, *shares, f"{found['peak_mib'][way]:.0f}"])
+    return rows
+
+
 def memory_table(results: Results) -> list[list[str]]:
     """Rows of language models: what a prefill takes up at most, beyond the weights, in MiB."""
     ways = {
@@ -190,6 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     speeds = {name: found for name, found in results.items() if "prefill_of_all" in found.get("ratios", {})}
     if speeds:
         _write(options.folder / "speed.csv", speed_table(speeds))
+        _write(options.folder / "own_states.csv", own_states_table(speeds))
         _write(options.folder / "memory.csv", memory_table(speeds))
     compiled = {name: found for name, found in results.items() if "one_selection" in found.get("ratios", {})}
     if compiled:

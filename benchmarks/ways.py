@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from flexkit.encoding import split_tiles
 from flexkit.patching import get_patch
 
-__all__ = ["Way", "in_sequence", "settle", "wait"]
+__all__ = ["AskedTwice", "Way", "in_sequence", "settle", "wait"]
 
 
 class Way:
@@ -36,6 +36,15 @@ class Way:
         token = torch.full((len(prompts), 1), 5, device=self.model.device)
         self.model(input_ids=token, past_key_values=self.cache, logits_to_keep=1)
         wait(self.model)
+
+
+class AskedTwice(Way):
+    """A model that is asked once to learn where to look, and again with that part of the picture as the image."""
+
+    def prefill(self) -> None:
+        """Run the prompt, and once more: to a language model one image is like another."""
+        super().prefill()
+        super().prefill()
 
 
 def settle(model: Any, settings: Mapping[str, Any]) -> None:

@@ -17,7 +17,8 @@ def test_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     found = json.loads(path.read_text())
     assert found["image_tokens"] == 576 and found["high_res_tokens"] == 4 * 576
     assert found["dtype"] == "float32" and found["language_model"]["layers"] == 2
-    assert set(found["ratios"]["decode"]) == {"base", "flexkit", "flexkit_moving", "own_states", "recompute"}
+    ways = {"base", "best_tile", "flexkit", "flexkit_moving", "own_states", "recompute"}
+    assert set(found["ratios"]["decode"]) == ways
     assert found["ratios"]["decode"]["base"] == 1
     assert set(found["ratios"]["prefill_of_all"]) == {"flexkit", "all_in_sequence"}
 

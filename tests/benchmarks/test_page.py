@@ -46,6 +46,10 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {way: (float(kernels), int(waits)) for _, way, kernels, _, waits in table(folder / "answers.csv")[1:]}
     assert answers["``training_free``, always read"] == (1, 0) and answers["selection stays"][1] == 3
     assert table(folder / "speed.csv")[1][0] == "2 layers of width 128, 1 heads"
+    assert [row[1] for row in table(folder / "own_states.csv")[1:]] == [
+        "``training_free``, always read",
+        "crop and ask again",
+    ]
     sizes = table(folder / "by_size.csv")
     assert [row[0] for row in sizes[1:]] == ["336", "672", "1344", "2688, three levels"]
     costs = [float(row[3]) for row in sizes[1:]]

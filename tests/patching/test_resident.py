@@ -185,9 +185,7 @@ def test_a_token_behind_a_static_cache_takes_a_mask_more(name: str, keys: dict[s
         with Counted() as counted:
             step(each, cache, 6)
         found.append(counted.operators)
-    assert (
-        found[0] - found[1]
-    ).total() <= 3  # a mask for all layers, longer and more closed
+    assert (found[0] - found[1]).total() <= 3  # a mask for all layers, longer and more closed
 
 
 ON_A_STATIC_ONE = ["nothing", "copied", "pickled", "another order", "watched", "disabled", "several at once"]
