@@ -299,14 +299,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _write(folder / "scores.csv", scores_table(found["scores"]))
     if "scores_again" in found:
         _write(folder / "scores_again.csv", again_table(found["scores"], found["scores_again"]))
+    for name in {"without_training", "own_states", "two_words_in_depth"} & found.keys():
+        for depth, rows in without_training_tables(found[name]["bases"]).items():
+            _write(folder / f"{name}_{depth}.csv", rows)
     if "without_training" in found:
-        bases = found["without_training"]["bases"]
-        for depth, rows in without_training_tables(bases).items():
-            _write(folder / f"without_training_{depth}.csv", rows)
-        _write(folder / "probe.csv", probe_table(bases))
-    if "own_states" in found:
-        for depth, rows in without_training_tables(found["own_states"]["bases"]).items():
-            _write(folder / f"own_states_{depth}.csv", rows)
+        _write(folder / "probe.csv", probe_table(found["without_training"]["bases"]))
     if "in_depth" in found:
         bases = found["in_depth"]["bases"]
         for kind in next(iter(bases.values()))["accuracy"]:
