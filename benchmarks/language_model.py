@@ -76,8 +76,8 @@ def steady(side: int, cells: int) -> Policy:
 
     The maps of random weights change wholly from token to token, and every token would read other cells.
     """
-    middle = flexkit.Center(cells)(torch.zeros(side, side)).float()
-    return as_policy(lambda scores: flexkit.TopK(cells).mask(scores + 1e3 * middle.to(scores.device)))
+    added = 1e3 * flexkit.Center(cells)(torch.zeros(side, side)).float()
+    return as_policy(lambda scores: flexkit.TopK(cells).mask(scores + added.to(scores.device)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -88,7 +88,7 @@ def _with_normaliser(
             _backends.clear()
         _backends[kind] = backend
     if mask is not None and mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
+        mask = torch.full_like(mask, -torch.inf, dtype=query.dtype).masked_fill_(mask, 0.0)
     if device == "cpu" and backend == _FLASH:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         output, normaliser = kernel(query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale)
@@ -146,7 +146,7 @@ def merge_fused(
     # The queries of all heads that share a key head in one: with a mask, not every kernel knows groups.
     by_key_head = query.reshape(len(query), key.shape[1], groups * queries, query.shape[-1])
     lowest = torch.finfo(query.dtype).min  # and not infinity, for which kernels differ where all is hidden
-    mask = torch.zeros_like(visible, dtype=query.dtype).masked_fill(~visible, lowest)[:, None]
+    mask = torch.full_like(visible, lowest, dtype=query.dtype).masked_fill_(visible, 0.0)[:, None]
     if queries > 1:
         mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).reshape(len(mask), 1, groups * queries, -1)
     found = _with_normaliser(by_key_head, key, value, mask, scale=scaling)

@@ -241,7 +241,7 @@ def behind_tokens(reads: Tensor, mask: Tensor | None, keys: int) -> Tensor:
         return pad(reads, (0, keys), value=True)
     reads = reads.to(mask.device)
     if mask.dtype != torch.bool:
-        reads = torch.zeros_like(reads, dtype=mask.dtype).masked_fill(~reads, torch.finfo(mask.dtype).min)
+        reads = torch.full_like(reads, torch.finfo(mask.dtype).min, dtype=mask.dtype).masked_fill_(reads, 0.0)
     mask = mask.expand(len(reads), -1, reads.shape[2], -1)
     return torch.cat([reads.expand(-1, mask.shape[1], -1, -1), mask], dim=-1)
 

@@ -169,7 +169,7 @@ class Passing(Silent):
             self.masks[kind] = self._mask(prefixes, starts, keys.shape[2])
         mask = self.masks[kind]
         if kernel != "sdpa":
-            kernel, mask = "eager", key.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(key.dtype).min)
+            kernel, mask = "eager", key.new_full(mask.shape, torch.finfo(key.dtype).min).masked_fill_(mask, 0.0)
         return kernel, torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2), mask
 
     def _kept(self, prefixes: Sequence[Prefix]) -> tuple[Tensor, Tensor, list[int]]:
