@@ -68,6 +68,21 @@ def test_what_an_answer_reads_of_own_states_is_in_the_graph(name: str, low_res_k
     assert added.total() <= 2 + 4 * 4  # what each layer does: two views, two layers of them, keys and values
 
 
+def test_whatever_number_of_tokens_an_answer_reads() -> None:
+    """One graph for the first number, another one for all others."""
+    model, graphs = flexkit.unpatch_model(shallow_model("llava")), []
+    config = flexkit.FlexConfig.training_free(zoom=2, policy=flexkit.Threshold(0.5), gate=None, surer=None)
+    flexkit.patch_model(model, config)
+    settings, read = compiled(graphs), set()
+    for seed in range(5):
+        inputs = prompt(ZOO["llava"], seed=seed)
+        with flexkit.trace(model) as trace:
+            expected = generate(model, inputs, TOKENS)
+        read.add(int(trace.mask(0, 1).sum()))
+        assert_same_logits(generate(model, inputs, TOKENS, **settings), expected)
+    assert len(read) > 2 and len(graphs) == 2
+
+
 def test_a_graph_ends_with_its_patch() -> None:
     """There is one for the patched model, one while that is disabled, and one for the plain model again."""
     model, graphs = shallow_model("llava"), []
