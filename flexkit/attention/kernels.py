@@ -40,7 +40,7 @@ def products(query: Tensor, key: Tensor) -> Tensor:
     """
     # The queries of all heads that share a key head in one.
     rows = query.shape[1] // key.shape[1] * query.shape[2]
-    by_key_head = query.reshape(len(query), key.shape[1], rows, query.shape[-1])
+    by_key_head = query.reshape(query.shape[0], key.shape[1], rows, query.shape[-1])
     return (by_key_head @ key.transpose(-1, -2)).reshape(*query.shape[:3], key.shape[2])
 
 
@@ -144,11 +144,11 @@ def merge_fused(
     """
     groups, queries = query.shape[1] // key.shape[1], query.shape[2]
     # The queries of all heads that share a key head in one: with a mask, not every kernel knows groups.
-    by_key_head = query.reshape(len(query), key.shape[1], groups * queries, query.shape[-1])
+    by_key_head = query.reshape(query.shape[0], key.shape[1], groups * queries, query.shape[-1])
     lowest = torch.finfo(query.dtype).min  # and not infinity, for which kernels differ where all is hidden
     mask = torch.full_like(visible, lowest, dtype=query.dtype).masked_fill_(visible, 0.0)[:, None]
     if queries > 1:
-        mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).reshape(len(mask), 1, groups * queries, -1)
+        mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).reshape(mask.shape[0], 1, groups * queries, -1)
     found = _with_normaliser(by_key_head, key, value, mask, scale=scaling)
     if found is None:
         return None

@@ -75,8 +75,9 @@ class RaggedIndex:
 
     def gather(self, states: Tensor, dim: int = 1) -> Tensor:
         """Take these entries of ``states`` ``(batch or 1, ..., length, ...)`` along the axis ``dim``."""
-        if len(states) != len(self.index):
-            states = states.expand(len(self.index), *states.shape[1:])
+        batch = self.index.shape[0]  # asked in every layer, where len() of a tensor is slow
+        if states.shape[0] != batch:
+            states = states.expand(batch, *states.shape[1:])
         return states if self.in_place else take(states, self.index, dim)
 
     def scatter(self, part: Tensor, states: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ class RaggedIndex:
 def take(states: Tensor, index: Tensor, dim: int) -> Tensor:
     """``states[b, ..., index[b, i], ...]`` for every b and i."""
     dim %= states.ndim
-    if len(index) == 1:  # an index for every number would be most of what is moved
+    if index.shape[0] == 1:  # an index for every number would be most of what is moved
         return states.index_select(dim, index[0])
     index = index.view(len(index), *[1] * (dim - 1), -1, *[1] * (states.ndim - dim - 1))
     return states.gather(dim, index.expand(*states.shape[:dim], -1, *states.shape[dim + 1 :]))

@@ -125,8 +125,8 @@ class Patch:
 
     def source(self, layer: int) -> int:
         """The layer whose map selects what ``layer`` reads."""
-        same = self.config.select_from == "same" or self.before(layer) < 0
-        return layer if same else self.before(layer)
+        before = -1 if self.config.select_from == "same" else self.before(layer)
+        return layer if before < 0 else before
 
     def projection(self, cache: object) -> str:
         """When K' and V' are computed in a generation with this cache.
