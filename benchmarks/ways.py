@@ -18,7 +18,7 @@ class Way:
 
     def __init__(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> None:
         self.model, self.inputs, self.settings = model, inputs, settings
-        self.cache = DynamicCache()
+        self.forget()
 
     @torch.no_grad()
     def prefill(self) -> None:
@@ -27,6 +27,10 @@ class Way:
         self.cache = DynamicCache(config=self.model.config.get_text_config())
         self.model(**self.inputs, past_key_values=self.cache, logits_to_keep=1)
         wait(self.model)
+
+    def forget(self) -> None:
+        """Let go of what the prompt before has kept."""
+        self.cache = DynamicCache()
 
     @torch.no_grad()
     def decode(self) -> None:

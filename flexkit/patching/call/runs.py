@@ -97,10 +97,12 @@ def read_own_states(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     if call is not first:
         first.last = call
     cache = inputs.get("past_key_values") or _cache_of(output)
+    shapes = {index: known.key.shape for index, known in own.keys.items()}
+    for done in () if call.training else (first.own, own):  # layers may be computed again there, by checkpointing
+        done.keys, done.behind, done.held = {}, {}, {}  # or the cache would be there several times
     if written is not None:
         _replace_end(cache, written, own, reading)
     if call.one is not None and (call.reads_by_kernel or not call.one.reads) and call.keeps:
-        shapes = {index: known.key.shape for index, known in own.keys.items()}
         call.memory = move_in(cache, memory, shapes, _hidden(call, memory))
     return output
 

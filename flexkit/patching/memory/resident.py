@@ -315,7 +315,8 @@ def move_in(
     if first is not None and places.count:
         rest, left = RaggedIndex(first.tokens.valid & ~places.mask), {}
         hides = dict[torch.device, Any]()
-        for index, keys in memory.projected.items():
+        for index in list(memory.projected):
+            keys = memory.projected.pop(index)  # and not there twice
             moved = keys.at(places, given)
             layer = _resident(layers[index], kind, memory.seen)
             if layer.keys.device not in hides:
