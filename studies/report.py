@@ -135,6 +135,17 @@ def trained_table(ways: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[l
     return [["", "steps", *(f"{about}s, {kind}" for kind, about in asked)], *rows]
 
 
+def context_table(contexts: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of means over the bases, of what tokens see: by kind of question, then by what is asked."""
+    rows: list[list[str]] = []
+    asked: list[tuple[str, str]] = []
+    for context, bases in contexts.items():
+        found = list(bases.values())
+        asked = [(kind, about) for kind, of in found[0].items() for about in of]
+        rows.append([context, *(_interval([of[kind][about] for of in found]) for kind, about in asked)])
+    return [["", *(f"{about}s, {kind}" for kind, about in asked)], *rows]
+
+
 def native_table(models: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Rows of means over the models, with the standard error of the mean, and operations by those of all tokens."""
     found = list(models.values())
@@ -312,6 +323,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _save(trade_figure(bases), folder / "in_depth.svg")
     if "trained_in_depth" in found:
         _write(folder / "trained_in_depth.csv", trained_table(found["trained_in_depth"]["ways"]))
+    if "own_context" in found:
+        _write(folder / "own_context.csv", context_table(found["own_context"]["contexts"]))
     if "motion" in found:
         _write(folder / "motion.csv", motion_table(found["motion"]["models"]))
     if "native" in found:

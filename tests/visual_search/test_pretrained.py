@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlavaProcessor, PreTrain
 
 import flexkit
 from flexkit.__main__ import main
+from flexkit.attention.ragged import RaggedIndex
 from flexkit.errors import CheckpointError, UnsupportedModelError
+from flexkit.patching.memory.tokens import Prefix
 from flexkit.probing import patched
 from flexkit.visual_search import load_model, questions
 from flexkit.visual_search.data import Chats, prompts
@@ -36,7 +39,7 @@ from flexkit.visual_search.questions import WORDS, spoken
 from flexkit.visual_search.recipe import PRETRAINED_STAGES
 from flexkit.visual_search.scene import draw_close_up, draw_scene
 from flexkit.visual_search.ways import Way
-from studies import in_depth, report, trained_in_depth, without_training
+from studies import in_depth, own_context, report, trained_in_depth, without_training
 from tests.visual_search.stopping import StoppedError, stop_once
 
 QUICK = {
@@ -297,6 +300,34 @@ def test_the_study_of_trainings_in_depth_takes_it(trained: Path, tmp_path: Path)
     report.main([str(tmp_path)])
     table = (tmp_path / "trained_in_depth.csv").read_text().splitlines()
     assert table[0].startswith(",steps,") and len(table) == 1 + 4 * 2 + 3 * len(trained_in_depth.OTHERS)
+
+
+def test_what_tokens_see_on_their_way(trained: Path, tmp_path: Path) -> None:
+    output = tmp_path / "own_context.json"
+    own_context.main([str(trained), "--questions", "2", "--output", str(output)])
+    contexts = json.loads(output.read_text())["contexts"]
+    assert list(contexts) == list(own_context.CONTEXTS)
+    report.main([str(tmp_path)])
+    table = (tmp_path / "own_context.csv").read_text().splitlines()
+    assert len(table) == 1 + len(contexts) and table[0].startswith(',"digits, short"')
+
+
+def test_tokens_that_pass_see_those_of_their_part() -> None:
+    """Two cells are read of a picture of two, by tokens that stand in raster order; the last place is padded."""
+    image = SimpleNamespace(grid=(1, 2), zoom=(2, 2), row=0)
+    tokens = RaggedIndex(torch.tensor([[True] * 5 + [False] * 3, [True] * 4 + [False] * 4]))
+    prefix = Prefix(torch.ones(1, dtype=torch.bool))
+    seen = {}
+    for context, passing in own_context.CONTEXTS.items():
+        places: Any = [(image, torch.arange(5), None)]
+        mask = passing({}, {}, tokens, places)._mask([prefix], [0], 1)[:, 0]
+        assert mask[0, :5, 0].all()
+        seen[context] = mask[..., 1:]
+    itself, cell, every = seen.values()
+    assert torch.equal(itself, torch.eye(5, dtype=torch.bool).expand(2, -1, -1))
+    # Of the first row 0, 1 and 4 lie in the left cell, 2 and 3 in the right one.
+    assert cell[0].int().tolist() == [[int((a in (2, 3)) == (b in (2, 3))) for b in range(5)] for a in range(5)]
+    assert every[0].all() and every[1, :4, :4].all() and not every[1, :4, 4].any()
 
 
 @pytest.mark.parametrize("short", [True, False])
