@@ -15,6 +15,7 @@ import flexkit
 from flexkit import FlexConfig
 from flexkit.patching.memory import cached_memory
 from tests.patching.ways import ROWS, assert_close, generate, inputs_of, plain, through_a_file
+from tests.versions import resets_by_emptying
 from tests.zoo import Row, low_res
 
 ONE = {
@@ -206,12 +207,31 @@ def test_an_answer_goes_on_in_a_static_cache(name: str, change: str, rows: Any, 
         found.append([step(model, cache, 7), step(model, cache, 8)])
         found[-1] += run(model, cache, 3, 4, 5).unbind(1)
         found[-1].append(step(model, cache, 9))
-        cache.reset()
-        with torch.no_grad():
-            found[-1].append(model(**inputs, past_key_values=cache).logits[:, -1])
+        if static:
+            again(model, inputs, cache)
+        else:
+            cache = prefilled(model, inputs)
         found[-1].append(step(model, cache, 5))
     for ours, theirs in zip(*found, strict=True):
         assert_close(ours, theirs)
+
+
+def again(model: Any, inputs: dict[str, Tensor], cache: Any) -> None:
+    """Run a prompt in a cache that has held another one."""
+    cache.reset()
+    with torch.no_grad():
+        model(**inputs, past_key_values=cache)
+
+
+@resets_by_emptying
+@keeping
+@families
+def test_a_growing_cache_can_be_emptied(name: str, keys: dict[str, Any]) -> None:
+    model, inputs = patched(name, **keys), inputs_of(name)
+    cache = prefilled(model, inputs)
+    expected = step(model, cache, 5)
+    again(model, inputs, cache)
+    assert_close(step(model, cache, 5), expected)
 
 
 @families
