@@ -7,7 +7,7 @@ import argparse
 import csv
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,26 +124,30 @@ def in_depth_table(bases: Mapping[str, Mapping[str, Any]], kind: str) -> list[li
 
 
 def trained_table(ways: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[list[str]]:
-    """Rows of means over the bases, of every way after so many steps: by kind of question, then by what is asked."""
-    rows: list[list[str]] = []
-    asked: list[tuple[str, str]] = []
-    for way, bases in ways.items():
-        found = [of["accuracy"] | of["policies"] for of in bases.values()]
-        for step, kinds in found[0].items():
-            asked = [(kind, about) for kind, of in kinds.items() for about in of]
-            rows.append([way, step, *(_interval([of[step][kind][about] for of in found]) for kind, about in asked)])
-    return [["", "steps", *(f"{about}s, {kind}" for kind, about in asked)], *rows]
+    """Rows of every way after so many steps."""
+    found = {way: [of["accuracy"] | of["policies"] for of in bases.values()] for way, bases in ways.items()}
+    rows = (([way, step], [of[step] for of in bases]) for way, bases in found.items() for step in bases[0])
+    return _by_question(["", "steps"], rows)
 
 
 def context_table(contexts: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Rows of means over the bases, of what tokens see: by kind of question, then by what is asked."""
-    rows: list[list[str]] = []
-    asked: list[tuple[str, str]] = []
-    for context, bases in contexts.items():
-        found = list(bases.values())
-        asked = [(kind, about) for kind, of in found[0].items() for about in of]
-        rows.append([context, *(_interval([of[kind][about] for of in found]) for kind, about in asked)])
-    return [["", *(f"{about}s, {kind}" for kind, about in asked)], *rows]
+    """Rows of what tokens see on their way."""
+    return _by_question([""], (([context], list(bases.values())) for context, bases in contexts.items()))
+
+
+def _by_question(
+    first: Sequence[str], rows: Iterable[tuple[Sequence[str], Sequence[Mapping[str, Mapping[str, float]]]]]
+) -> list[list[str]]:
+    """Means over the bases: by kind of question, then by what is asked, behind what heads and rows begin with."""
+    found = list(rows)
+    asked = [(kind, about) for kind, of in found[0][1][0].items() for about in of]
+    return [
+        [*first, *(f"{about}s, {kind}" for kind, about in asked)],
+        *(
+            [*labels, *(_interval([of[kind][about] for of in bases]) for kind, about in asked)]
+            for labels, bases in found
+        ),
+    ]
 
 
 def native_table(models: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
