@@ -10,23 +10,29 @@ from transformers import DynamicCache
 from flexkit.encoding import split_tiles
 from flexkit.patching import get_patch
 
-__all__ = ["AskedTwice", "Way", "in_sequence", "settle", "wait"]
+__all__ = ["AskedTwice", "Way", "in_sequence", "wait"]
 
 
 class Way:
     """A model and the inputs of its prompt; a patched one with the settings that this way has."""
 
     def __init__(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> None:
-        self.model, self.inputs, self.settings = model, inputs, settings
+        self.model, self.inputs = model, inputs
+        self.config = get_patch(model).config.replace(**settings) if settings else None
         self.forget()
 
     @torch.no_grad()
     def prefill(self) -> None:
         """Run the prompt, and keep what the next tokens need."""
-        settle(self.model, self.settings)
+        self.settle()
         self.cache = DynamicCache(config=self.model.config.get_text_config())
         self.model(**self.inputs, past_key_values=self.cache, logits_to_keep=1)
         wait(self.model)
+
+    def settle(self) -> None:
+        """Give a patched model the settings of this way."""
+        if self.config is not None:
+            get_patch(self.model).config = self.config
 
     def forget(self) -> None:
         """Let go of what the prompt before has kept."""
@@ -35,7 +41,7 @@ class Way:
     @torch.no_grad()
     def decode(self) -> None:
         """Run one more token."""
-        settle(self.model, self.settings)
+        self.settle()
         prompts = self.inputs.get("input_ids", self.inputs.get("inputs_embeds"))
         token = torch.full((len(prompts), 1), 5, device=self.model.device)
         self.model(input_ids=token, past_key_values=self.cache, logits_to_keep=1)
@@ -49,13 +55,6 @@ class AskedTwice(Way):
         """Run the prompt, and once more: to a language model one image is like another."""
         super().prefill()
         super().prefill()
-
-
-def settle(model: Any, settings: Mapping[str, Any]) -> None:
-    """Give a patched model other settings."""
-    if settings:
-        patch = get_patch(model)
-        patch.config = patch.config.replace(**settings)
 
 
 def wait(model: Any) -> None:

@@ -4,10 +4,12 @@ from typing import TypeGuard
 
 import torch
 
-__all__ = ["FLOATS", "INTEGERS", "is_count", "is_int", "is_integer", "is_number"]
+__all__ = ["FLOATS", "INTEGERS", "WIDE_FLOATS", "is_count", "is_int", "is_integer", "is_number"]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Dtypes in which numbers are computed; those of 8 bits and fewer are only kept."""
+WIDE_FLOATS = (torch.float32, torch.float64)
+"""Those in which scores are summed and compared."""
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 """Dtypes of whole numbers."""
 

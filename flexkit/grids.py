@@ -2,6 +2,7 @@
 
 import math
 from itertools import chain
+from operator import mul
 
 import torch
 from einops import rearrange
@@ -39,7 +40,7 @@ _TAPS = 4
 def check_grid(name: str, value: object, most: int = 3) -> Grid:
     """Return ``value`` as two positive integers, or if there may be as many as three, or raise :class:`ConfigError`."""
     grid = tuple(value) if isinstance(value, tuple | list) else ()
-    if len(grid) not in (2, 3)[: most - 1] or not all(type(side) is int and side >= 1 for side in grid):
+    if len(grid) not in (2, 3)[: most - 1] or {*map(type, grid)} != {int} or min(grid) < 1:
         expected = "two positive ints (rows, columns)" + ", or three (frames, rows, columns)" * (most > 2)
         raise ConfigError(f"{name} must be {expected}, got {value!r}")
     return grid
@@ -63,7 +64,7 @@ def zoom_along(zoom: int | Grid, axes: int | None = None) -> Grid:
         If the zoom is not one, two or three positive ints.
     """
     given = zoom if isinstance(zoom, tuple | list) else (zoom, zoom)
-    if len(given) not in (2, 3) or not all(type(side) is int and side >= 1 for side in given):
+    if len(given) not in (2, 3) or {*map(type, given)} != {int} or min(given) < 1:
         expected = "a positive int, a pair of them (rows, columns) or three (frames, rows, columns)"
         raise ConfigError(f"zoom must be {expected}, got {zoom!r}")
     return tuple(given) if axes is None else (1, *given)[-axes:]
@@ -71,7 +72,7 @@ def zoom_along(zoom: int | Grid, axes: int | None = None) -> Grid:
 
 def zoomed(grid: Grid, zoom: Grid) -> Grid:
     """The high-res grid of a low-res one, of as many axes."""
-    return tuple(cells * factor for cells, factor in zip(grid, zoom, strict=True))
+    return tuple(map(mul, grid, zoom))
 
 
 def pyramid(zoom: Pair, levels: int) -> tuple[Pair, ...]:
@@ -104,10 +105,14 @@ def resample_nearest(grid: Tensor, size: Grid) -> Tensor:
     """
     axes = len(size)
     front, lengths = grid.shape[:-axes], grid.shape[-axes:]
-    if all(new % old == 0 for new, old in zip(size, lengths, strict=True)):  # a faster way to the same
-        blocks = grid.reshape(*front, *chain.from_iterable((length, 1) for length in lengths))
-        repeats = ((old, new // old) for new, old in zip(size, lengths, strict=True))
-        return blocks.expand(*front, *chain.from_iterable(repeats)).reshape(*front, *size)
+    blocks, repeated = [*front], [*front]
+    for new, old in zip(size, lengths, strict=True):
+        if new % old:
+            break
+        blocks += old, 1
+        repeated += old, new // old
+    else:  # a faster way to the same
+        return grid.reshape(blocks).expand(repeated).reshape(*front, *size)
     for axis, (new, old) in enumerate(zip(size, lengths, strict=True), start=len(front)):
         grid = grid.index_select(axis, torch.arange(new, device=grid.device) * old // new)
     return grid

@@ -14,13 +14,11 @@ from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-__all__ = ["Listening", "merge_fused", "products"]
+__all__ = ["Listening", "merge_fused", "products", "with_normaliser"]
 
 _FLASH, _EFFICIENT = SDPBackend.FLASH_ATTENTION.value, SDPBackend.EFFICIENT_ATTENTION.value
-_REMEMBERED, _ALIGNED = 256, 16
-"""Choices that are remembered, and to how many keys a mask is padded for the memory-efficient kernel."""
-_backends: dict[tuple[object, ...], int] = {}
-"""Those that were chosen, by all that decides: to choose takes longer than to look up, in every layer."""
+_ALIGNED = 16
+"""To how many keys a mask is padded for the memory-efficient kernel."""
 
 
 def products(query: Tensor, key: Tensor) -> Tensor:
@@ -39,8 +37,10 @@ def products(query: Tensor, key: Tensor) -> Tensor:
         ``(batch, heads, queries, keys)``.
     """
     # The queries of all heads that share a key head in one.
-    rows = query.shape[1] // key.shape[1] * query.shape[2]
-    by_key_head = query.reshape(query.shape[0], key.shape[1], rows, query.shape[-1])
+    groups, queries = query.shape[1] // key.shape[1], query.shape[2]
+    if groups == queries == 1 and key.stride(-1) == 1:  # of a vector and keys as they lie it takes half the time
+        return (key @ query.transpose(-1, -2)).transpose(-1, -2)
+    by_key_head = query.reshape(query.shape[0], key.shape[1], groups * queries, query.shape[-1])
     return (by_key_head @ key.transpose(-1, -2)).reshape(*query.shape[:3], key.shape[2])
 
 
@@ -55,14 +55,14 @@ class Listening(TorchFunctionMode):
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is F.scaled_dot_product_attention:
-            found = _with_normaliser(*args, **(kwargs or {}))
+            found = with_normaliser(*args, **(kwargs or {}))
             if found is not None:
                 output, self.normaliser = found
                 return output
         return func(*args, **(kwargs or {}))
 
 
-def _with_normaliser(
+def with_normaliser(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -74,36 +74,28 @@ def _with_normaliser(
     enable_gqa: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
     """Output and log-normaliser by the kernel that would be chosen; None if it knows none, or in training."""
-    device = query.device.type
+    mask, device = attn_mask, query.device.type
     if torch.is_grad_enabled() or device not in ("cpu", "cuda") or not query.dtype == key.dtype == value.dtype:
         return None
-    mask, given = attn_mask, [query, key, value, *([] if attn_mask is None else [attn_mask])]
-    flags = torch._C._get_flash_sdp_enabled(), torch._C._get_mem_efficient_sdp_enabled()  # of the CPU, too
-    layouts = [(each.shape, each.stride(), each.dtype, each.device) for each in given]
-    kind = *layouts, dropout_p > 0, is_causal, enable_gqa, flags
-    backend = _backends.get(kind)
-    if backend is None:
-        backend = torch._fused_sdp_choice(query, key, value, mask, dropout_p, is_causal, enable_gqa=enable_gqa)
-        if len(_backends) > _REMEMBERED:
-            _backends.clear()
-        _backends[kind] = backend
+    backend = torch._fused_sdp_choice(query, key, value, mask, dropout_p, is_causal, enable_gqa=enable_gqa)
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.full_like(mask, -torch.inf, dtype=query.dtype).masked_fill_(mask, 0.0)
     if device == "cpu" and backend == _FLASH:
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
         output, normaliser = kernel(query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale)
     elif device == "cuda" and backend == _FLASH and mask is None and query.shape[-1] % 8 == 0:
-        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        flash = torch.ops.aten._scaled_dot_product_flash_attention.default
         output, normaliser, *_ = flash(query, key, value, dropout_p, is_causal, scale=scale)
     elif device == "cuda" and backend == _EFFICIENT:
         if mask is not None:
             keys = mask.shape[-1]
             mask = F.pad(mask, (0, -keys % _ALIGNED))[..., :keys].expand(*query.shape[:3], keys)
-        efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+        efficient = torch.ops.aten._scaled_dot_product_efficient_attention.default
         output, normaliser, *_ = efficient(query, key, value, mask, True, dropout_p, is_causal, scale=scale)
+        normaliser = normaliser[..., : query.shape[2]]  # of which it gives a padded number
     else:
         return None
-    return output, normaliser[..., : query.shape[2]]
+    return output, normaliser
 
 
 def merge_fused(
@@ -149,9 +141,10 @@ def merge_fused(
     mask = torch.full_like(visible, lowest, dtype=query.dtype).masked_fill_(visible, 0.0)[:, None]
     if queries > 1:
         mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).reshape(mask.shape[0], 1, groups * queries, -1)
-    found = _with_normaliser(by_key_head, key, value, mask, scale=scaling)
+    found = with_normaliser(by_key_head, key, value, mask, scale=scaling)
     if found is None:
         return None
-    output, normaliser = (part.reshape(*query.shape[:3], -1) for part in found)
+    output, normaliser = found[0].reshape(base.shape), found[1].reshape(base_normaliser.shape)
     weight = torch.sigmoid((normaliser + bias if bias else normaliser) - base_normaliser)
-    return torch.lerp(base, output, (weight if share == 1.0 else weight * share).to(base.dtype))
+    weight = weight if share == 1.0 else weight * share
+    return torch.lerp(base, output, weight if weight.dtype == base.dtype else weight.to(base.dtype))

@@ -111,13 +111,13 @@ class Looked:
 
     def map_of(self, image: VisibleImages) -> Tensor:
         """``(images, heads, queries, cells)``: softmax attention over the low-res tokens of some images."""
-        rows = slice(None) if image.group.is_batch else image.group.rows
+        normaliser = self.normaliser if image.group.is_batch else self.normaliser[image.group.rows]
         seen_as_a_whole = image.whole is None and image.cells is None
         if self.known is not None or self.bias is not None or not seen_as_a_whole:
-            return attention_map(image.of_cells(self.logits, -1), normaliser=self.normaliser[rows])
+            return attention_map(image.of_cells(self.logits, -1), normaliser=normaliser)
         # The keys of the image alone, in the dtype of the cache.
-        query = self.query[rows] * self.scaling
-        return torch.exp(products(query, image.of_cells(self.key, 2)) - self.normaliser[rows])
+        query = (self.query if image.group.is_batch else self.query[image.group.rows]) * self.scaling
+        return torch.exp(products(query, image.of_cells(self.key, 2)) - normaliser)
 
 
 @dataclass(frozen=True)
@@ -205,10 +205,11 @@ def read(
         Rows that select nothing keep the bits of ``base``.
     """
     alone = selected.shape[1] == 1
-    high_res, images = project(selected[:, 0] if alone else selected.any(1)), looked.seen.images
+    wanted = selected[:, 0] if alone else selected.any(1)
+    high_res, images = project(wanted), looked.seen.images
     if alone and high_res.tokens.whole and most is not None and most < selected.shape[-1]:
-        places = RaggedIndex.bounded(selected[:, 0], most)  # by shapes that no data decides
-        high_res = high_res.at(places, selected[:, 0])
+        places = RaggedIndex.bounded(wanted, most)  # by shapes that no data decides
+        high_res = high_res.at(places, wanted)
     tokens = high_res.tokens
     among = tokens.among(selected)
     replaced, own, output = None, None, None

@@ -2,8 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 from typing_extensions import override
 
-from flexkit.checks import FLOATS
+from flexkit.checks import FLOATS, WIDE_FLOATS
 from flexkit.errors import FlexkitError, PolicyError
 from flexkit.grids import Grid, check_grid, frames_and_cells, resample_nearest
 from flexkit.selection._checks import check_int
@@ -97,8 +96,13 @@ class Policy(ABC):
             If the scores are not such a tensor, or :meth:`mask` failed or returned anything but such a mask.
         """
         check_scores(self, scores)
-        with named_failures(self, scores):
-            mask: object = self.mask(scores.to(torch.promote_types(scores.dtype, torch.float32)))
+        wide = scores if scores.dtype in WIDE_FLOATS else scores.float()
+        try:
+            mask: object = self.mask(wide)
+        except NAMED:
+            raise
+        except Exception as error:
+            raise failure(self, scores, error) from error
         return check_mask(self, mask, scores.shape, scores.device)
 
     def select(self, scores: Tensor, size: Grid) -> Tensor:
@@ -466,18 +470,16 @@ def dilate(mask: Tensor, cells: int) -> Tensor:
     return grown.bool().reshape(mask.shape)
 
 
-@contextmanager
-def named_failures(policy: Policy, scores: Tensor) -> Iterator[None]:
-    """Raise :class:`PolicyError` where a policy, which may be anybody's, fails in this block."""
-    try:
-        yield
-    except (FlexkitError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise PolicyError(
-            f"{policy!r} failed on scores of shape {tuple(scores.shape)} with {type(error).__name__}: {error}. A "
-            "policy maps scores (..., rows, columns) to a bool mask of that shape, for any number of maps, also none."
-        ) from error
+NAMED = (FlexkitError, torch.OutOfMemoryError)
+"""What a policy may raise that says by itself what is wrong."""
+
+
+def failure(policy: Policy, scores: Tensor, error: Exception) -> PolicyError:
+    """The error to raise from any other, where a policy, which may be anybody's, fails on scores."""
+    return PolicyError(
+        f"{policy!r} failed on scores of shape {tuple(scores.shape)} with {type(error).__name__}: {error}. A "
+        "policy maps scores (..., rows, columns) to a bool mask of that shape, for any number of maps, also none."
+    )
 
 
 def check_mask(policy: Policy, mask: object, shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ def cells_of(count: int | float, cells: int) -> int:
 def descending(scores: Tensor) -> Tensor:
     """Indices along the last axis, best score first, NaN last, ties in their given order."""
     # Ascending, as that puts positive NaN last; without negative zeros, as radix sorts tell them apart.
-    keys = (0.0 - scores).masked_fill(scores.isnan(), torch.nan)
+    keys = torch.rsub(scores, 0.0).nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=-torch.inf)
     return torch.argsort(keys, dim=-1, stable=True)
 
 
@@ -30,7 +30,7 @@ def mask_of(order: Tensor, kept: Tensor) -> Tensor:
 
 def first_of(order: Tensor, count: int) -> Tensor:
     """Mask along the last axis of the first ``count`` indices in ``order``."""
-    return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., :count], True)
+    return torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order[..., :count], True)
 
 
 def fixed_mask(order: Callable[..., Tensor], scores: Tensor, count: int, *key: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from operator import mul
 from typing import Any, Literal
 
 import torch
@@ -9,11 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from typing_extensions import override
 
-from flexkit.checks import is_count, is_int
+from flexkit.checks import WIDE_FLOATS, is_count, is_int
 from flexkit.errors import ConfigError, PolicyError
 from flexkit.grids import Grid, check_grid, zoom_along
 from flexkit.selection.margins import valid_cells
-from flexkit.selection.policy import Policy, as_policy, check_mask, check_scores, named_failures
+from flexkit.selection.policy import NAMED, Policy, as_policy, check_mask, check_scores, failure
 from flexkit.selection.ranking import cells_of, within_budget
 from flexkit.selection.schedule import Schedule
 from flexkit.selection.threshold import PUBLISHED_POLICY
@@ -157,7 +158,7 @@ class AttentionMapSelector(nn.Module):
                 f"(batch, heads, queries, {cells}) for a grid of {' x '.join(map(str, grid))} cells: pass the "
                 "columns of the low-res image tokens only"
             )
-        heads = attention.to(torch.promote_types(attention.dtype, torch.float32))
+        heads = attention if attention.dtype in WIDE_FLOATS else attention.float()
         if self.heads is not None:
             available = heads.shape[1] if processes is None else heads.shape[1] * dist.get_world_size(processes)
             if max(self.heads) >= available:
@@ -210,19 +211,23 @@ class AttentionMapSelector(nn.Module):
         is_video = isinstance(scores, Tensor) and scores.ndim == 5
         factors = zoom_along(zoom, 3 if is_video else 2)
         policy = self.policy
-        if not isinstance(policy, Policy):
+        if isinstance(policy, Schedule):
             if layer is None:
                 raise PolicyError(f"the policy is {policy!r}, which differs by layer: pass layer=...")
             policy = policy.at(layer)
         check_scores(policy, scores)
-        maps = scores.detach()
+        maps = scores.detach() if scores.requires_grad else scores
         as_frame = policy.sees_frames and not is_video
         if as_frame:
             maps, factors = maps.unsqueeze(-3), (1, *factors)
         axes = len(factors)
-        size = tuple(cells * factor for cells, factor in zip(maps.shape[-axes:], factors, strict=True))
-        with named_failures(policy, maps):
+        size = tuple(map(mul, maps.shape[-axes:], factors))
+        try:
             chosen: object = policy.select(maps, size)
+        except NAMED:
+            raise
+        except Exception as error:
+            raise failure(policy, maps, error) from error
         selected = check_mask(policy, chosen, (*maps.shape[:-axes], *size), maps.device)
         if self.budget is not None:
             selected = within_budget(selected, maps, self.budget, axes=axes)

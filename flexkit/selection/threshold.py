@@ -45,9 +45,8 @@ class Threshold(Policy):
         limits = torch.finfo(scores.dtype)
         # Half of each: the range of the largest finite numbers is itself not finite.
         halves = scores.clamp(limits.min, limits.max) / 2
-        missing = scores.isnan()
-        low = halves.masked_fill(missing, torch.inf).amin((-2, -1), keepdim=True)
-        high = halves.masked_fill(missing, -torch.inf).amax((-2, -1), keepdim=True)
+        low = halves.nan_to_num(nan=torch.inf).amin((-2, -1), keepdim=True)
+        high = halves.nan_to_num(nan=-torch.inf).amax((-2, -1), keepdim=True)
         # Multiplied out, so that a constant map needs no division by its range of 0.
         return halves - low > self.value * (high - low)
 

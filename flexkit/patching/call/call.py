@@ -74,8 +74,8 @@ class FlexCall:
     """The last run of the querying rows, if they were run again."""
     asks: bool = True
     """Whether each layer asks the host if K' and V' of something are missing, and waits; else it is noted."""
-    missed: list[Tensor] = field(default_factory=list)
-    """``(batch, tokens)``, bool: for each layer that did not ask, what was missing."""
+    noted: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """For each layer that did not ask, what it wanted and what was there, each ``(batch, tokens)``, bool."""
     is_settled: bool = True
     """Whether all that was read was there before."""
     levels: tuple[tuple[ImageGroup, ...], ...] = field(init=False)
@@ -144,9 +144,7 @@ class FlexCall:
             changed["one"] = self.one.begin(rows, self.past, memory.tokens, memory.answer, shared=shared)
         if self.own is not None and "own" not in changed:
             changed["own"] = replace(self.own, keys={}, missing=None, read=None, masks={})
-        return replace(
-            self, rows=rows, selections={}, opened={}, visited=set(), seen=[], masks=[], missed=[], **changed
-        )
+        return replace(self, rows=rows, selections={}, opened={}, visited=set(), seen=[], masks=[], noted=[], **changed)
 
     def sees(
         self, layer: int, kernel: str, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
@@ -258,7 +256,8 @@ class FlexCall:
 
         if self.one is None:
             source = patch.source(layer)
-            self.check_visited([source])
+            if source not in self.visited:
+                self.check_visited([source])
             selection, opened = self.selections[source], self.opened.get(patch.before(layer))
             selection = selection if opened is None else selection.and_then(opened)
             selected = selection.tokens(self.memory.batch, self.memory.tokens)
@@ -291,7 +290,8 @@ class FlexCall:
                 shared_from=shared_from,
                 processes=processes,
             )
-        return self.rows.scatter(joint.output.transpose(1, 2), base)[:, skipped:]
+        output = self.rows.scatter(joint.output.transpose(1, 2), base)
+        return output[:, skipped:] if skipped else output
 
     def asks_of(self, layer: int) -> tuple[bool, bool]:
         """Whether rows select by the map of a layer, and whether they read in it."""
@@ -388,11 +388,10 @@ class FlexCall:
             if held is None or not held.tokens.whole:
                 held = self._project_tokens(of, RaggedIndex.all(torch.ones_like(wanted)))
         else:
-            missing = wanted if held is None else wanted > held.tokens.mask
             if held is not None and not self.asks:
-                self.missed.append(missing)
+                self.noted.append((wanted, held.tokens.mask))
                 return held
-            tokens = RaggedIndex(missing)
+            tokens = RaggedIndex(wanted if held is None else wanted > held.tokens.mask)
             self.is_settled = self.is_settled and not tokens.count
             if tokens.count:
                 new = self._project_tokens(of, tokens)

@@ -50,10 +50,12 @@ def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             # What a call appends to such a cache can be taken away, if it turns out that something was missing.
             call.asks = layers is None or any(layer.keys.shape[-2] != call.past for layer in layers)
         output = base(call, kwargs)
-        if isinstance(call, FlexCall) and call.missed and bool(torch.stack(call.missed).any()):  # one wait
-            kwargs["past_key_values"].crop(-call.rows.mask.shape[1])
-            call = call.querying(call.rows.mask, asks=True)
-            output = base(call, kwargs)
+        if isinstance(call, FlexCall) and call.noted:
+            wanted, there = (torch.stack(masks) for masks in zip(*call.noted, strict=True))
+            if bool((wanted > there).any()):  # one wait
+                kwargs["past_key_values"].crop(-call.rows.mask.shape[1])
+                call = call.querying(call.rows.mask, asks=True)
+                output = base(call, kwargs)
     given = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
     caches = (each for each in (*given, kwargs.get("past_key_values")) if isinstance(each, Cache))
     call.finish(next(caches, None))

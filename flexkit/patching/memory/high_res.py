@@ -124,7 +124,7 @@ class HighResMemory:
     @property
     def batch(self) -> int:
         """Number of batch rows."""
-        return len(self.items)
+        return self.items.shape[0]  # asked in every layer, where len() of a tensor is slow
 
     @property
     def device(self) -> torch.device:
@@ -386,8 +386,13 @@ def _carrier(cache: object) -> Any:
     if not isinstance(cache, Cache):
         return None
     own = getattr(cache, "self_attention_cache", cache)  # the decoder's, where an encoder's stand beside
-    layers: list[Any] = [layer for layer in own.layers if isinstance(layer, CacheLayerMixin)]
-    return next((layer for layer in layers if not getattr(layer, "is_sliding", False)), next(iter(layers), None))
+    of_windows = None
+    for layer in own.layers:  # the first, in most models
+        if isinstance(layer, CacheLayerMixin):
+            if not getattr(layer, "is_sliding", False):
+                return layer
+            of_windows = of_windows or layer
+    return of_windows
 
 
 def cached_memory(cache: object) -> HighResMemory | None:

@@ -7,7 +7,6 @@ keys, rotation, latents and biases are its own, whatever its kind.
 
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -15,8 +14,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from flexkit.attention.kernels import Listening
+from flexkit.attention.kernels import Listening, with_normaliser
 from flexkit.checks import FLOATS
 from flexkit.patching.seam.config_view import CALL, NAME
 from flexkit.patching.seam.projections import ADDED, SUFFIX
@@ -78,9 +78,13 @@ def _high_res_attention(
         )
     kernel = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(name, getattr(modeling, "eager_attention_forward", None))
     heeded = call is not None and name == "sdpa" and not torch.compiler.is_compiling()
-    listening = Listening() if heeded and any(call.asks_of(config.layer)) else None
-    with listening or nullcontext():
-        output, weights = kernel(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    options = dict(dropout=dropout, scaling=scaling, **kwargs)
+    if heeded and any(call.asks_of(config.layer)):
+        output, normaliser = _heard(kernel, module, query, key, value, attention_mask, options)
+        weights = None
+    else:
+        output, weights = kernel(module, query, key, value, attention_mask, **options)
+        normaliser = None
     if call is not None:
         output = call.attend(
             config.layer,
@@ -94,7 +98,7 @@ def _high_res_attention(
             softcap=None if name == "sdpa" else kwargs.get("softcap"),
             sinks=kwargs.get("s_aux", kwargs.get("sinks")),
             position_bias=kwargs.get("position_bias"),
-            normaliser=None if listening is None else listening.normaliser,
+            normaliser=normaliser,
             is_causal=is_causal,
             sliding_window=kwargs.get("sliding_window"),
             dropout=dropout,
@@ -102,6 +106,24 @@ def _high_res_attention(
     if module.training:
         output = reached(module, output)
     return output, weights
+
+
+def _heard(
+    kernel: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """What a kernel of ``scaled_dot_product_attention`` gives, and its log-normaliser if that is known."""
+    if (
+        kernel is sdpa_attention_forward
+        and mask is None
+        and query.shape[1:3] == (key.shape[1], 1)
+        and options.get("position_bias") is None
+    ):  # one query for each key head, and nothing hidden: these are handed on as they are, with nobody to overhear it
+        found = with_normaliser(query, key, value, dropout_p=options["dropout"], scale=options["scaling"])
+        if found is not None:
+            return found[0].transpose(1, 2).contiguous(), found[1]
+    with Listening() as listening:
+        output, _ = kernel(module, query, key, value, mask, **options)
+    return output, listening.normaliser
 
 
 AttentionInterface.register(NAME, _high_res_attention)
