@@ -17,13 +17,13 @@ from tests.zoo import ZOO, low_res, prompt
 pytestmark = pytest.mark.usefixtures("forget_graphs")
 
 
-def shallow_model(name: str) -> tf.PreTrainedModel:
+def shallow_model(name: str, **settings: Any) -> tf.PreTrainedModel:
     """A model with one layer to look and one to read: tracing takes its time."""
 
     def config() -> Any:
         whole = ZOO[name].config()
         text = whole.get_text_config()
-        text.num_hidden_layers = 2
+        vars(text).update({"num_hidden_layers": 2} | settings)
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[:2]
         return whole
@@ -53,19 +53,25 @@ def test_the_decode_step_is_one_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("low_res_keys", ["keep", "replace"])
-@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
 def test_what_an_answer_reads_of_own_states_is_in_the_graph(name: str, low_res_keys: Any) -> None:
-    """Base kernels see it in the cache: the graph does no more than that of the base model, but for a mask."""
-    model = flexkit.unpatch_model(shallow_model(name))
+    """Base kernels see it in the cache: the graph does no more than that of the base model, but for masks.
+
+    Windows are as long as the cache: of shorter ones positions slide out.
+    """
+    windows = {"sliding_window": 64} if name == "gemma3" else {}
+    model = flexkit.unpatch_model(shallow_model(name, **windows))
     config = flexkit.FlexConfig.training_free(zoom=2, policy=flexkit.TopK(3), low_res_keys=low_res_keys)
-    (graph,) = check_steps(flexkit.patch_model(model, config.replace(gate=None, surer=None)), name, 1)
     base: list[torch.fx.GraphModule] = []
-    generate(flexkit.unpatch_model(model), low_res(prompt(ZOO[name])), TOKENS, **compiled(base))
+    generate(model, low_res(prompt(ZOO[name])), TOKENS, **compiled(base))
+    graphs = check_steps(flexkit.patch_model(model, config.replace(gate=None, surer=None)), name, len(base))
     operators, of_base = (
-        Counter(str(node.target) for node in each.graph.nodes if node.op.startswith("call")) for each in (graph, *base)
+        Counter(str(node.target) for graph in of for node in graph.graph.nodes if node.op.startswith("call"))
+        for of in (graphs, base)
     )
-    added = operators - of_base
-    assert added.total() <= 2 + 4 * 4  # what each layer does: two views, two layers of them, keys and values
+    masks = 2 if windows else 1  # for layers with a window and without
+    each_layer = 4 * 2  # two views of keys, and of values
+    assert (operators - of_base).total() <= len(base) * (2 * masks + 2 * each_layer)
 
 
 def test_whatever_number_of_tokens_an_answer_reads() -> None:

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 from flexkit.attention.layer import HighResKeys
 from flexkit.attention.ragged import RaggedIndex
@@ -301,7 +301,7 @@ def move_in(
     kind = _kind(cache, shapes)
     if answer is None or not memory.in_sequence or kind is None:
         return memory
-    windows = [layer.sliding_window for layer in layers if layer.is_sliding]
+    windows = [layer.sliding_window for layer in layers if layer.is_sliding] if kind is GrowingResident else []
     room = min(windows) - 1 if windows else None
     if room is not None and memory.seen > room:
         return memory
@@ -363,12 +363,11 @@ def _resident(layer: Any, kind: type, length: int) -> ResidentLayer:
 
 def _kind(cache: object, shapes: Mapping[int, torch.Size]) -> type[ResidentLayer] | None:
     """What layers become that hold the keys that their attention sees, in one tensor that grows, or has room."""
-    kinds: dict[type[ResidentLayer], tuple[type, ...]] = {
-        GrowingResident: (DynamicLayer, DynamicSlidingWindowLayer),
-        StaticResident: (StaticLayer,),
-    }
-    for kind, owns in kinds.items():
-        layers = layers_of(cache, owns)
+    growing = layers_of(cache, (DynamicLayer, DynamicSlidingWindowLayer))
+    static = layers_of(cache, (StaticLayer, StaticSlidingWindowLayer))
+    if static and (len({layer.max_cache_len for layer in static}) > 1 or all(layer.is_sliding for layer in static)):
+        static = None  # a window that is shorter than the cache lets go of positions, in place
+    for kind, layers in ((GrowingResident, growing), (StaticResident, static)):
         if layers is not None and len(layers) == len(shapes):
             held = (layer.keys[:, :, : getattr(layer, "max_cache_len", None)] for layer in layers)
             if all(states.shape == shapes.get(index) for index, states in enumerate(held)):
