@@ -73,7 +73,16 @@ def with_normaliser(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
-    """Output and log-normaliser by the kernel that would be chosen; None if it knows none, or in training."""
+    """``scaled_dot_product_attention`` by the kernel that it chooses, and that one's log-normaliser.
+
+    It takes what that function takes.
+
+    Returns
+    -------
+    tuple of torch.Tensor or None
+        ``(batch, heads, queries, value_dim)``, and ``(batch, heads, queries)``, float32 or wider; None if the kernel
+        does not tell, and where a gradient is wanted.
+    """
     mask, device = attn_mask, query.device.type
     if torch.is_grad_enabled() or device not in ("cpu", "cuda") or not query.dtype == key.dtype == value.dtype:
         return None

@@ -77,14 +77,12 @@ def _high_res_attention(
             sliding_window=kwargs.get("sliding_window"),
         )
     kernel = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(name, getattr(modeling, "eager_attention_forward", None))
-    heeded = call is not None and name == "sdpa" and not torch.compiler.is_compiling()
-    options = dict(dropout=dropout, scaling=scaling, **kwargs)
-    if heeded and any(call.asks_of(config.layer)):
-        output, normaliser = _heard(kernel, module, query, key, value, attention_mask, options)
-        weights = None
+    given, options = (module, query, key, value, attention_mask), {"dropout": dropout, "scaling": scaling, **kwargs}
+    normaliser = None
+    if call is None or name != "sdpa" or torch.compiler.is_compiling() or not any(call.asks_of(config.layer)):
+        output, weights = kernel(*given, **options)
     else:
-        output, weights = kernel(module, query, key, value, attention_mask, **options)
-        normaliser = None
+        output, weights, normaliser = _heard(kernel, *given, **options)
     if call is not None:
         output = call.attend(
             config.layer,
@@ -109,21 +107,26 @@ def _high_res_attention(
 
 
 def _heard(
-    kernel: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, options: Any
-) -> tuple[Tensor, Tensor | None]:
-    """What a kernel of ``scaled_dot_product_attention`` gives, and its log-normaliser if that is known."""
-    if (
-        kernel is sdpa_attention_forward
-        and mask is None
-        and query.shape[1:3] == (key.shape[1], 1)
-        and options.get("position_bias") is None
-    ):  # one query for each key head, and nothing hidden: these are handed on as they are, with nobody to overhear it
-        found = with_normaliser(query, key, value, dropout_p=options["dropout"], scale=options["scaling"])
+    kernel: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    dropout: float,
+    scaling: float | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What an attention function gives that asks ``scaled_dot_product_attention``, and that one's log-normaliser."""
+    is_token = mask is None and query.shape[1:3] == (key.shape[1], 1) and kwargs.get("position_bias") is None
+    if is_token and kernel is sdpa_attention_forward:  # it hands these on as they are: nobody has to overhear it
+        found = with_normaliser(query, key, value, dropout_p=dropout, scale=scaling)
         if found is not None:
-            return found[0].transpose(1, 2).contiguous(), found[1]
+            return found[0].transpose(1, 2).contiguous(), None, found[1]
     with Listening() as listening:
-        output, _ = kernel(module, query, key, value, mask, **options)
-    return output, listening.normaliser
+        output, weights = kernel(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
+    return output, weights, listening.normaliser
 
 
 AttentionInterface.register(NAME, _high_res_attention)
