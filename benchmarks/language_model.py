@@ -45,7 +45,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         way.prefill()
     found = {
         "prefill": alternate({name: way.prefill for name, way in ways.items()}, options.rounds),
-        "decode": alternate({name: way.decode for name, way in ways.items()}, options.rounds * 4),
+        "decode": alternate({name: way.decode for name, way in ways.items()}, options.rounds * 10),
     }
     peak = {}
     for name, way in {**ways, "all_in_sequence": everything}.items():
