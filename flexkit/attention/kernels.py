@@ -17,8 +17,10 @@ from typing_extensions import override
 __all__ = ["Listening", "merge_fused", "products", "with_normaliser"]
 
 _FLASH, _EFFICIENT = SDPBackend.FLASH_ATTENTION.value, SDPBackend.EFFICIENT_ATTENTION.value
-_ALIGNED = 16
-"""To how many keys a mask is padded for the memory-efficient kernel."""
+_REMEMBERED, _ALIGNED = 256, 16
+"""Choices that are remembered, and to how many keys a mask is padded for the memory-efficient kernel."""
+_backends: dict[tuple[object, ...], int] = {}
+"""Those that were chosen, by all that decides: to choose is an operator of its own, in every layer."""
 
 
 def products(query: Tensor, key: Tensor) -> Tensor:
@@ -86,7 +88,16 @@ def with_normaliser(
     mask, device = attn_mask, query.device.type
     if torch.is_grad_enabled() or device not in ("cpu", "cuda") or not query.dtype == key.dtype == value.dtype:
         return None
-    backend = torch._fused_sdp_choice(query, key, value, mask, dropout_p, is_causal, enable_gqa=enable_gqa)
+    given = [query, key, value, *([] if mask is None else [mask])]
+    flags = torch._C._get_flash_sdp_enabled(), torch._C._get_mem_efficient_sdp_enabled()  # of the CPU, too
+    layouts = [(each.shape, each.stride(), each.dtype, each.device) for each in given]
+    kind = *layouts, dropout_p > 0, is_causal, enable_gqa, flags
+    backend = _backends.get(kind)
+    if backend is None:
+        backend = torch._fused_sdp_choice(query, key, value, mask, dropout_p, is_causal, enable_gqa=enable_gqa)
+        if len(_backends) > _REMEMBERED:
+            _backends.clear()
+        _backends[kind] = backend
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.full_like(mask, -torch.inf, dtype=query.dtype).masked_fill_(mask, 0.0)
     if device == "cpu" and backend == _FLASH:
