@@ -77,7 +77,8 @@ def steady(side: int, cells: int) -> Policy:
     The maps of random weights change wholly from token to token, and every token would read other cells.
     """
     added = 1e3 * flexkit.Center(cells)(torch.zeros(side, side)).float()
-    return as_policy(lambda scores: flexkit.TopK(cells).mask(scores + added.to(scores.device)))
+    best = flexkit.TopK(cells)
+    return as_policy(lambda scores: best.mask(scores + added.to(scores.device)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

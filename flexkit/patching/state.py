@@ -112,6 +112,10 @@ class Patch:
                 return method  # type: ignore[no-any-return]
         return partial(getattr(type(model), name), model)
 
+    @cached_property
+    def _befores(self) -> dict[int, int]:
+        return dict(zip(self.layers, [-1, *self.layers], strict=False))
+
     @property
     def start_layer(self) -> int:
         """The first layer that reads high-res tokens."""
@@ -119,9 +123,7 @@ class Patch:
 
     def before(self, layer: int) -> int:
         """The patched layer in front of ``layer``; -1 if there is none. Layers without attention do not count."""
-        layers = list(self.layers)
-        index = layers.index(layer)
-        return layers[index - 1] if index else -1
+        return self._befores[layer]
 
     def source(self, layer: int) -> int:
         """The layer whose map selects what ``layer`` reads."""
