@@ -24,6 +24,7 @@ from flexkit.patching.geometry.base import Geometry
 from flexkit.patching.registry import find_geometry
 from flexkit.patching.seam.config_view import divert, restore
 from flexkit.patching.seam.decoder import DecoderLayer
+from flexkit.patching.seam.packed import watch_packed
 from flexkit.patching.seam.projections import add_projections, own_projections, remove_projections
 from flexkit.patching.seam.tensor_parallel import check_shares, share_of
 from flexkit.patching.state import (
@@ -323,6 +324,7 @@ def _put_on(patch: Patch) -> None:
     patch.hooks.append(patch.decoder.register_forward_pre_hook(place_images, with_kwargs=True))
     if patch.config.high_res_states == "own":
         patch.hooks.append(patch.decoder.register_forward_hook(read_own_states, with_kwargs=True))
+    patch.hooks.extend(watch_packed(model))
     patch.hooks.extend(patch.route.hooks(model, list(patch.layers.values())))
     methods = {(model, name): function for name, function in _METHODS.items()}
     for module, name, function in (*patch.geometry.methods(model), *patch.route.methods(model)):

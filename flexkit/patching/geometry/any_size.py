@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError, UnsupportedModelError
 from flexkit.grids import Grid, Pair, zoomed
-from flexkit.patching.geometry.base import PREFIX, Declared, Geometry, image_features
+from flexkit.patching.geometry.base import PREFIX, Declared, Geometry, cells_of_image, image_features
+from flexkit.patching.seam.packed import together
 from flexkit.selection import Policy
 from flexkit.selection.threshold import PUBLISHED_THRESHOLD
 
@@ -78,7 +79,12 @@ class AnySize(Geometry):
     def encode(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
-        return image_features(model, self.features, **{name: inputs[name] for name in self.inputs})
+        return self.seen(model, {name: inputs[name] for name in self.inputs})
+
+    def seen(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """What the model's method for images, or videos, makes of these inputs: one tensor for all, or one for each."""
+        with together():
+            return image_features(model, self.features, **inputs)
 
     def check_low_res(self, model: PreTrainedModel, inputs: Mapping[str, object], grids: Sequence[Grid]) -> None:
         low_res = {name: value for name in self.inputs if isinstance(value := inputs.get(name), Tensor)}
@@ -141,9 +147,9 @@ class SizedImages(AnySize):
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
         # One by one: towers attend across the batch behind a mask, or see the padding.
-        features = []
-        for pixels, size, (rows, columns) in zip(inputs["pixel_values"], inputs["image_sizes"], grids, strict=True):
-            height, width = size.tolist()
-            (view,) = image_features(model, pixel_values=pixels[None, :, :height, :width], image_sizes=size[None])
-            features.append(view[self.layout(model, (rows * zoom[0], columns * zoom[1])).to(view.device)])
+        features, sizes = [], inputs["image_sizes"]
+        each = zip(inputs["pixel_values"], sizes.split(1), pairs(sizes), grids, strict=True)
+        for pixels, size, (height, width), (rows, columns) in each:
+            (view,) = image_features(model, pixel_values=pixels[None, :, :height, :width], image_sizes=size)
+            features.append(cells_of_image(view, self.layout(model, (rows * zoom[0], columns * zoom[1]))))
         return features

@@ -23,6 +23,7 @@ __all__ = [
     "Axis",
     "Declared",
     "Geometry",
+    "cells_of_image",
     "check_readable",
     "features_owner",
     "image_features",
@@ -279,6 +280,12 @@ def image_features(model: PreTrainedModel, by: str = Geometry.features, /, **inp
     if not deeper:
         return images
     return [torch.cat(parts, dim=-1) for parts in zip(images, *deeper, strict=True)]
+
+
+def cells_of_image(tokens: Tensor, layout: Tensor) -> Tensor:
+    """Those of the image tokens ``(..., tokens, dim)`` that a layout marks as cells."""
+    (places,) = layout.cpu().numpy().nonzero()  # of the host: nobody waits
+    return tokens if len(places) == len(layout) else tokens.index_select(-2, torch.from_numpy(places).to(tokens.device))
 
 
 def features_owner(model: PreTrainedModel, by: str = Geometry.features) -> Any:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError, UnsupportedModelError
 from flexkit.grids import Grid, Pair, split_tiles, stitch_tiles
-from flexkit.patching.geometry.base import Declared, Geometry, features_owner, image_features
+from flexkit.patching.geometry.base import Declared, Geometry, cells_of_image, features_owner, image_features
 
 __all__ = [
     "AnyRes",
@@ -243,10 +243,7 @@ class FixedGrid(Geometry):
         return self.grid(model)
 
     def encode_tiles(self, model: PreTrainedModel, tiles: Sequence[Tensor]) -> Tensor:
-        encoded, layout = torch.stack(list(self._encode(model, *tiles))), self.layout(model, self.grid(model))
-        if len(layout) == math.prod(self.grid(model)):  # all tokens are cells
-            return encoded
-        return encoded[:, layout.nonzero().flatten().to(encoded.device)]
+        return cells_of_image(torch.stack(list(self._encode(model, *tiles))), self.layout(model, self.grid(model)))
 
     def grid(self, model: PreTrainedModel) -> Pair:
         """Rows and columns of every image."""

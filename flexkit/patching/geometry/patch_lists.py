@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from flexkit.errors import HighResInputError
 from flexkit.grids import Grid, Pair, zoomed
 from flexkit.patching.geometry.any_size import SIZES, AnySize, pairs
-from flexkit.patching.geometry.base import Declared, Geometry, image_features
+from flexkit.patching.geometry.base import Declared, Geometry, cells_of_image
 
 __all__ = [
     "BarePatches",
@@ -69,11 +69,10 @@ class DynamicGrid(AnySize):
     def encode(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
-        # One tensor for all images, or one for each: that depends on the family.
-        tokens = torch.cat(image_features(model, self.features, **{name: inputs[name] for name in self.inputs}))
-        cells = [self.layout(model, zoomed(grid, zoom)) for grid in grids]
-        features = torch.split(tokens, [len(kept) for kept in cells])
-        return [image[kept.to(image.device)] for image, kept in zip(features, cells, strict=True)]
+        tokens = torch.cat(self.seen(model, {name: inputs[name] for name in self.inputs}))
+        layouts = [self.layout(model, zoomed(grid, zoom)) for grid in grids]
+        images = torch.split(tokens, [len(layout) for layout in layouts])
+        return [cells_of_image(image, layout) for image, layout in zip(images, layouts, strict=True)]
 
 
 class LinedGrid(DynamicGrid):
@@ -266,7 +265,7 @@ class BarePatches(AnySize):
     def encode(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
-        features = torch.cat(image_features(model, pixel_values=inputs["pixel_values"]))
+        features = torch.cat(self.seen(model, {"pixel_values": inputs["pixel_values"]}))
         return list(torch.split(features, self._patches(model, pairs(inputs["image_sizes"]))))
 
     def _patches(self, model: PreTrainedModel, sizes: Sequence[Pair]) -> list[int]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from flexkit.errors import HighResInputError
 from flexkit.grids import Grid, split_tiles, stitch_tiles
-from flexkit.patching.geometry.base import Declared, Geometry, features_owner, image_features
+from flexkit.patching.geometry.base import Declared, Geometry, cells_of_image, features_owner, image_features
 from flexkit.patching.geometry.fixed_grid import FixedGrid
 from flexkit.patching.geometry.patch_lists import DynamicGrid, MergedGrid, PositionedPatches, merge_size
 
@@ -75,8 +75,7 @@ class PatchedVideo(Video, DynamicGrid):
 
     def encode_tiles(self, model: PreTrainedModel, tiles: Sequence[Tensor]) -> Tensor:
         patches, sizes = tiles
-        inputs = dict(zip(self.inputs, (patches.flatten(0, 1), sizes), strict=True))
-        tokens = torch.cat(image_features(model, self.features, **inputs))
+        tokens = torch.cat(self.seen(model, dict(zip(self.inputs, (patches.flatten(0, 1), sizes), strict=True))))
         return tokens.view(len(patches), -1, tokens.shape[-1])
 
 
@@ -180,8 +179,8 @@ class FixedFrames(Video, FixedGrid):
         # Earlier versions of transformers call them pixel_values here, and put what is behind all frames there later.
         name, *_ = inspect.signature(getattr(features_owner(model, self.features), self.features)).parameters
         tokens = torch.cat(image_features(model, self.features, **{name: frames[None]}))
-        cells = self.layout(model, (len(frames), *self.grid(model))).nonzero().flatten()
-        return tokens[cells.to(tokens.device)].view(len(frames), -1, tokens.shape[-1])
+        cells = cells_of_image(tokens, self.layout(model, (len(frames), *self.grid(model))))
+        return cells.view(len(frames), -1, tokens.shape[-1])
 
 
 class PositionedVideo(Video, PositionedPatches):
