@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -148,7 +149,7 @@ class SizedImages(AnySize):
     ) -> list[Tensor]:
         # One by one: towers attend across the batch behind a mask, or see the padding.
         features, sizes = [], inputs["image_sizes"]
-        each = zip(inputs["pixel_values"], sizes.split(1), pairs(sizes), grids, strict=True)
+        each = zip(inputs["pixel_values"], torch.split(sizes, 1), pairs(sizes), grids, strict=True)
         for pixels, size, (height, width), (rows, columns) in each:
             (view,) = image_features(model, pixel_values=pixels[None, :, :height, :width], image_sizes=size)
             features.append(cells_of_image(view, self.layout(model, (rows * zoom[0], columns * zoom[1]))))

@@ -54,7 +54,8 @@ class _Sequences:
         places = None
         if not np.array_equal(lengths, lengths[order]):
             moved = np.concatenate([np.arange(bounds[index], bounds[index + 1]) for index in order])
-            places = tuple(torch.from_numpy(each).to(ends.device) for each in (moved, np.argsort(moved)))
+            there, back = (torch.from_numpy(each).to(ends.device) for each in (moved, np.argsort(moved)))
+            places = there, back
         return cls(len(lengths), batches, places)
 
     def attend(
@@ -64,7 +65,7 @@ class _Sequences:
         if self.places is not None:
             query, key, value = (states.index_select(2, self.places[0]) for states in (query, key, value))
         sizes = list(itertools.starmap(mul, self.batches))
-        each = zip(*(states[0].split(sizes, dim=1) for states in (query, key, value)), strict=True)
+        each = zip(*(torch.split(states[0], sizes, dim=1) for states in (query, key, value)), strict=True)
         found = []
         for batch, parts in zip(self.batches, each, strict=True):
             output = kernel(*(part.unflatten(1, batch).transpose(0, 1) for part in parts), **options)
