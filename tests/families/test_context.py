@@ -82,6 +82,17 @@ def test_features_are_what_keys_are_made_of(family: Family) -> None:
         assert torch.equal(ours, source[image.row, image.columns])
 
 
+def test_tiles_are_not_run_through_what_lies_in_front_of_the_attention() -> None:
+    """Of Mllama, whose first layers see words alone."""
+    family, ran = CONTEXT["mllama"], []
+    model = family.model()
+    with patched(model):
+        model.model.language_model.layers[0].register_forward_pre_hook(lambda *_: ran.append(1))
+        memory = read(model, prompt(family, [Row()]))
+    assert memory.tokens
+    assert not ran
+
+
 @contextmanager
 def longer_context(
     sites: list[Any], features: Tensor, readers: Tensor | None, tables: list[Tensor] | None

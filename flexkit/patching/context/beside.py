@@ -2,10 +2,12 @@
 
 High-res features come without encoding code for any family: the model is shown a tile, and what its attention is given
 is seen. To encode a tile, it takes the place of the image in the model's inputs, and the model runs until its first
-reading attention begins. What that is given to make keys and values of, at the columns of the image's cells, are the
-features: exactly what low-res keys are made of, with all that lies between tower and attention.
+reading attention, or what stands around that, is given the context. What that is given to make keys and values of, at
+the columns of the image's cells, are the features: exactly what low-res keys are made of, with all that lies between
+tower and attention.
 """
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,7 +133,7 @@ class Beside(Route):
 
     def hooks(self, model: nn.Module, layers: Sequence[DecoderLayer]) -> Iterator[RemovableHandle]:
         sites = [site for site in layers if isinstance(site, Site)]
-        yield _watch(model.get_submodule(self._first(model)), self._source)
+        yield from _watch(model, self._first(model), self._source)
         yield from (read_beside(site, self._carrier.find) for site in sites if site.has_own_code)
         yield from self._carrier.hooks(model, sites)
 
@@ -246,14 +248,21 @@ class _Shown(Exception):  # noqa: N818 - not an error: it ends the run of a mode
         self.states = states
 
 
-def _watch(module: nn.Module, source: str) -> RemovableHandle:
-    """Let runs of :meth:`Beside.show` end where ``module`` begins, which takes the context by this argument."""
-    return module.register_forward_pre_hook(partial(_stop, source=source), with_kwargs=True)
+def _watch(model: nn.Module, name: str, source: str) -> Iterator[RemovableHandle]:
+    """Let runs of :meth:`Beside.show` end where a module is given the context: that of a name, or one around it.
+
+    What stands around it may have layers of its own in front: those of a language model need not run for each tile.
+    """
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        module = model.get_submodule(".".join(parts[:end]))
+        if source in inspect.signature(type(module).forward).parameters:
+            yield module.register_forward_pre_hook(partial(_stop, source=source), with_kwargs=True)
 
 
 def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, source: str) -> None:
-    if _thread.shows:
-        raise _Shown(argument(module, args, kwargs, source))
+    if _thread.shows and isinstance(states := argument(module, args, kwargs, source), Tensor):
+        raise _Shown(states)
 
 
 def _generate(self: Any, *args: Any, **kwargs: Any) -> Any:
