@@ -65,6 +65,11 @@ class Patch:
     """How many blocks are open in which a thread or task has settings of its own."""
     running: int = 0
     """How many calls of the model's methods have not ended."""
+    before: dict[int, int] = field(init=False)
+    """Of each patched layer the one in front of it; -1 if there is none. Layers without attention do not count."""
+
+    def __post_init__(self) -> None:
+        self.before = dict(zip(self.layers, [-1, *self.layers], strict=False))
 
     def __repr__(self) -> str:
         policy, layers = self.config.policy, list(self.reading)
@@ -112,22 +117,14 @@ class Patch:
                 return method  # type: ignore[no-any-return]
         return partial(getattr(type(model), name), model)
 
-    @cached_property
-    def _befores(self) -> dict[int, int]:
-        return dict(zip(self.layers, [-1, *self.layers], strict=False))
-
     @property
     def start_layer(self) -> int:
         """The first layer that reads high-res tokens."""
         return self.config.start_layer  # type: ignore[return-value]
 
-    def before(self, layer: int) -> int:
-        """The patched layer in front of ``layer``; -1 if there is none. Layers without attention do not count."""
-        return self._befores[layer]
-
     def source(self, layer: int) -> int:
         """The layer whose map selects what ``layer`` reads."""
-        before = -1 if self.config.select_from == "same" else self.before(layer)
+        before = -1 if self.config.select_from == "same" else self.before[layer]
         return layer if before < 0 else before
 
     def projection(self, cache: object) -> str:

@@ -56,7 +56,7 @@ def test_layers_are_naive_joint_attention(name: str, data: st.DataObject, paddin
         model(**inputs)
         patch = get_patch(model)
         reading = {layer: (of.attention.k_proj_hd, of.attention.v_proj_hd) for layer, of in patch.reading.items()}
-        before = {layer: (patch.source(layer), patch.before(layer)) for layer in reading}
+        before = {layer: (patch.source(layer), patch.before[layer]) for layer in reading}
     images = [images_of_level(model, name, inputs, level) for level in levels]
     zooms = [(config["zoom"][0] ** (level + 1), config["zoom"][1] ** (level + 1)) for level in levels]
     order = [sum(other.row == image.row for other in images[0][:index]) for index, image in enumerate(images[0])]

@@ -241,7 +241,7 @@ class FlexCall:
         shared_from = self.rows.last if self.shares_selection else None
         processes = None if of.share is None else of.share.processes
         if maps:
-            earlier = patch.before(layer)
+            earlier = patch.before[layer]
             self.selections[layer] = select_tokens(
                 config.selector,
                 looked.seen.images,
@@ -258,7 +258,7 @@ class FlexCall:
             source = patch.source(layer)
             if source not in self.visited:
                 self.check_visited([source])
-            selection, opened = self.selections[source], self.opened.get(patch.before(layer))
+            selection, opened = self.selections[source], self.opened.get(patch.before[layer])
             selection = selection if opened is None else selection.and_then(opened)
             selected = selection.tokens(self.memory.batch, self.memory.tokens)
             if not self.rows.whole:

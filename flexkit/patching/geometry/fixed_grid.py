@@ -243,7 +243,8 @@ class FixedGrid(Geometry):
         return self.grid(model)
 
     def encode_tiles(self, model: PreTrainedModel, tiles: Sequence[Tensor]) -> Tensor:
-        return cells_of_image(torch.stack(list(self._encode(model, *tiles))), self.layout(model, self.grid(model)))
+        encoded, layout = torch.stack(list(self._encode(model, *tiles))), self.layout(model, self.grid(model))
+        return encoded if len(layout) == math.prod(self.grid(model)) else cells_of_image(encoded, layout)
 
     def grid(self, model: PreTrainedModel) -> Pair:
         """Rows and columns of every image."""
