@@ -18,9 +18,8 @@ def cells_of(count: int | float, cells: int) -> int:
 
 def descending(scores: Tensor) -> Tensor:
     """Indices along the last axis, best score first, NaN last, ties in their given order."""
-    keys = torch.rsub(scores, 0.0)  # ascending, as that puts NaN last; without negative zeros
-    if keys.device.type != "cpu":  # radix sorts tell zeros and NaN apart by their sign
-        keys = keys.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=-torch.inf)
+    # Ascending, as that puts positive NaN last; without negative zeros, as radix sorts tell them apart.
+    keys = torch.rsub(scores, 0.0).nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=-torch.inf)
     return torch.argsort(keys, dim=-1, stable=True)
 
 

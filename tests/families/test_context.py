@@ -82,6 +82,15 @@ def test_features_are_what_keys_are_made_of(family: Family) -> None:
         assert torch.equal(ours, source[image.row, image.columns])
 
 
+@every_context
+def test_tiles_shown_together_are_what_they_are_one_by_one(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = prompt(family, [Row(), Row(words=2)], padding="right")
+    with patched(model := family.model()):
+        at_once = read(model, inputs).features.states
+        monkeypatch.setattr("flexkit.patching.context.pictures._TOGETHER", 1)
+        torch.testing.assert_close(at_once, read(model, inputs).features.states, rtol=0, atol=1e-9)
+
+
 def test_tiles_are_not_run_through_what_lies_in_front_of_the_attention() -> None:
     """Of Mllama, whose first layers see words alone."""
     family, ran = CONTEXT["mllama"], []

@@ -39,6 +39,8 @@ from flexkit.patching.state import Patch, get_patch, of_class
 
 __all__ = ["Beside", "Context", "Places"]
 
+_POSITIONS = ("position_ids", "decoder_position_ids")
+
 
 @dataclass(frozen=True)
 class Places:
@@ -199,15 +201,40 @@ class Beside(Route):
         return HighResMemory.pack(features, spans, places.batch, in_sequence=False)
 
     @torch.no_grad()
-    def show(self, model: nn.Module, inputs: Mapping[str, Any], images: int, **view: Tensor) -> Tensor:
-        """The context ``(rows, columns, dim)`` of inputs with another view in the place of theirs.
+    def show(
+        self, model: nn.Module, inputs: Mapping[str, Any], images: int, times: int = 1, /, **view: Tensor
+    ) -> Tensor:
+        """The context of inputs with other views in the place of theirs.
 
-        Raises :class:`~flexkit.errors.HighResInputError` if no attention reads an image then.
+        Parameters
+        ----------
+        model : torch.nn.Module
+            The patched model.
+        inputs : mapping
+            The base model's inputs.
+        images : int
+            How many images these have.
+        times : int
+            How many batches of such inputs are shown, one behind the other in one.
+        **view : torch.Tensor
+            What takes the place of inputs, in all of these batches.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(times * rows, columns, dim)``.
+
+        Raises
+        ------
+        HighResInputError
+            If no attention reads an image then.
         """
         own = {name: value for name, value in inputs.items() if not name.startswith(PREFIX)}
+        shown = self._reader.shown(own, images).items()
+        again = {name: _again(name, value, times) for name, value in shown if name not in view}
         _thread.shows = True
         try:
-            base_forward(model)(**self._reader.shown(own, images) | view)
+            base_forward(model)(**again, **view)
         except _Shown as shown:
             return shown.states
         finally:
@@ -246,6 +273,13 @@ _thread = _Thread()
 class _Shown(Exception):  # noqa: N818 - not an error: it ends the run of a model that is shown a tile
     def __init__(self, states: Tensor) -> None:
         self.states = states
+
+
+def _again(name: str, value: Any, times: int) -> Any:
+    """An input of so many batches as one; positions may be the same for all rows."""
+    if times == 1 or not isinstance(value, Tensor) or not value.ndim or (name in _POSITIONS and len(value) == 1):
+        return value
+    return torch.cat([value] * times)
 
 
 def _watch(model: nn.Module, name: str, source: str) -> Iterator[RemovableHandle]:

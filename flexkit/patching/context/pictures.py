@@ -18,6 +18,9 @@ from flexkit.patching.geometry.base import Axis, Declared
 
 __all__ = ["Padding", "Page", "Pictures"]
 
+_TOGETHER = 64
+"""Up to how many pictures a model is shown at once."""
+
 
 def _patch_size(config: Any) -> int:
     """Side of a cell in pixels, as most configs say it."""
@@ -130,13 +133,16 @@ class Pictures(Context):
         shown = self._shown(inputs, cell) or grids
         size = pixels.shape[-2], pixels.shape[-1]
         tiles = _cut(inputs["hd_pixel_values"].flatten(0, -4), shown, zoom, cell, size)
+        at_once = max(1, _TOGETHER // len(pixels.flatten(0, -4)))
         encoded = []
-        for tile in tiles.unbind(1):
-            states = self.route.show(model, inputs, len(tile), pixel_values=self._arrangement.put(tile, pixels))
-            states = states.reshape(places.batch, -1, states.shape[-1])
+        for several in torch.split(tiles, at_once, dim=1):
+            times = several.shape[1]
+            view = torch.cat([self._arrangement.put(tile, pixels) for tile in several.unbind(1)])
+            states = self.route.show(model, inputs, len(several), times, pixel_values=view)
+            states = states.reshape(times, places.batch, -1, states.shape[-1])
             each = zip(places.rows, places.columns, strict=True)
-            encoded.append(torch.stack([states[row, columns.to(states.device)] for row, columns in each]))
-        each_image = zip(torch.stack(encoded, 1), shown, grids, strict=True)
+            encoded.append(torch.stack([states[:, row, columns.to(states.device)] for row, columns in each]))
+        each_image = zip(torch.cat(encoded, 1), shown, grids, strict=True)
         return [_stitched(features, own, grid, zoom) for features, own, grid in each_image]
 
     def _shown(self, inputs: Mapping[str, Any], cell: int) -> list[Pair] | None:
@@ -183,22 +189,28 @@ class Page(Pictures):
         rows, columns = grids[0]
         y, x = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(boxes.device).unbind(-1)
         cells = torch.stack([x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], dim=-1)
-        scale = boxes.new_tensor([zoom[1], zoom[0]] * 2)
+        corners = (
+            torch.cartesian_prod(torch.arange(zoom[0]), torch.arange(zoom[1])).to(boxes.device).flip(-1).repeat(1, 2)
+        )
+        cells = ((cells + corners[:, None]) / boxes.new_tensor([zoom[1], zoom[0]] * 2)).to(boxes)
+        at_once = max(1, _TOGETHER // batch)
         encoded = []
-        for index, tile in enumerate(split_tiles(inputs["hd_pixel_values"], zoom).unbind(1)):
-            corner = boxes.new_tensor([index % zoom[1], index // zoom[1]] * 2)
+        tiles = split_tiles(inputs["hd_pixel_values"], zoom)
+        for several, places in zip(torch.split(tiles, at_once, dim=1), torch.split(cells, at_once), strict=True):
+            times = len(places)
             with torch.no_grad():
-                patches = encoder.embed_patches(tile)
+                patches = encoder.embed_patches(several.transpose(0, 1).flatten(0, 1))
             states = self.route.show(
                 model,
                 given,
                 batch,
-                inputs_embeds=torch.cat([text, patches], dim=1),
-                bbox=torch.cat([boxes, ((cells + corner) / scale).to(boxes).expand(batch, -1, -1)], dim=1),
-                attention_mask=torch.cat([mask, mask.new_ones(batch, rows * columns)], dim=1),
+                times,
+                inputs_embeds=torch.cat([text.repeat(times, 1, 1), patches], dim=1),
+                bbox=torch.cat([boxes.repeat(times, 1, 1), places.repeat_interleave(batch, 0)], dim=1),
+                attention_mask=torch.cat([mask, mask.new_ones(batch, rows * columns)], dim=1).repeat(times, 1),
             )
-            encoded.append(states[:, words:])
-        return list(rearrange(stitch_tiles(torch.stack(encoded, 1), grids[0], zoom), "n r c d -> n (r c) d"))
+            encoded.append(rearrange(states[:, words:], "(t b) n d -> b t n d", b=batch))
+        return list(rearrange(stitch_tiles(torch.cat(encoded, 1), grids[0], zoom), "n r c d -> n (r c) d"))
 
 
 def _cut(view: Tensor, grids: Sequence[Grid], zoom: Grid, cell: int, size: Pair) -> Tensor:
