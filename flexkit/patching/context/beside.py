@@ -235,8 +235,8 @@ class Beside(Route):
         _thread.shows = True
         try:
             base_forward(model)(**again, **view)
-        except _Shown as shown:
-            return shown.states
+        except _Shown as end:
+            return end.states
         finally:
             _thread.shows = False
         raise HighResInputError(

@@ -189,13 +189,12 @@ class Page(Pictures):
         rows, columns = grids[0]
         y, x = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(boxes.device).unbind(-1)
         cells = torch.stack([x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], dim=-1)
-        corners = (
-            torch.cartesian_prod(torch.arange(zoom[0]), torch.arange(zoom[1])).to(boxes.device).flip(-1).repeat(1, 2)
-        )
-        cells = ((cells + corners[:, None]) / boxes.new_tensor([zoom[1], zoom[0]] * 2)).to(boxes)
+        down, right = torch.cartesian_prod(torch.arange(zoom[0]), torch.arange(zoom[1])).to(boxes.device).unbind(-1)
+        corners = torch.stack([right, down, right, down], dim=-1)[:, None]
+        cells = ((cells + corners) / boxes.new_tensor([zoom[1], zoom[0]] * 2)).to(boxes)
         at_once = max(1, _TOGETHER // batch)
-        encoded = []
         tiles = split_tiles(inputs["hd_pixel_values"], zoom)
+        encoded = []
         for several, places in zip(torch.split(tiles, at_once, dim=1), torch.split(cells, at_once), strict=True):
             times = len(places)
             with torch.no_grad():

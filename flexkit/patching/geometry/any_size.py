@@ -80,9 +80,9 @@ class AnySize(Geometry):
     def encode(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
-        return self.seen(model, {name: inputs[name] for name in self.inputs})
+        return self.encoded(model, {name: inputs[name] for name in self.inputs})
 
-    def seen(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    def encoded(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """What the model's method for images, or videos, makes of these inputs: one tensor for all, or one for each."""
         with together():
             return image_features(model, self.features, **inputs)

@@ -69,7 +69,7 @@ class DynamicGrid(AnySize):
     def encode(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
-        tokens = torch.cat(self.seen(model, {name: inputs[name] for name in self.inputs}))
+        tokens = torch.cat(self.encoded(model, {name: inputs[name] for name in self.inputs}))
         layouts = [self.layout(model, zoomed(grid, zoom)) for grid in grids]
         images = torch.split(tokens, [len(layout) for layout in layouts])
         return [cells_of_image(image, layout) for image, layout in zip(images, layouts, strict=True)]
@@ -265,7 +265,7 @@ class BarePatches(AnySize):
     def encode(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
-        features = torch.cat(self.seen(model, {"pixel_values": inputs["pixel_values"]}))
+        features = torch.cat(self.encoded(model, {"pixel_values": inputs["pixel_values"]}))
         return list(torch.split(features, self._patches(model, pairs(inputs["image_sizes"]))))
 
     def _patches(self, model: PreTrainedModel, sizes: Sequence[Pair]) -> list[int]:

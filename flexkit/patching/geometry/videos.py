@@ -75,7 +75,7 @@ class PatchedVideo(Video, DynamicGrid):
 
     def encode_tiles(self, model: PreTrainedModel, tiles: Sequence[Tensor]) -> Tensor:
         patches, sizes = tiles
-        tokens = torch.cat(self.seen(model, dict(zip(self.inputs, (patches.flatten(0, 1), sizes), strict=True))))
+        tokens = torch.cat(self.encoded(model, dict(zip(self.inputs, (patches.flatten(0, 1), sizes), strict=True))))
         return tokens.view(len(patches), -1, tokens.shape[-1])
 
 

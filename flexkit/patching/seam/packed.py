@@ -27,6 +27,8 @@ _ENDS = "cu_seqlens"
 """By this argument attention modules are given where sequences begin and end."""
 _SCORES = 1 << 22
 """Up to how many products of queries and keys a head makes at once: not all kernels are fused."""
+_SHORTEST = 16
+"""To a kernel no sequence is shorter; nor does it take any number of them."""
 _SPARED = 3
 """By how many calls fewer it has to take: to bring sequences together and back is work, too."""
 
@@ -49,7 +51,7 @@ class _Sequences:
         order = np.argsort(lengths, kind="stable")
         batches: list[tuple[int, int]] = []
         for length, same in itertools.groupby(lengths[order].tolist()):
-            count, most = len(list(same)), max(1, _SCORES // max(1, length**2))
+            count, most = len(list(same)), max(1, _SCORES // max(length, _SHORTEST) ** 2)
             batches += [(min(most, count - begin), length) for begin in range(0, count, most)]
         places = None
         if not np.array_equal(lengths, lengths[order]):
