@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from operator import mul
 from typing import Any
 
@@ -132,13 +133,15 @@ def together() -> Iterator[None]:
 
 def watch_packed(model: nn.Module) -> Iterator[RemovableHandle]:
     """Hooks on the attention modules of a model that take many sequences in one list."""
-    for module in model.modules():
-        if _takes_many(module) and not any(_takes_many(part) for part in module.modules() if part is not module):
+    taking = [module for module in model.modules() if _takes_many(type(module).forward) and hasattr(module, "config")]
+    for module in taking:
+        if not any(part in taking for part in module.modules() if part is not module):
             yield module.register_forward_pre_hook(_as_one, with_kwargs=True)
 
 
-def _takes_many(module: nn.Module) -> bool:
-    return hasattr(module, "config") and _ENDS in inspect.signature(type(module).forward).parameters
+@cache
+def _takes_many(forward: Callable[..., Any]) -> bool:
+    return _ENDS in inspect.signature(forward).parameters
 
 
 def _as_one(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
