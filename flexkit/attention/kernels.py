@@ -89,9 +89,9 @@ def with_normaliser(
     if torch.is_grad_enabled() or device not in ("cpu", "cuda") or not query.dtype == key.dtype == value.dtype:
         return None
     flags = torch._C._get_flash_sdp_enabled(), torch._C._get_mem_efficient_sdp_enabled()  # of the CPU, too
-    kind: tuple[object, ...] = query.shape, query.stride(), key.shape, key.stride(), value.shape, value.stride()
-    kind += query.dtype, query.device, dropout_p > 0, is_causal, enable_gqa, flags
-    kind += () if mask is None else (mask.shape, mask.stride(), mask.dtype)
+    layouts = query.shape, query.stride(), key.shape, key.stride(), value.shape, value.stride()
+    of_mask = None if mask is None else (mask.shape, mask.stride(), mask.dtype)
+    kind = layouts, of_mask, query.dtype, query.device, dropout_p > 0, is_causal, enable_gqa, flags
     backend = _backends.get(kind)
     if backend is None:
         backend = torch._fused_sdp_choice(query, key, value, mask, dropout_p, is_causal, enable_gqa=enable_gqa)

@@ -87,7 +87,7 @@ def test_tiles_shown_together_are_what_they_are_one_by_one(family: Family, monke
     inputs = prompt(family, [Row(), Row(words=2)], padding="right")
     with patched(model := family.model()):
         at_once = read(model, inputs).features.states
-        monkeypatch.setattr("flexkit.patching.context.pictures._TOGETHER", 1)
+        monkeypatch.setattr("flexkit.patching.context.pictures.TOGETHER", 1)
         torch.testing.assert_close(at_once, read(model, inputs).features.states, rtol=0, atol=1e-9)
 
 

@@ -40,6 +40,7 @@ from flexkit.patching.state import Patch, get_patch, of_class
 __all__ = ["Beside", "Context", "Places"]
 
 _POSITIONS = ("position_ids", "decoder_position_ids")
+"""Inputs that may be one row for all."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,7 @@ class _Shown(Exception):  # noqa: N818 - not an error: it ends the run of a mode
 
 
 def _again(name: str, value: Any, times: int) -> Any:
-    """An input of so many batches as one; positions may be the same for all rows."""
+    """An input of so many batches in one."""
     if times == 1 or not isinstance(value, Tensor) or not value.ndim or (name in _POSITIONS and len(value) == 1):
         return value
     return torch.cat([value] * times)

@@ -15,11 +15,9 @@ from flexkit.grids import Grid, Pair, split_tiles, stitch_tiles
 from flexkit.patching.context.arrangements import Arrangement, OneARow
 from flexkit.patching.context.beside import Beside, Context, Places
 from flexkit.patching.geometry.base import Axis, Declared
+from flexkit.patching.memory.tokens import TOGETHER
 
 __all__ = ["Padding", "Page", "Pictures"]
-
-_TOGETHER = 64
-"""Up to how many pictures a model is shown at once."""
 
 
 def _patch_size(config: Any) -> int:
@@ -133,7 +131,7 @@ class Pictures(Context):
         shown = self._shown(inputs, cell) or grids
         size = pixels.shape[-2], pixels.shape[-1]
         tiles = _cut(inputs["hd_pixel_values"].flatten(0, -4), shown, zoom, cell, size)
-        at_once = max(1, _TOGETHER // len(pixels.flatten(0, -4)))
+        at_once = max(1, TOGETHER // len(pixels.flatten(0, -4)))
         encoded = []
         for several in torch.split(tiles, at_once, dim=1):
             times = several.shape[1]
@@ -192,7 +190,7 @@ class Page(Pictures):
         down, right = torch.cartesian_prod(torch.arange(zoom[0]), torch.arange(zoom[1])).to(boxes.device).unbind(-1)
         corners = torch.stack([right, down, right, down], dim=-1)[:, None]
         cells = ((cells + corners) / boxes.new_tensor([zoom[1], zoom[0]] * 2)).to(boxes)
-        at_once = max(1, _TOGETHER // batch)
+        at_once = max(1, TOGETHER // batch)
         tiles = split_tiles(inputs["hd_pixel_values"], zoom)
         encoded = []
         for several, places in zip(torch.split(tiles, at_once, dim=1), torch.split(cells, at_once), strict=True):

@@ -69,7 +69,7 @@ class DynamicGrid(AnySize):
     def encode(
         self, model: PreTrainedModel, inputs: Mapping[str, Tensor], grids: Sequence[Grid], zoom: Grid
     ) -> list[Tensor]:
-        tokens = torch.cat(self.encoded(model, {name: inputs[name] for name in self.inputs}))
+        tokens = torch.cat(super().encode(model, inputs, grids, zoom))
         layouts = [self.layout(model, zoomed(grid, zoom)) for grid in grids]
         images = torch.split(tokens, [len(layout) for layout in layouts])
         return [cells_of_image(image, layout) for image, layout in zip(images, layouts, strict=True)]

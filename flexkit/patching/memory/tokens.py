@@ -16,6 +16,7 @@ from flexkit.attention.ragged import RaggedIndex
 from flexkit.grids import Grid
 
 __all__ = [
+    "TOGETHER",
     "Encode",
     "Encoded",
     "Features",
@@ -30,7 +31,7 @@ __all__ = [
     "tokens_by_image",
 ]
 
-_TOGETHER = 64
+TOGETHER = 64
 """How many tiles are read and encoded at a time, which bounds the memory that they take up."""
 
 ReadTiles = Callable[[Tensor], Sequence[Tensor]]
@@ -347,13 +348,13 @@ class Tiled(Features):
 def _batches(missing: Sequence[tuple[TiledImage, int, Tensor]]) -> Iterator[list[tuple[TiledImage, int, Tensor]]]:
     """The same tiles, so many at a time as are encoded together."""
     batch: list[tuple[TiledImage, int, Tensor]] = []
-    room = _TOGETHER
+    room = TOGETHER
     for image, first, tiles in missing:
         while len(tiles):
             batch.append((image, first, tiles[:room]))
             tiles, room = tiles[room:], room - len(tiles[:room])
             if not room:
                 yield batch
-                batch, room = [], _TOGETHER
+                batch, room = [], TOGETHER
     if batch:
         yield batch

@@ -38,15 +38,14 @@ _SPARED = 3
 class _Sequences:
     """How sequences that lie one behind the other are brought together."""
 
-    count: int
     batches: list[tuple[int, int]]
     """How many, and how long, for every call of the kernel."""
     places: tuple[Tensor, Tensor] | None
     """The positions in the order of these, and where they are found there; None if they lie so."""
 
     @classmethod
-    def between(cls, ends: Tensor) -> "_Sequences":
-        """Those between some ends ``(sequences + 1,)``, integer; the host waits for these."""
+    def between(cls, ends: Tensor) -> "_Sequences | None":
+        """Those between some ends ``(sequences + 1,)``, integer, which the host waits for; None if it does not pay."""
         bounds = np.asarray(ends.tolist())
         lengths = np.diff(bounds)
         order = np.argsort(lengths, kind="stable")
@@ -54,12 +53,19 @@ class _Sequences:
         for length, same in itertools.groupby(lengths[order].tolist()):
             count, most = len(list(same)), max(1, _SCORES // max(length, _SHORTEST) ** 2)
             batches += [(min(most, count - begin), length) for begin in range(0, count, most)]
+        if len(lengths) < len(batches) + _SPARED:
+            return None
         places = None
         if not np.array_equal(lengths, lengths[order]):
             moved = np.concatenate([np.arange(bounds[index], bounds[index + 1]) for index in order])
             there, back = (torch.from_numpy(each).to(ends.device) for each in (moved, np.argsort(moved)))
             places = there, back
-        return cls(len(lengths), batches, places)
+        return cls(batches, places)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Positions of each batch."""
+        return list(itertools.starmap(mul, self.batches))
 
     def attend(
         self, kernel: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, **options: Any
@@ -67,8 +73,7 @@ class _Sequences:
         """Attention within each of them; queries, keys and values are ``(1, heads, positions, head_dim)``."""
         if self.places is not None:
             query, key, value = (states.index_select(2, self.places[0]) for states in (query, key, value))
-        sizes = list(itertools.starmap(mul, self.batches))
-        each = zip(*(torch.split(states[0], sizes, dim=1) for states in (query, key, value)), strict=True)
+        each = zip(*(torch.split(states[0], self.sizes, dim=1) for states in (query, key, value)), strict=True)
         found = []
         for batch, parts in zip(self.batches, each, strict=True):
             output = kernel(*(part.unflatten(1, batch).transpose(0, 1) for part in parts), **options)
@@ -85,21 +90,22 @@ class _Together(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: list[tuple[Tensor, _Sequences]] = []
+        self._known: list[tuple[Tensor, _Sequences | None]] = []
 
-    def between(self, ends: Tensor) -> _Sequences:
-        """The sequences between some ends, which all layers share."""
-        known = next((sequences for other, sequences in self._known if other is ends), None)
-        if known is None:
-            known = _Sequences.between(ends)
-            self._known.append((ends, known))
-        return known
+    def between(self, ends: Tensor) -> _Sequences | None:
+        """The sequences between some ends, which all layers share; None if each is better left alone."""
+        for other, known in self._known:
+            if other is ends:
+                return known
+        self._known.append((ends, _Sequences.between(ends)))
+        return self._known[-1][1]
 
     def check(self) -> None:
         """Raise RuntimeError if a module has attended otherwise."""
         if self.waiting is not None:
+            count = sum(count for count, _ in self.waiting.batches)
             raise RuntimeError(
-                f"an attention module was handed {self.waiting.count} sequences as one, and did not ask "
+                f"an attention module was handed {count} sequences as one, and did not ask "
                 "scaled_dot_product_attention for them."
             )
 
@@ -152,9 +158,7 @@ def _as_one(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
     ends = kwargs.get(_ENDS)
     if not isinstance(ends, Tensor) or module.config._attn_implementation != "sdpa":
         return None
-    sequences = mode.between(ends)
-    if sequences.count < len(sequences.batches) + _SPARED:
+    mode.waiting = mode.between(ends)
+    if mode.waiting is None:
         return None
-    mode.waiting = sequences
-    positions = sum(itertools.starmap(mul, sequences.batches))
-    return args, {**kwargs, _ENDS: torch.tensor([0, positions])}  # of the host, which the module asks
+    return args, {**kwargs, _ENDS: torch.tensor([0, sum(mode.waiting.sizes)])}  # of the host, which the module asks
